@@ -1,0 +1,99 @@
+"""Ray Train starts the workers, and starts them again after a failure; the worker itself is trainer/worker.py."""
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+
+import ray
+from ray.train import FailureConfig, ScalingConfig
+from ray.train import RunConfig as RayRunConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+from cluster.config import ClusterConfig
+
+
+def connect(cluster: ClusterConfig) -> None:
+    """Join the Ray cluster that the job or RAY_ADDRESS names, or start one on this machine. Raises ValueError if it is not there."""
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(address=address, include_dashboard=None if address else False, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise ValueError(f"cluster.address: cannot reach Ray at {address} ({cause}); is it up, and is RAY_AUTH_TOKEN right?") from None
+
+
+def gpus_per_worker(cluster: ClusterConfig) -> float:
+    """As configured, else one if the cluster has any."""
+    if cluster.gpus_per_worker is not None:
+        return cluster.gpus_per_worker
+    return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+
+
+def check_room(cluster: ClusterConfig) -> None:
+    """Raises ValueError if the connected cluster can never hold the workers."""
+    there = ray.cluster_resources()
+    gpus = gpus_per_worker(cluster)
+    for name, field, each in (("CPU", "cpus_per_worker", cluster.cpus_per_worker), ("GPU", "gpus_per_worker", gpus)):
+        wanted, has = cluster.workers * each, there.get(name, 0)
+        if wanted > has:
+            raise ValueError(
+                f"cluster.workers: {cluster.workers} x {field} {each:g} = {wanted:g} {name}s, and the cluster has {has:g}; use fewer workers or a smaller {field}"
+            )
+
+
+class _Trainer(TorchTrainer):
+    """Without the actor that removes placement groups if the controller dies: it needs the dashboard, which a local Ray does without."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+
+def train(values: Mapping[str, Any], cluster: ClusterConfig, started: float) -> None:
+    """Run `values` (a plain RunConfig) on the connected cluster until it is done. Raises RuntimeError if its workers fail for good."""
+    gpus = gpus_per_worker(cluster)
+    trainer = _Trainer(
+        _worker,
+        train_loop_config={"run": dict(values), "started": started},
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpus else "gloo", timeout_s=int(values["collective_timeout_s"])),
+        scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=gpus > 0, resources_per_worker=_resources(cluster, gpus)),
+        run_config=RayRunConfig(name=values["name"], storage_path=_storage(values), failure_config=FailureConfig(max_failures=cluster.max_failures)),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise RuntimeError(_cause(error)) from error
+
+
+def _resources(cluster: ClusterConfig, gpus: float) -> dict[str, float]:
+    return {"CPU": cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+
+
+def _storage(values: Mapping[str, Any]) -> str:
+    """Where Ray Train keeps its own few files: inside the run folder, so that nothing lies about elsewhere."""
+    return f"{values['root']}/{values['name']}/ray"
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """What Ray Train calls on each worker."""
+    from trainer.worker import run_worker
+
+    run_worker(config["run"], say=print, started=config["started"])
+
+
+def _cause(error: BaseException) -> str:
+    """The first worker's own exception, in one line."""
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
+    for rank, failure in sorted(failures.items()):
+        inner: BaseException = failure
+        while (cause := getattr(inner, "cause", None) or inner.__cause__) is not None:
+            inner = cause
+        return f"worker {rank}: {type(inner).__name__}: {inner}"
+    return str(error)

@@ -1,0 +1,1 @@
+"""What a person types: the `switchwork` command, job files, planning and printing."""

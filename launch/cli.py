@@ -1,0 +1,111 @@
+"""The `switchwork` command. A wrong input ends with exit code 2 and one line that names the field, the values and the fix."""
+
+import json
+import os
+import sys
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Train large models on a Ray cluster, and prove it exact.",
+)
+console = Console(soft_wrap=True)
+
+JobFile = Annotated[str, typer.Argument(metavar="JOB.yaml", help="the job file")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=c ...]", help="fields of the job, set from here")]
+
+
+@app.command()
+def train(
+    job: JobFile,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check, print the resolved job, and stop")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint, in the same MLflow run")] = False,
+) -> None:
+    """Train here: start or join Ray, show progress, until done."""
+    from launch.train import dry_run as show_job
+    from launch.train import train as run_job
+
+    if dry_run:
+        show_job(console, job, overrides or [], resume)
+    else:
+        run_job(console, job, overrides or [], resume, time.time())
+
+
+@app.command()
+def data(job: JobFile, overrides: Overrides = None, n: Annotated[int, typer.Option("--n", help="how many")] = 3) -> None:
+    """Print the first decoded training samples: what the model will see."""
+    from launch.inspect import show_data
+
+    show_data(console, job, overrides or [], n)
+
+
+RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="the run's folder, URL, or name below runs/")]
+
+
+@app.command()
+def sample(
+    run: RunFolder,
+    n: Annotated[int, typer.Option("--n", help="how many")] = 2,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="how the text begins")] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", help="how long")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="0 for the most probable token each time")] = None,
+) -> None:
+    """Samples from a run's last checkpoint."""
+    from launch.inspect import show_samples
+
+    changes = {"prompt": prompt, "sample_tokens": tokens, "temperature": temperature}
+    show_samples(console, run, n, seed, {key: value for key, value in changes.items() if value is not None})
+
+
+@app.command("eval")
+def evaluate(run: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False) -> None:
+    """The objective's own measures on a run's held-out data, from its last checkpoint, in one process."""
+    from launch.inspect import evaluate_run
+
+    figures = evaluate_run(console, run)
+    if as_json:
+        print(json.dumps(figures, indent=1))
+
+
+@app.command()
+def verify(target: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="a run, or one of its checkpoints")]) -> None:
+    """Derive the receipts of a checkpoint again, offline."""
+    from launch.inspect import verify_checkpoints
+
+    if not verify_checkpoints(console, target):
+        raise typer.Exit(1)
+
+
+@app.command()
+def ui(host: str = "127.0.0.1", port: int = 5000) -> None:
+    """Open MLflow on the runs here."""
+    from trainer.tracking import TrackingConfig, tracking_uri
+
+    uri = tracking_uri(TrackingConfig())
+    if uri.startswith("http"):
+        console.print(f"the runs are at {uri}")
+        return
+    console.print(f"MLflow on {uri} at http://{host}:{port}; stop it with Ctrl-C")
+    sys.stdout.flush()
+    server = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
+    os.execve(sys.executable, server, os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"})
+
+
+def main() -> None:
+    """The console script: user errors as one line."""
+    try:
+        app()
+    except ValueError as error:
+        if os.environ.get("SWITCHWORK_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

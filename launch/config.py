@@ -1,0 +1,27 @@
+"""A job file: what to train (`run`) and where (`cluster`)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from cluster.config import ClusterConfig
+from trainer.config import RunConfig, check
+from trainer.parsing import parse, read_job
+from trainer.run_folder import settle
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """One job."""
+
+    run: RunConfig
+    """What every worker gets."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """What no worker sees."""
+
+
+def load(path: str, overrides: Sequence[str] = (), resume: bool = False) -> JobConfig:
+    """The job at `path` with `overrides`, named, checked as far as it can be before anything starts."""
+    job = parse(JobConfig, read_job(path, overrides))
+    check(job.run, job.cluster.workers)
+    return replace(job, run=settle(job.run, Path(path).stem, resume))

@@ -1,0 +1,97 @@
+"""Looking at data and at finished runs: samples, measures, receipts. One process, no Ray, no cluster."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from data.steps import Share
+from launch.config import load
+from trainer import checkpoint
+from trainer.config import RunConfig
+from trainer.hooks import quiet, write_samples
+from trainer.inference import load_objective, measure
+from trainer.parsing import parse
+from trainer.run_folder import find_run
+from trainer.storage import Folder, absolute
+
+
+def show_data(console: Console, path: str, overrides: Sequence[str], n: int) -> None:
+    """Print the first `n` decoded training samples of a job."""
+    from data.prepare import prepare
+    from data.stream import preview
+
+    job = load(path, overrides)
+    prepare(job.run.objective.data)
+    for index, text in enumerate(preview(job.run.objective.data, job.run.seed, n)):
+        console.rule(f"sample {index}", align="left", style="dim")
+        console.print(text, markup=False, highlight=False)
+
+
+def read_run(folder: Folder) -> RunConfig:
+    """The resolved job of a run."""
+    return parse(RunConfig, yaml.safe_load(folder.read("resolved.yaml"))["run"], "run")
+
+
+def show_samples(console: Console, run: str, n: int, seed: int, changes: dict[str, Any]) -> None:
+    """Print (texts) or write (images) `n` samples from the last checkpoint of `run`; `changes` are fields of its objective."""
+    folder = find_run(run)
+    config = read_run(folder)
+    unknown = set(changes) - {field.name for field in fields(config.objective)}
+    if unknown:
+        raise ValueError(f"--{min(unknown).replace('sample_', '')}: a {config.objective.name} run has no such choice; leave it out")
+    objective, step = load_objective(replace(config, objective=replace(config.objective, **changes)), folder, console.print)
+    with quiet(objective.networks):
+        samples = objective.sample(objective.networks, n, torch.Generator().manual_seed(seed))
+    for name, text in samples.text.items():
+        console.rule(f"{name}, step {step}", align="left", style="dim")
+        console.print(text, markup=False, highlight=False)
+    if samples.images:
+        for file in write_samples(samples, Path("samples"), f"{config.name}-step-{step:08d}"):
+            console.print(f"wrote {file}")
+
+
+def evaluate_run(console: Console, run: str) -> dict[str, float]:
+    """Print and return the measures of the last checkpoint of `run` on its held-out data."""
+    folder = find_run(run)
+    config = read_run(folder)
+    objective, step = load_objective(config, folder, console.print)
+    micro_batch = config.evaluate.micro_batch or config.batch.micro_batch
+    share = Share(rank=0, world=1, global_batch=micro_batch, micro_batch=micro_batch)
+    figures = measure(objective, list(objective.held_out(share)))
+    table = Table(title=f"{config.name}, step {step}, held out", title_justify="left", box=None, show_header=False, pad_edge=False)
+    for name, value in (figures | objective.baselines()).items():
+        if "/expert" not in name:
+            table.add_row(name, f"{value:.4f}" if math.isfinite(value) else str(value))
+    console.print(table)
+    return figures
+
+
+def verify_checkpoints(console: Console, target: str) -> bool:
+    """Check every file and every receipt of a checkpoint, or of all checkpoints of a run; True if all are as written."""
+    folder = Folder(absolute(target))
+    if folder.exists("manifest.json") or not folder.exists("resolved.yaml"):
+        found = [folder] if folder.names() and any(name.endswith(".safetensors") or name == "manifest.json" for name in folder.names()) else None
+        root = None if found else find_run(target)
+    else:
+        found, root = None, folder
+    if root is not None:
+        saved = root / "checkpoints"
+        found = [saved / checkpoint.step_name(step) for step in sorted(checkpoint.steps_in(saved))]
+        if not found:
+            raise ValueError(f"run {root}: it has no checkpoint yet; nothing to verify")
+    good = True
+    for each in found or []:
+        problems = checkpoint.verify(each)
+        good = good and not problems
+        verdict = "good: every file and every receipt is as written" if not problems else "DAMAGED"
+        console.print(f"{each.url.rsplit('/', 1)[-1]}  {verdict}", highlight=False)
+        for problem in problems:
+            console.print(f"  {problem}", highlight=False)
+    return good

@@ -1,0 +1,63 @@
+"""What a person sees of a run that has ended: the figures, the experts' load, a sample, and where everything is."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from launch.progress import clock
+from trainer.storage import Folder
+from trainer.tracking import tracking_uri
+
+
+def summary(console: Console, folder: Folder, facts: dict[str, Any], tracking: Any) -> None:
+    """Print the summary of the run in `folder`."""
+    rate = facts["training"].get("tokens_per_s")
+    speed = f", {rate:,.0f} tokens/s" if rate else ""
+    console.print(f"\n{facts['name']}: {facts['step']} steps in {clock(facts['train_seconds'])}{speed} ({facts['stopped']})", style="bold", highlight=False)
+    if "seconds_to_first_step" in facts:
+        console.print(f"first optimiser step {facts['seconds_to_first_step']:.1f} s after the command")
+    figures(console, facts)
+    load_table(console, facts)
+    for name, text in facts["samples"].items():
+        console.rule(name, align="left", style="dim")
+        console.print(text, markup=False, highlight=False)
+    if facts["samples"]:
+        console.rule(style="dim")
+    console.print(f"run folder   {folder}", soft_wrap=True, highlight=False)
+    console.print(f"MLflow       switchwork ui   (store: {tracking_uri(tracking)})", soft_wrap=True, highlight=False)
+
+
+def figures(console: Console, facts: dict[str, Any]) -> None:
+    """Held-out measures, beside the baselines they are to be read against."""
+    evaluation, baselines = facts["eval"], facts["baselines"]
+    table = Table(title="held out", title_justify="left", box=None, show_header=False, pad_edge=False)
+    rows = [("bits per byte", evaluation.get("bits_per_byte"))] + [(name.replace("_bits_per_byte_", " -9, "), value) for name, value in baselines.items()]
+    if rows[0][1] is None:
+        rows[0] = ("loss", evaluation.get("loss"))
+    for name, value in rows:
+        if value is not None:
+            table.add_row(name.replace("_", " "), f"{value:.3f}")
+    console.print(table)
+
+
+def load_table(console: Console, facts: dict[str, Any]) -> None:
+    """Share of the held-out tokens that each expert of each layer gets, in percent."""
+    evaluation = facts["eval"]
+    cells = {
+        tuple(int("".join(filter(str.isdigit, part))) for part in name.split("/")[1:]): value
+        for name, value in evaluation.items()
+        if name.startswith("expert_load/")
+    }
+    if not cells:
+        return
+    layers, experts = sorted({layer for layer, _ in cells}), sorted({expert for _, expert in cells})
+    shown = experts[:16]
+    table = Table(title="load of each expert, % of the held-out tokens", title_justify="left", box=None, pad_edge=False)
+    for heading in ("layer", *map(str, shown), *(["..."] if len(experts) > len(shown) else []), "max/mean", "entropy"):
+        table.add_column(heading, justify="right")
+    for layer in layers:
+        more = ["..."] if len(experts) > len(shown) else []
+        loads = [f"{100 * cells[layer, expert]:.1f}" for expert in shown]
+        table.add_row(str(layer), *loads, *more, f"{evaluation[f'load_max_over_mean/layer{layer}']:.2f}", f"{evaluation[f'router_entropy/layer{layer}']:.2f}")
+    console.print(table)

@@ -1,0 +1,68 @@
+"""`switchwork train`: check the job, prepare what it needs, start the workers, and show what they do."""
+
+import json
+import threading
+from collections.abc import Sequence
+
+import yaml
+from rich.console import Console
+
+from launch.config import JobConfig, load
+from launch.progress import Watch
+from launch.show import summary
+from trainer.parsing import plain
+from trainer.run_folder import prepare
+
+
+def dry_run(console: Console, path: str, overrides: Sequence[str], resume: bool) -> None:
+    """Print the resolved job, which is enough to repeat the run."""
+    job = load(path, overrides, resume)
+    console.print(yaml.safe_dump(plain(job), sort_keys=False), markup=False, highlight=False, end="")
+
+
+def train(console: Console, path: str, overrides: Sequence[str], resume: bool, started: float) -> None:
+    """Train to the end, on this machine or on the cluster that Ray finds."""
+    connecting = _Background(_import_ray)  # Ray takes seconds to import, and torch does as well: at the same time
+    job = load(path, overrides, resume)
+    _prepare_data(job)
+    folder = prepare(job.run, resume, {"cluster": plain(job.cluster)})
+    connecting.join()
+    from cluster import ray_train
+
+    ray_train.connect(job.cluster)
+    ray_train.check_room(job.cluster)
+    steps = job.run.steps(job.run.objective.data.seq_len)
+    console.print(f"{job.run.name}: {job.cluster.workers} worker{'s' * (job.cluster.workers > 1)}, run folder {folder}", highlight=False)
+    with Watch(folder, steps, console):
+        ray_train.train(plain(job.run), job.cluster, started)
+    summary(console, folder, json.loads(folder.read("summary.json")), job.run.tracking)
+
+
+def _prepare_data(job: JobConfig) -> None:
+    from data.prepare import prepare as prepare_data
+
+    prepare_data(job.run.objective.data)
+
+
+def _import_ray() -> None:
+    import cluster.ray_train  # noqa: F401
+
+
+class _Background(threading.Thread):
+    """`work` in a thread of its own; `join` raises what went wrong in it."""
+
+    def __init__(self, work: object):
+        super().__init__(daemon=True)
+        self.work, self.error = work, None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.work()  # type: ignore[operator]
+        except Exception as error:  # raised again by join()
+            self.error = error  # type: ignore[assignment]
+
+    def join(self, timeout: float | None = None) -> None:
+        super().join(timeout)
+        if self.error is not None:
+            raise self.error

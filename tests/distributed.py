@@ -1,0 +1,29 @@
+"""Any function becomes a test over real ranks: `run_distributed(fn, world_size, *args)` starts processes that talk over gloo."""
+
+import os
+import pickle
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.multiprocessing
+
+
+def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
+    """What `fn(world, *args)` returns on each rank; `fn` is a function of a test module, `world` a trainer.world.World."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        torch.multiprocessing.start_processes(_rank, (world_size, port, folder, fn, args), nprocs=world_size, start_method="spawn")
+        return [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(world_size)]
+
+
+def _rank(rank: int, world_size: int, port: int, folder: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    from trainer.world import joined
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with joined(threads=1, timeout_s=120) as world:
+        (Path(folder) / str(rank)).write_bytes(pickle.dumps(fn(world, *args)))

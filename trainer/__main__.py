@@ -1,0 +1,32 @@
+"""`torchrun --nproc-per-node 2 -m trainer JOB.yaml [a.b=c ...] [--resume]`: the worker without Ray, for Slurm and for machines without Ray."""
+
+import os
+import sys
+from pathlib import Path
+
+from trainer.config import RunConfig, check
+from trainer.parsing import parse, plain, read_job
+from trainer.run_folder import prepare, settle
+from trainer.worker import run_worker
+
+
+def main() -> int:
+    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+    resume = "--resume" in sys.argv
+    try:
+        if not arguments:
+            raise ValueError("which job? torchrun -m trainer JOB.yaml [a.b=c ...] [--resume]")
+        job = read_job(arguments[0], arguments[1:])
+        run = settle(parse(RunConfig, job.get("run") or {}, "run"), Path(arguments[0]).stem, resume, numbered=False)
+        check(run, int(os.environ.get("WORLD_SIZE", "1")))
+        if os.environ.get("RANK", "0") == "0":
+            prepare(run, resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0, {})
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    run_worker(plain(run), say=lambda line: print(line, flush=True))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

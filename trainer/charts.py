@@ -1,0 +1,121 @@
+"""Pictures of a run, drawn from its `metrics.jsonl`: curves, and the load of the experts over time."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+INK, SOFT = "#1f2933", "#9aa5b1"
+PLAIN: Any = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 11,
+    "font.size": 9,
+    "figure.dpi": 120,
+}
+
+
+def read_rows(content: bytes) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, each step once: of a step that was replayed after a restart, the last attempt counts."""
+    rows: dict[tuple[int, bool], dict[str, Any]] = {}
+    for line in content.splitlines():
+        row = json.loads(line)
+        rows.setdefault((row["step"], True), {}).update(row)
+    return [row for _, row in sorted(rows.items(), key=lambda item: item[0][0])]
+
+
+def series(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    points = [(row["step"], float(row[name])) for row in rows if name in row]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def draw(content: bytes, folder: Path, title: str, baselines: dict[str, float]) -> list[Path]:
+    """All pictures that the figures of this run allow, as PNG files in `folder`."""
+    rows = read_rows(content)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [curves(rows, folder / "curves.png", title, baselines)] if rows else []
+    layers = sorted({int(m[1]) for row in rows for key in row if (m := re.fullmatch(r"expert_load/layer(\d+)/expert0", key))})
+    if layers:
+        files.append(expert_load(rows, layers, folder / "expert_load.png", title))
+    return files
+
+
+def curves(rows: Sequence[dict[str, Any]], file: Path, title: str, baselines: dict[str, float]) -> Path:
+    """Loss in training and on held-out data, gradient norm, learning rate, rate."""
+    with plt.rc_context(PLAIN):
+        figure, axes = plt.subplots(2, 2, figsize=(10, 6), layout="constrained")
+        figure.suptitle(title, color=INK)
+        _loss_panel(axes[0, 0], rows, baselines)
+        norms = [key for key in _keys(rows) if key.startswith("grad_norm")]
+        _panel(axes[0, 1], rows, norms, "gradient norm", log=True)
+        rates = [key for key in _keys(rows) if key.startswith("learning_rate")]
+        _panel(axes[1, 0], rows, rates, "learning rate")
+        rate = "tokens_per_s" if series(rows, "tokens_per_s")[0] else "samples_per_s"
+        _panel(axes[1, 1], rows, [rate], rate.replace("_per_s", " per second"), zero=True)
+        for axis in axes[1]:
+            axis.set_xlabel("step")
+        figure.savefig(file)
+        plt.close(figure)
+    return file
+
+
+def _loss_panel(axis: Any, rows: Sequence[dict[str, Any]], baselines: dict[str, float]) -> None:
+    """Bits per byte where there is text, else the loss; the baselines as lines."""
+    held_out = series(rows, "eval/bits_per_byte")
+    if held_out[0]:
+        steps, nats = series(rows, "cross_entropy")
+        per_byte = series(rows, "eval/bytes_per_token")[1][-1] * 0.6931471805599453
+        axis.plot(steps, [value / per_byte for value in nats], color=SOFT, label="training")
+        axis.plot(*held_out, color="#d64545", marker="o", markersize=4, label="held out")
+        for style, (name, value) in zip((":", "--"), baselines.items()):
+            axis.axhline(value, color=INK, linestyle=style, linewidth=1, label=f"{name.replace('_bits_per_byte', '').replace('_', ' ')}: {value:.2f}")
+        axis.set_title("bits per byte")
+    else:
+        axis.plot(*series(rows, "loss"), color=SOFT, label="training")
+        if series(rows, "eval/loss")[0]:
+            axis.plot(*series(rows, "eval/loss"), color="#d64545", marker="o", markersize=4, label="held out")
+        axis.set_title("loss")
+    axis.legend(frameon=False)
+
+
+def _keys(rows: Sequence[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def _panel(axis: Any, rows: Sequence[dict[str, Any]], names: Sequence[str], title: str, log: bool = False, zero: bool = False) -> None:
+    for name in names:
+        axis.plot(*series(rows, name), linewidth=1.2, label=name.partition("/")[2])
+    axis.set_title(title)
+    if log:
+        axis.set_yscale("log")
+    if zero:
+        axis.set_ylim(bottom=0)
+    if len(names) > 1:
+        axis.legend(frameon=False)
+
+
+def expert_load(rows: Sequence[dict[str, Any]], layers: Sequence[int], file: Path, title: str) -> Path:
+    """Heat map of each layer: share of the tokens (or token copies) of every expert over the steps; 1 is an equal share."""
+    routed = [row for row in rows if f"expert_load/layer{layers[0]}/expert0" in row]
+    experts = sum(1 for key in routed[0] if key.startswith(f"expert_load/layer{layers[0]}/"))
+    with plt.rc_context(PLAIN):
+        figure, axes = plt.subplots(len(layers), 1, figsize=(10, 1.1 + 1.25 * len(layers)), sharex=True, squeeze=False, layout="constrained")
+        figure.suptitle(f"{title}: load of each expert over its equal share", color=INK)
+        for axis, layer in zip(axes[:, 0], layers, strict=True):
+            shares = [[row[f"expert_load/layer{layer}/expert{expert}"] * experts for row in routed] for expert in range(experts)]
+            extent = (routed[0]["step"], max(routed[-1]["step"], routed[0]["step"] + 1), experts - 0.5, -0.5)
+            image = axis.imshow(shares, aspect="auto", interpolation="nearest", cmap="RdBu_r", vmin=0, vmax=2, extent=extent)
+            axis.set_ylabel(f"layer {layer}\nexpert")
+        axes[-1, 0].set_xlabel("step")
+        figure.colorbar(image, ax=axes[:, 0], label="load / equal share", shrink=0.9)
+        figure.savefig(file)
+        plt.close(figure)
+    return file

@@ -1,0 +1,312 @@
+"""Checkpoints: every rank writes what it owns, in the background; a folder appears by one rename; loading may ask for any layout.
+
+    checkpoints/step-00000100/
+        rank-00000.safetensors, ...     the owned fragments of each rank, as 1-D tensors
+        manifest.json                   written last: every tensor, its receipt, its pieces, the digest of every file and of itself
+
+Nothing in it is code: safetensors and JSON. World size, EP size and ZeRO stage may differ between saving and loading,
+since a fragment only asks for a range of a flattened global tensor, whoever wrote it.
+"""
+
+import hashlib
+import json
+import math
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trainer.shards import Fragment, receipt
+from trainer.storage import Folder
+from trainer.world import World
+
+FORMAT = 1
+_WAIT_FOR_RANKS_S = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When to save, and what to keep."""
+
+    every: int = 0
+    """Steps between checkpoints; 0: only at the end."""
+    keep: int = 3
+    """How many of the newest checkpoints stay; 0: all."""
+    keep_every: int = 0
+    """Checkpoints whose step is a multiple of this stay for good; 0: none."""
+
+    def __post_init__(self) -> None:
+        if min(self.every, self.keep, self.keep_every) < 0:
+            raise ValueError(f"every is {self.every}, keep {self.keep} and keep_every {self.keep_every}; none may be below 0")
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+class Checkpointer:
+    """Saves the fragments of all ranks into `root`, one checkpoint at a time, while training goes on."""
+
+    def __init__(self, root: Folder, world: World, config: CheckpointConfig, attempt: int):
+        self.root, self.world, self.config, self.attempt = root, world, config, attempt
+        self.staged: dict[str, Tensor] = {}
+        self.thread: threading.Thread | None = None
+        self.error: BaseException | None = None
+        self.last_step = -1
+        self.stall_s = 0.0
+
+    def save(self, step: int, fragments: Sequence[Fragment], state: dict[str, Any]) -> None:
+        """Copy what this rank owns into buffers of its own, and write them in a thread. Waits for the save before, if it still runs."""
+        begin = time.perf_counter()
+        self.wait()
+        pieces = []
+        for fragment in fragments:
+            owned = fragment.values[fragment.owned]
+            start = fragment.start + fragment.owned.start
+            if owned.numel():
+                pieces.append((fragment, start, self._stage(f"{fragment.key}@{start}", owned)))
+        self.thread = threading.Thread(target=self._write, args=(step, pieces, state), name="checkpoint", daemon=True)
+        self.thread.start()
+        self.last_step, self.stall_s = step, time.perf_counter() - begin
+
+    def wait(self) -> None:
+        """Until the save under way is published; raises what went wrong in it."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+
+    def _stage(self, key: str, owned: Tensor) -> Tensor:
+        buffer = self.staged.get(key)
+        if buffer is None or buffer.shape != owned.shape:
+            buffer = self.staged[key] = torch.empty(owned.shape, dtype=owned.dtype, pin_memory=owned.is_cuda)
+        return buffer.copy_(owned)
+
+    def _write(self, step: int, pieces: list[tuple[Fragment, int, Tensor]], state: dict[str, Any]) -> None:
+        try:
+            folder = self.root / (f".{step_name(step)}-{self.attempt}" if self.root.is_local else step_name(step))
+            self._write_rank(folder.make(), pieces)
+            if self.world.is_main:
+                self._publish(folder, step, state)
+        except BaseException as error:  # it is raised again, in the training thread, by wait()
+            self.error = error
+
+    def _write_rank(self, folder: Folder, pieces: list[tuple[Fragment, int, Tensor]]) -> None:
+        name = f"rank-{self.world.rank:05d}"
+        tensors = {f"{fragment.key}@{start}": values for fragment, start, values in pieces}
+        with tempfile.TemporaryDirectory(dir=folder.path if folder.is_local else None, prefix=".write-") as scratch:
+            file = Path(scratch) / f"{name}.safetensors"
+            save_file(tensors, file)
+            digest, size = _digest(file), file.stat().st_size
+            if folder.is_local:
+                file.rename(Path(folder.path) / file.name)
+            else:
+                folder.put(file, file.name)
+        entries = [
+            {
+                "key": f.key,
+                "shape": f.global_shape,
+                "dtype": str(v.dtype).removeprefix("torch."),
+                "start": s,
+                "numel": v.numel(),
+                "receipt": f"{receipt(v, s):016x}",
+            }
+            for f, s, v in pieces
+        ]
+        folder.write(f"{name}.json", json.dumps({"size": size, "digest": digest, "pieces": entries}).encode())
+
+    def _publish(self, folder: Folder, step: int, state: dict[str, Any]) -> None:
+        """Once every rank has written: the manifest, the rename, and the end of what is too old."""
+        deadline = time.monotonic() + _WAIT_FOR_RANKS_S
+        expected = {f"rank-{rank:05d}.json" for rank in range(self.world.size)}
+        while missing := expected - set(folder.names()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"checkpoint {step_name(step)}: no {', '.join(sorted(missing))} after {_WAIT_FOR_RANKS_S:.0f} s; is {folder} shared by all nodes?"
+                )
+            time.sleep(0.02)
+        parts = {name.removesuffix(".json"): json.loads(folder.read(name)) for name in sorted(expected)}
+        folder.write("manifest.json", json.dumps(_manifest(step, parts, state), indent=1).encode())
+        for name in expected:
+            folder.fs.rm_file(f"{folder.path}/{name}")
+        final = self.root / step_name(step)
+        if folder.is_local and final.exists():
+            final.remove()
+        folder.rename_to(final)
+        self._prune()
+
+    def _prune(self) -> None:
+        steps = sorted(steps_in(self.root))
+        old = steps[: -self.config.keep] if self.config.keep else []
+        for step in old:
+            if not (self.config.keep_every and step % self.config.keep_every == 0):
+                (self.root / step_name(step)).remove()
+
+
+def _manifest(step: int, parts: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+    tensors: dict[str, Any] = {}
+    for name, part in parts.items():
+        for piece in part["pieces"]:
+            tensor = tensors.setdefault(piece["key"], {"shape": piece["shape"], "dtype": piece["dtype"], "receipt": 0, "pieces": []})
+            tensor["receipt"] = (tensor["receipt"] + int(piece["receipt"], 16)) % (1 << 64)
+            tensor["pieces"].append([f"{name}.safetensors", piece["start"], piece["numel"]])
+    for key, tensor in tensors.items():
+        written = sum(numel for _, _, numel in tensor["pieces"])
+        assert written == math.prod(tensor["shape"]), f"{key}: the ranks own {written} of {math.prod(tensor['shape'])} elements"
+        tensor["receipt"] = f"{tensor['receipt']:016x}"
+    files = {f"{name}.safetensors": {"size": part["size"], "digest": part["digest"]} for name, part in parts.items()}
+    manifest = {"format": FORMAT, "step": step, "state": state, "files": files, "tensors": tensors}
+    return manifest | {"digest": _digest_of(manifest)}
+
+
+def _digest_of(manifest: dict[str, Any]) -> str:
+    body = {key: value for key, value in manifest.items() if key != "digest"}
+    return hashlib.blake2b(json.dumps(body, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def steps_in(root: Folder) -> list[int]:
+    """The steps of the published checkpoints in `root`, whether good or damaged."""
+    return [int(name.removeprefix("step-")) for name in root.names() if name.startswith("step-") and name.removeprefix("step-").isdigit()]
+
+
+def read_manifest(folder: Folder) -> dict[str, Any]:
+    """The manifest of the checkpoint `folder`. Raises ValueError if it is missing or not what was written."""
+    if not folder.exists("manifest.json"):
+        raise ValueError(f"checkpoint {folder}: no manifest.json; it was cut off while being written, use an earlier one")
+    try:
+        manifest = json.loads(folder.read("manifest.json"))
+        intact = manifest["format"] == FORMAT and manifest["digest"] == _digest_of(manifest)
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError):
+        intact = False
+    if not intact:
+        raise ValueError(f"checkpoint {folder}: manifest.json is damaged; use an earlier checkpoint")
+    return dict(manifest)
+
+
+def damage(folder: Folder, manifest: dict[str, Any], scratch: Path) -> list[str]:
+    """What is wrong with the files of the checkpoint, a line each: missing, cut off, or another digest than written."""
+    lines = []
+    for name, expected in manifest["files"].items():
+        if not folder.exists(name):
+            lines.append(f"{name}: missing")
+            continue
+        file = folder.fetch(name, scratch)
+        if file.stat().st_size != expected["size"]:
+            lines.append(f"{name}: {file.stat().st_size} bytes, written were {expected['size']}")
+        elif _digest(file) != expected["digest"]:
+            lines.append(f"{name}: its digest is not the one written")
+    return lines
+
+
+def newest(root: Folder, say: Any = print) -> tuple[Folder, dict[str, Any]] | None:
+    """The newest checkpoint in `root` that is whole, with its manifest; says which ones were passed over, and why."""
+    for step in sorted(steps_in(root), reverse=True):
+        folder = root / step_name(step)
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                manifest = read_manifest(folder)
+                problems = damage(folder, manifest, Path(scratch))
+            except ValueError as error:
+                problems = [str(error)]
+        if not problems:
+            return folder, manifest
+        say(f"{step_name(step)} is damaged ({'; '.join(problems)}); going back to the one before")
+    return None
+
+
+def verify(folder: Folder) -> list[str]:
+    """Everything that is wrong with the checkpoint `folder`, a line each: files against their digests, tensors against their receipts."""
+    try:
+        manifest = read_manifest(folder)
+    except ValueError as error:
+        return [str(error)]
+    with tempfile.TemporaryDirectory() as scratch:
+        problems = damage(folder, manifest, Path(scratch))
+        readers: dict[str, Any] = {}
+        for key, tensor in manifest["tensors"].items():
+            try:
+                total = sum(receipt(_piece(readers, folder, Path(scratch), key, name, start), start) for name, start, _ in tensor["pieces"])
+            except (SafetensorError, OSError) as error:
+                problems.append(f"{key}: cannot be read ({error})")
+                continue
+            if f"{total % (1 << 64):016x}" != tensor["receipt"]:
+                problems.append(f"{key}: its receipt is not the one written")
+    return problems
+
+
+def _piece(readers: dict[str, Any], folder: Folder, scratch: Path, key: str, name: str, start: int) -> Tensor:
+    if name not in readers:
+        readers[name] = safe_open(folder.fetch(name, scratch), framework="pt")
+    return readers[name].get_tensor(f"{key}@{start}")
+
+
+def load(folder: Folder, manifest: dict[str, Any], fragments: Sequence[Fragment], world: World) -> None:
+    """Fill `fragments`, in any layout, from the checkpoint, and compare the receipts of what was filled with those written.
+
+    Raises ValueError that names each tensor that is missing, of another shape, or not what was saved.
+    """
+    tensors = manifest["tensors"]
+    wrong = [_misfit(fragment, tensors.get(fragment.key)) for fragment in fragments]
+    if any(wrong):
+        raise ValueError(
+            f"checkpoint {folder} does not fit this job: {'; '.join(filter(None, wrong[:5]))}; resume with the model and the objective it was saved with"
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        readers: dict[str, Any] = {}
+        try:
+            for fragment in fragments:
+                _fill(fragment, tensors[fragment.key]["pieces"], readers, folder, Path(scratch))
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"checkpoint {folder}: {error}; use an earlier one") from None
+    check_receipts(folder, tensors, fragments, world)
+
+
+def _misfit(fragment: Fragment, tensor: dict[str, Any] | None) -> str:
+    if tensor is None:
+        return f"it has no {fragment.key}"
+    if tuple(tensor["shape"]) != fragment.global_shape:
+        return f"{fragment.key} is {tuple(tensor['shape'])} there and {fragment.global_shape} here"
+    return ""
+
+
+def _fill(fragment: Fragment, pieces: Iterable[Any], readers: dict[str, Any], folder: Folder, scratch: Path) -> None:
+    begin, end = fragment.start, fragment.start + fragment.values.numel()
+    for name, start, numel in pieces:
+        low, high = max(begin, start), min(end, start + numel)
+        if low < high:
+            if name not in readers:
+                readers[name] = safe_open(folder.fetch(name, scratch), framework="pt")
+            values = readers[name].get_slice(f"{fragment.key}@{start}")[low - start : high - start]
+            fragment.values[low - begin : high - begin] = values
+
+
+def check_receipts(folder: Folder, tensors: dict[str, Any], fragments: Sequence[Fragment], world: World) -> None:
+    """Raises ValueError, naming the tensors, unless the state that the ranks own together is bit for bit what was saved."""
+    sums: dict[str, int] = {}
+    for fragment in fragments:
+        value = receipt(fragment.values[fragment.owned], fragment.start + fragment.owned.start)
+        sums[fragment.key] = sums.get(fragment.key, 0) + value
+    totals: dict[str, int] = {}
+    for part in world.gather(sums):
+        for key, value in part.items():
+            totals[key] = (totals.get(key, 0) + value) % (1 << 64)
+    wrong = [key for key, total in totals.items() if f"{total:016x}" != tensors[key]["receipt"]]
+    if wrong:
+        raise ValueError(
+            f"checkpoint {folder}: {len(wrong)} of {len(totals)} tensors are not what was saved ({', '.join(sorted(wrong)[:5])}); use an earlier one"
+        )

@@ -1,0 +1,46 @@
+"""Requests to stop, from wherever they come: a signal, a `stop` file in the run folder, the clock. The loop has all ranks agree on them."""
+
+import signal
+import threading
+import time
+from typing import Any
+
+from trainer.loop import Training
+from trainer.storage import Folder
+
+_LOOK_EVERY_S = 2.0
+
+
+class Control:
+    """Watches for requests while the `with` block runs, and passes them on as `training.wants_stop`."""
+
+    def __init__(self, training: Training, folder: Folder, hours: float | None):
+        self.training, self.folder, self.hours = training, folder, hours
+        self.ended = threading.Event()
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Control":
+        if threading.current_thread() is threading.main_thread():  # Ray runs the worker in another one, and handles signals itself
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.before[number] = signal.signal(number, self._on_signal)
+        if self.training.world.is_main:
+            if self.folder.exists("stop"):
+                self.folder.fs.rm_file(f"{self.folder.path}/stop")
+            threading.Thread(target=self._watch, name="control", daemon=True).start()
+        return self
+
+    def __exit__(self, *problem: Any) -> None:
+        self.ended.set()
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self.training.wants_stop = signal.Signals(number).name
+
+    def _watch(self) -> None:
+        begin = time.monotonic()
+        while not self.ended.wait(_LOOK_EVERY_S):
+            if self.hours is not None and time.monotonic() - begin >= self.hours * 3600:
+                self.training.wants_stop = f"stop.hours: {self.hours} h are over"
+            elif self.folder.exists("stop"):
+                self.training.wants_stop = "stop requested"

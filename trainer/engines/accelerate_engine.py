@@ -1,0 +1,40 @@
+"""Hugging Face Accelerate as an engine: one device, DDP or Apple's MPS, with a whole copy of the network on each rank."""
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+
+from trainer import shards
+from trainer.optim import OptimizerConfig, adamw
+from trainer.world import World
+
+
+class AccelerateEngine:
+    """One network under Accelerate."""
+
+    def __init__(self, network: nn.Module, optimizer: OptimizerConfig, bf16: bool, world: World):
+        # Not every network has a gradient for every parameter in every step (an expert may get no token).
+        ddp = DistributedDataParallelKwargs(find_unused_parameters=world.size > 1)
+        self.accelerator = Accelerator(cpu=world.device.type == "cpu", mixed_precision="bf16" if bf16 else "no", kwargs_handlers=[ddp])
+        self.network, self.clip, self.world = network, optimizer.clip, world
+        self.optimizer = adamw(network, optimizer)
+        self.module, self.prepared = self.accelerator.prepare(network, self.optimizer)
+
+    def backward(self, loss: Tensor) -> None:
+        self.accelerator.backward(loss)
+
+    def step(self, lr: float) -> Tensor | float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        limit = float("inf") if self.clip is None else self.clip
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
+        self.prepared.step()
+        self.prepared.zero_grad()
+        return norm
+
+    def fragments(self) -> list[shards.Fragment]:
+        return shards.replicated(self.network, self.optimizer)
+
+    def refresh(self) -> None:
+        pass

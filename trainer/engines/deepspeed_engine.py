@@ -1,0 +1,91 @@
+"""DeepSpeed as an engine: gradients are accumulated and applied when the loop says so, as in PyTorch."""
+
+import logging
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+import deepspeed
+from deepspeed.utils import groups, logger
+
+from trainer import shards
+from trainer.engines import DeepSpeedConfig
+from trainer.optim import OptimizerConfig, adamw
+
+logger.setLevel(logging.WARNING)
+
+
+def deepspeed_config(config: DeepSpeedConfig, optimizer: OptimizerConfig, bf16: bool) -> dict[str, Any]:
+    """What DeepSpeed is told. The accumulation is ours, so its batch sizes are placeholders."""
+    zero: dict[str, Any] = {"stage": config.zero, "overlap_comm": False}
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "managed_gradient_accumulation": False,
+        # At ZeRO 0 a finite limit makes DeepSpeed call `clip_fp32_gradients`, which we replace: also where nothing is to be clipped.
+        "gradient_clipping": optimizer.clip or (1.0 if config.zero == 0 else 0.0),
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        # Autocast over fp32 weights; an empty list keeps the gradients' all-reduce in fp32.
+        "torch_autocast": {"enabled": bf16, "dtype": "bfloat16", "lower_precision_safe_modules": []},
+    }
+
+
+class DeepSpeedEngine:
+    """One network under DeepSpeed."""
+
+    def __init__(self, config: DeepSpeedConfig, network: nn.Module, optimizer: OptimizerConfig, bf16: bool):
+        self.network, self.zero, self.clip = network, config.zero, optimizer.clip
+        self.norm: Tensor | float = 0.0
+        self.engine: Any = deepspeed.initialize(
+            model=network, optimizer=adamw(network, optimizer), config=deepspeed_config(config, optimizer, bf16), dist_init_required=False
+        )[0]
+        self.module = self.engine
+        if self.zero == 0:
+            self.engine.clip_fp32_gradients = self._clip
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self, lr: float) -> Tensor | float:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        self.engine.step()
+        return self.norm if self.zero == 0 else self.engine.get_global_grad_norm()
+
+    def _clip(self) -> None:
+        """Clip by the norm of the whole network: DeepSpeed's own, at ZeRO 0, counts only the experts of this rank."""
+        dense = [p.grad for p in self.network.parameters() if p.grad is not None and not hasattr(p, "group_name")]
+        expert = {p.group_name: p.group_name for p in self.network.parameters() if hasattr(p, "group_name")}
+        squared = torch.stack([g.float().pow(2).sum() for g in dense]).sum()
+        for name in expert:
+            local = [p.grad for p in self.network.parameters() if p.grad is not None and getattr(p, "group_name", "") == name]
+            part = torch.stack([g.float().pow(2).sum() for g in local]).sum()
+            dist.all_reduce(part, group=groups._get_expert_parallel_group(name))
+            squared = squared + part
+        self.norm = squared.sqrt()
+        if self.clip is not None:
+            factor = (self.clip / (self.norm + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_([p.grad for p in self.network.parameters() if p.grad is not None], factor)
+
+    def fragments(self) -> list[shards.Fragment]:
+        match self.zero:
+            case 0:
+                return shards.replicated(self.network, self.engine.optimizer)
+            case 3:
+                return shards.zero3(self.network, self.engine.optimizer)
+            case _:
+                return shards.zero12(self.network, self.engine.optimizer)
+
+    def refresh(self) -> None:
+        if self.zero in (1, 2):
+            self.engine.optimizer.update_lp_params()
+        elif self.zero == 3:
+            shards.refresh_zero3(self.engine.optimizer)

@@ -1,0 +1,190 @@
+"""What happens beside training: figures, evaluation, samples, checkpoints. Each hook is called with the `Training` after a step."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from trainer.checkpoint import Checkpointer
+from trainer.engines import Engine
+from trainer.loop import Training, add, over_ranks, to_device
+from trainer.objectives import Batch, Samples, Sums
+from trainer.shards import Fragment
+from trainer.storage import Folder
+from trainer.tracking import Tracker
+
+
+@dataclass
+class Report:
+    """Logs the metrics of the steps since the last report: losses, norms, rates, machine."""
+
+    tracker: Tracker
+    peak_flops: float
+    """Of one rank; 0 where it is not known."""
+    last_samples: int = 0
+    last_time: float = field(default_factory=time.perf_counter)
+    paused_s: float = 0.0
+    """Time spent on other hooks since the last report: no part of the training rate."""
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, training: Training) -> None:
+        if not training.sums:
+            return
+        sums = over_ranks(training.sums, training.world)
+        training.sums = {}
+        now = time.perf_counter()
+        seconds = max(1e-9, now - self.last_time - self.paused_s)
+        samples = training.samples - self.last_samples
+        self.last_time, self.last_samples, self.paused_s = now, training.samples, 0.0
+        self.figures = training.objective.report(sums) | self._rates(training, samples / seconds) | _machine(training)
+        self.tracker.log(training.step, self.figures)
+
+    def _rates(self, training: Training, samples_per_s: float) -> dict[str, float]:
+        objective, phases = training.objective, training.objective.phases
+        figures = {"samples_seen": training.samples, "samples_per_s": samples_per_s}
+        if objective.tokens_per_sample:
+            figures |= {"tokens_seen": training.tokens, "tokens_per_s": samples_per_s * objective.tokens_per_sample}
+        if objective.flops_per_sample and self.peak_flops:
+            figures["mfu"] = samples_per_s * objective.flops_per_sample / (self.peak_flops * training.world.size)
+        for phase in dict.fromkeys(phases):
+            suffix = f"/{phase}" if len(phases) > 1 else ""
+            figures[f"grad_norm{suffix}"] = float(training.norms[phase])
+            figures[f"learning_rate{suffix}"] = training.learning_rate(phase, training.step - 1)
+        return figures
+
+    def pausing(self, hook: Callable[[Training], None]) -> Callable[[Training], None]:
+        """`hook`, with the time it takes left out of the training rate."""
+
+        def paused(training: Training) -> None:
+            begin = time.perf_counter()
+            hook(training)
+            self.paused_s += time.perf_counter() - begin
+
+        return paused
+
+
+def _machine(training: Training) -> dict[str, float]:
+    """System metrics of rank 0's machine and process."""
+    figures = {
+        "system/cpu_percent": psutil.cpu_percent(),
+        "system/memory_gb": psutil.virtual_memory().used / 1e9,
+        "system/worker_rss_gb": psutil.Process().memory_info().rss / 1e9,
+    }
+    if training.world.device.type == "cuda":
+        figures["system/gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    total = sum(training.seconds.values())
+    return figures | {f"time_share/{what}": seconds / total for what, seconds in training.seconds.items()}
+
+
+def evaluate(training: Training, batches: list[Batch]) -> dict[str, float]:
+    """The objective's measures on held-out `batches`, over all ranks."""
+    sums: Sums = {}
+    with quiet(training.nets):
+        for batch in batches:
+            add(sums, training.objective.evaluate(training.nets, to_device(batch, training.world.device)))
+    return training.objective.report(over_ranks(sums, training.world))
+
+
+class quiet:
+    """Networks in evaluation mode, without gradients, for a `with` block."""
+
+    def __init__(self, nets: Mapping[str, nn.Module]):
+        self.nets, self.no_grad = nets, torch.no_grad()
+
+    def __enter__(self) -> None:
+        self.no_grad.__enter__()
+        for net in self.nets.values():
+            net.eval()
+
+    def __exit__(self, *problem: Any) -> None:
+        for net in self.nets.values():
+            net.train()
+        self.no_grad.__exit__(*problem)
+
+
+@dataclass
+class Evaluate:
+    """Measures on the held-out samples; the batches are made once."""
+
+    held_out: Callable[[], list[Batch]]
+    tracker: Tracker
+    batches: list[Batch] | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def __call__(self, training: Training) -> None:
+        begin = time.perf_counter()
+        if self.batches is None:
+            self.batches = self.held_out()
+        self.figures = evaluate(training, self.batches)
+        self.seconds = time.perf_counter() - begin
+        self.tracker.log(training.step, {f"eval/{name}": value for name, value in self.figures.items()})
+
+
+@dataclass
+class Sample:
+    """Samples to look at, as files of the run and artifacts in MLflow."""
+
+    n: int
+    seed: int
+    folder: Folder
+    tracker: Tracker
+    scratch: Path
+    samples: Samples = field(default_factory=Samples)
+
+    def __call__(self, training: Training) -> None:
+        if not self.n:
+            return
+        generator = torch.Generator(training.world.device).manual_seed(self.seed)
+        with quiet(training.nets):
+            self.samples = training.objective.sample(training.nets, self.n, generator)
+        if training.world.is_main:
+            for file in write_samples(self.samples, self.scratch, f"step-{training.step:08d}"):
+                (self.folder / "samples").put(file, file.name)
+                self.tracker.keep(file)
+
+
+def write_samples(samples: Samples, folder: Path, prefix: str) -> list[Path]:
+    """The samples as files: texts in one .txt, each grid of images as a .png."""
+    files = []
+    folder.mkdir(parents=True, exist_ok=True)
+    if samples.text:
+        file = folder / f"{prefix}.txt"
+        file.write_text("".join(f"--- {name}\n{text}\n" for name, text in samples.text.items()), encoding="utf-8")
+        files.append(file)
+    for name, image in samples.images.items():
+        from matplotlib import image as png
+
+        file = folder / f"{prefix}-{name}.png"
+        png.imsave(file, image.clamp(0, 1).permute(1, 2, 0).cpu().numpy())
+        files.append(file)
+    return files
+
+
+def fragments(engines: Mapping[str, Engine]) -> list[Fragment]:
+    """All training state that this rank holds."""
+    return [fragment.named(name) for name, engine in engines.items() for fragment in engine.fragments()]
+
+
+@dataclass
+class Save:
+    """A checkpoint: all networks and optimisers, the step, and where the data stand."""
+
+    checkpointer: Checkpointer
+    tracker: Tracker
+    merge: Callable[[list[Any]], Any]
+    """Makes one data state of all ranks' states."""
+
+    def __call__(self, training: Training) -> None:
+        if training.step == self.checkpointer.last_step:
+            return
+        data = self.merge(training.world.gather(training.data_state))
+        state = {"step": training.step, "samples": training.samples, "data": data, "world": training.world.size}
+        self.checkpointer.save(training.step, fragments(training.engines), json.loads(json.dumps(state)))
+        self.tracker.log(training.step, {"checkpoint_stall_s": self.checkpointer.stall_s})

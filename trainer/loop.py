@@ -1,0 +1,150 @@
+"""The loop: one training step and one `fit`, for every objective, engine and number of ranks.
+
+Side effects (tracking, evaluation, samples, checkpoints, profiler) are `(every, hook)` pairs, called after the step: the only hook point.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainer.engines import Engine
+from trainer.objectives import Batch, Objective, Sums
+from trainer.world import World
+
+
+@dataclass
+class Training:
+    """Where the run stands. Hooks read it; the loop writes it."""
+
+    objective: Objective
+    engines: Mapping[str, Engine]
+    world: World
+    learning_rate: Callable[[str, int], float]
+    """The learning rate of a phase at a step (from 0)."""
+    step: int = 0
+    """Optimiser steps done."""
+    samples: int = 0
+    """Samples seen, by all ranks."""
+    sums: Sums = field(default_factory=dict)
+    """This rank's metrics since they were last reported."""
+    norms: dict[str, Tensor | float] = field(default_factory=dict)
+    """Gradient norm of each phase in the last step."""
+    data_state: Mapping[str, Any] = field(default_factory=dict)
+    """Where the data stand after the last step."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall-clock time by what it was spent on."""
+    wants_stop: str = ""
+    """Why this rank asks to stop; empty: it does not."""
+    stopped: str = ""
+    """Why all ranks stop, as agreed on."""
+
+    @property
+    def tokens(self) -> int:
+        return self.samples * self.objective.tokens_per_sample
+
+    @property
+    def nets(self) -> dict[str, torch.nn.Module]:
+        """Networks inside their engines."""
+        return {name: engine.module for name, engine in self.engines.items()}
+
+    def spend(self, what: str, since: float) -> float:
+        """Book the time from `since` until now under `what`; returns now."""
+        now = time.perf_counter()
+        self.seconds[what] = self.seconds.get(what, 0.0) + now - since
+        return now
+
+
+Hook = Callable[[Training], None]
+
+
+def train_step(training: Training, micro_batches: Sequence[Batch]) -> None:
+    """Update every network once, in the order of the phases, on one global batch of which this rank has `micro_batches`."""
+    weights = global_weights(training, micro_batches)
+    if training.stopped:
+        return
+    objective, device = training.objective, training.world.device
+    batches = [to_device(batch, device) for batch in micro_batches]
+    step_sums: Sums = {}
+    for phase, weight in zip(objective.phases, weights.tolist(), strict=True):
+        freeze_others(objective, phase)
+        engine = training.engines[phase]
+        for batch in batches:
+            loss, sums = objective.loss(phase, engine.module, batch)
+            # Engines average over the ranks; the loss is divided by the weight of the whole global batch.
+            engine.backward(loss * (training.world.size / weight))
+            add(step_sums, sums)
+        training.norms[phase] = engine.step(training.learning_rate(phase, training.step))
+    objective.after_step(step_sums, training.world.sum)
+    add(training.sums, step_sums)
+
+
+def global_weights(training: Training, micro_batches: Sequence[Batch]) -> Tensor:
+    """Weight of the global batch for each phase, and whether any rank asks to stop: one small all-reduce over the CPU."""
+    phases = training.objective.phases
+    message = torch.zeros(len(phases) + 1, dtype=torch.float64)
+    for index, phase in enumerate(phases):
+        message[index] = sum(training.objective.weight(phase, batch) for batch in micro_batches)
+    message[-1] = bool(training.wants_stop)
+    training.world.sum(message)
+    if message[-1] > 0:
+        reasons = training.world.gather(training.wants_stop)
+        training.stopped = next(reason for reason in reasons if reason)
+    return message[:-1]
+
+
+def fit(training: Training, stream: Iterable[Any], steps: int | None, hooks: Sequence[tuple[int, Hook]]) -> None:
+    """Train until `steps`, or until a rank asks to stop. Each hook is called every so many steps, and once at the end (only there where `every` is 0)."""
+    mark, called = time.perf_counter(), [training.step] * len(hooks)
+    steps_of_data = iter(stream)
+    while not training.stopped and (steps is None or training.step < steps):
+        data = next(steps_of_data)
+        mark = training.spend("data", mark)
+        train_step(training, data.micro_batches)
+        mark = training.spend("step", mark)
+        if training.stopped:
+            break
+        training.step += 1
+        training.samples += training.world.size * sum(len(batch["sample"]) for batch in data.micro_batches)
+        training.data_state = data.state
+        for index, (every, hook) in enumerate(hooks):
+            if every and training.step % every == 0:
+                hook(training)
+                called[index] = training.step
+        mark = training.spend("hooks", mark)
+    training.stopped = training.stopped or "all steps done"
+    for index, (_, hook) in enumerate(hooks):
+        if called[index] != training.step:
+            hook(training)
+    training.spend("hooks", mark)
+
+
+def freeze_others(objective: Objective, phase: str) -> None:
+    """Only the network of this phase gets gradients; with one network there is nothing to do."""
+    if len(objective.networks) > 1:
+        for name, network in objective.networks.items():
+            network.requires_grad_(name == phase)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+def add(total: Sums, sums: Sums) -> None:
+    """Add `sums` to `total`, in place."""
+    for key, value in sums.items():
+        total[key] = total[key] + value if key in total else value
+
+
+def over_ranks(sums: Sums, world: World) -> Sums:
+    """`sums` added up over the ranks, in one all-reduce of float64."""
+    if world.size == 1 or not sums:
+        return sums
+    flat = torch.cat([value.reshape(-1).double() for value in sums.values()])
+    dist.all_reduce(flat)
+    parts = flat.split([value.numel() for value in sums.values()])
+    return {key: part.view(value.shape) for (key, value), part in zip(sums.items(), parts, strict=True)}

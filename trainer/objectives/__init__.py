@@ -1,0 +1,86 @@
+"""What is minimised, measured and looked at. An objective knows no optimiser, engine, rank or tracker."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from data.steps import Share
+from trainer.objectives.language import LanguageConfig, LanguageObjective, MaskedLanguageConfig
+
+Batch = dict[str, Tensor]
+Sums = dict[str, Tensor]
+"""Metrics as sums that add up over micro-batches and ranks; `Objective.report` makes figures of them."""
+
+ObjectiveConfig = LanguageConfig | MaskedLanguageConfig
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a person looks at."""
+
+    text: dict[str, str] = field(default_factory=dict)
+    """Texts by name."""
+    images: dict[str, Tensor] = field(default_factory=dict)
+    """Grids by name: (3, H, W) in [0, 1]."""
+
+
+class Stream(Protocol):
+    """Steps without end; each holds this rank's micro-batches, and the state to resume after it."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+    def close(self) -> None: ...
+
+
+class Objective(Protocol):
+    """See the module's docstring."""
+
+    phases: tuple[str, ...]
+    """Networks in update order: ("model",) for all but the GAN."""
+    networks: dict[str, nn.Module]
+    """Plain modules."""
+    tokens_per_sample: int
+    """Tokens that one sample trains on; 0 where there are none."""
+    flops_per_sample: float
+    """Model FLOPs of one sample in training, for model FLOPs utilisation; 0 where no formula is stated."""
+    group: int
+    """Consecutive samples that must stay together: a micro-batch holds whole groups."""
+
+    def stream(self, share: Share, state: Mapping[str, Any] | None) -> Stream:
+        """This rank's part of the training data, from the start or from where `state` left it."""
+
+    def held_out(self, share: Share) -> Iterable[Batch]:
+        """This rank's part of the held-out samples: the same set for every world, as many batches on every rank."""
+
+    def weight(self, phase: str, batch: Batch) -> Tensor:
+        """What the loss of `batch` is divided by, once summed over the global batch: targets, samples. On the CPU, float64."""
+
+    def loss(self, phase: str, net: nn.Module, batch: Batch) -> tuple[Tensor, Sums]:
+        """The summed loss of `batch` through `net`, which is networks[phase] inside its engine, and metrics."""
+
+    def evaluate(self, nets: Mapping[str, nn.Module], batch: Batch) -> Sums:
+        """Measures of one held-out batch."""
+
+    def report(self, sums: Sums) -> dict[str, float]:
+        """Figures from sums over all ranks, of training or of evaluation."""
+
+    def after_step(self, sums: Sums, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
+        """Whatever changes by a rule and not by a gradient, once after each optimiser step; `sums` are this rank's of the step."""
+
+    def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> Samples:
+        """`n` samples to look at. Called on every rank alike."""
+
+    def baselines(self) -> dict[str, float]:
+        """Figures to read the evaluation against."""
+
+    def manifest(self) -> dict[str, Any]:
+        """What data this is: files, sizes, tags, digests."""
+
+
+def build_objective(config: ObjectiveConfig, seed: int) -> Objective:
+    """The objective with its networks on the CPU, not yet initialised."""
+    match config:
+        case LanguageConfig() | MaskedLanguageConfig():
+            return LanguageObjective(config, seed)

@@ -1,0 +1,198 @@
+"""Language models: the next token, or masked ones (BERT). Dense or mixture of experts.
+
+Legend: B samples, T positions, V vocabulary, G routing groups, E experts.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.text import TextConfig
+from models.flops import flops_per_token
+from models.generate import generate
+from models.moe import router_loss
+from models.random import derive, integers, sample_keys, uniform
+from models.routing import BiasBalancedRouter
+from models.transformer import Transformer, TransformerConfig
+from trainer.objectives.routing_report import routing_figures, routing_sums
+
+if TYPE_CHECKING:
+    from data.steps import Share
+    from trainer.objectives import Batch, Samples, Stream, Sums
+
+IGNORE = -100
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig:
+    """A decoder-only transformer that predicts the next token; dense where `model.moe` is null."""
+
+    name: Literal["moe_lm"] = "moe_lm"
+    model: TransformerConfig
+    """The network."""
+    data: TextConfig
+    """The text, how it becomes tokens, and what is held out."""
+    sample_tokens: int = 200
+    """Length of a generated sample."""
+    temperature: float = 0.8
+    """Of the generated samples."""
+    prompt: str = ""
+    """How the samples begin."""
+
+    def __post_init__(self) -> None:
+        if not self.model.causal:
+            raise ValueError("objective moe_lm with model.causal false; use true, or the objective masked_lm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedLanguageConfig:
+    """A bidirectional transformer that restores masked tokens (Devlin et al. 2019, section 3.1, task 1)."""
+
+    name: Literal["masked_lm"] = "masked_lm"
+    model: TransformerConfig
+    """The network; `causal` must be false."""
+    data: TextConfig
+    """The text, how it becomes tokens, and what is held out."""
+    mask_rate: float = 0.15
+    """Share of the tokens that are to be restored: of them 80 % become the mask, 10 % a random token, 10 % stay."""
+
+    def __post_init__(self) -> None:
+        if self.model.causal:
+            raise ValueError("objective masked_lm with model.causal true; use false, or the objective moe_lm")
+        if not 0 < self.mask_rate < 1:
+            raise ValueError(f"mask_rate is {self.mask_rate}; it must be between 0 and 1")
+
+
+class LanguageObjective:
+    """The loss is the cross-entropy of the targets, and of the router's losses each group's mean counts for its targets."""
+
+    phases: tuple[str, ...] = ("model",)
+
+    def __init__(self, config: LanguageConfig | MaskedLanguageConfig, seed: int):
+        from data.tokenizers import load_tokenizer
+
+        self.config, self.seed = config, seed
+        self.tokenizer = load_tokenizer(config.data.tokenizer)
+        if isinstance(config, MaskedLanguageConfig) and self.tokenizer.mask is None:
+            raise ValueError(f"run.objective.data.tokenizer: {config.data.tokenizer} has no mask token, which masked_lm needs; use bytes, or one that has")
+        self.model = Transformer(config.model, self.tokenizer.vocab_size)
+        self.networks: dict[str, nn.Module] = {"model": self.model}
+        self.tokens_per_sample = config.data.seq_len
+        self.flops_per_sample = config.data.seq_len * flops_per_token(config.model, self.tokenizer.vocab_size, config.data.seq_len)
+        self.group = config.model.moe.group if config.model.moe else 1
+
+    def stream(self, share: "Share", state: Mapping[str, Any] | None) -> "Stream":
+        from data.stream import TextStream
+
+        return TextStream(
+            self.config.data,
+            seed=self.seed,
+            rank=share.rank,
+            world=share.world,
+            global_batch=share.global_batch,
+            micro_batch=share.micro_batch,
+            group=share.group,
+            state=dict(state) if state else None,
+        )
+
+    def held_out(self, share: "Share") -> Iterable["Batch"]:
+        from data.held_out import held_out
+
+        return held_out(self.config.data, rank=share.rank, world=share.world, micro_batch=share.micro_batch)
+
+    def _targets(self, batch: "Batch") -> tuple[Tensor, Tensor]:
+        """Inputs and targets (B, T); a target that does not count is IGNORE."""
+        tokens_BT = batch["tokens"]
+        match self.config:
+            case LanguageConfig():
+                inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
+            case MaskedLanguageConfig(mask_rate=rate):
+                assert self.tokenizer.mask is not None, "build refuses a tokenizer without a mask"
+                inputs_BT, targets_BT = mask_tokens(tokens_BT[:, 1:], batch["sample"], rate, self.tokenizer.mask, self.tokenizer.vocab_size, self.seed)
+        if "mask" in batch:
+            targets_BT = targets_BT.where(batch["mask"], IGNORE)
+        return inputs_BT, targets_BT
+
+    def weight(self, phase: str, batch: "Batch") -> Tensor:
+        return (self._targets(batch)[1] != IGNORE).sum().double()
+
+    def loss(self, phase: str, net: nn.Module, batch: "Batch") -> tuple[Tensor, "Sums"]:
+        inputs_BT, targets_BT = self._targets(batch)
+        segments_BT = batch.get("segments")
+        if segments_BT is not None:
+            segments_BT = segments_BT[:, :-1] if isinstance(self.config, LanguageConfig) else segments_BT[:, 1:]
+        logits_BTV, stats = net(inputs_BT, batch["sample"], segments_BT, self.seed)
+        nll_sum = F.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORE, reduction="sum")
+        targets_B = (targets_BT != IGNORE).sum(1)
+        sums = {"nll": nll_sum.detach().double(), "targets": targets_B.sum().double()}
+        loss = nll_sum
+        if stats:
+            assert self.config.model.moe is not None
+            targets_G = targets_B.view(len(stats[0].balance_G), -1).sum(1)
+            loss = loss + (router_loss(self.config.model.moe, stats) * targets_G).sum()
+            sums |= routing_sums(stats, targets_G)
+        return loss, sums | {"loss": loss.detach().double()}
+
+    @torch.no_grad()
+    def evaluate(self, nets: Mapping[str, nn.Module], batch: "Batch") -> "Sums":
+        _, sums = self.loss("model", nets["model"], batch)
+        return sums | {"bytes": batch["bytes"].sum()}
+
+    def report(self, sums: "Sums") -> dict[str, float]:
+        targets = sums["targets"].item()
+        cross_entropy = sums["nll"].item() / targets
+        figures = {"loss": sums["loss"].item() / targets, "cross_entropy": cross_entropy}
+        if "bytes" in sums and isinstance(self.config, LanguageConfig):
+            figures["bits_per_byte"] = sums["nll"].item() / math.log(2) / sums["bytes"].item()
+            figures["bytes_per_token"] = sums["bytes"].item() / targets
+        return figures | routing_figures(sums)
+
+    def after_step(self, sums: "Sums", add_over_ranks: Callable[[Tensor], Tensor]) -> None:
+        moe = self.config.model.moe
+        if moe is not None and (moe.balance == "global" or isinstance(moe.router, BiasBalancedRouter)):
+            load_LE = add_over_ranks(sums["load_LE"].clone())
+            for layer, load_E in zip(self.model.moe_layers, load_LE, strict=True):
+                layer.after_step(load_E)
+
+    def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> "Samples":
+        from trainer.objectives import Samples
+
+        device = next(self.model.parameters()).device
+        if isinstance(self.config, MaskedLanguageConfig):
+            return Samples()
+        prompt = [self.tokenizer.eod, *(self.tokenizer.encode([self.config.prompt])[0].tolist() if self.config.prompt else [])]
+        prompt_BT = torch.tensor(prompt, device=device).repeat(n, 1)
+        tokens_BT = generate(self.model, prompt_BT, self.config.sample_tokens, self.config.temperature, generator=generator)
+        return Samples(text={f"sample-{index}": self.tokenizer.decode(tokens[1:].tolist()) for index, tokens in enumerate(tokens_BT)})
+
+    def baselines(self) -> dict[str, float]:
+        from data.baseline import xz_bits_per_byte
+        from data.held_out import held_out_documents
+
+        together, one_by_one = xz_bits_per_byte(held_out_documents(self.config.data))
+        return {"xz_bits_per_byte_together": together, "xz_bits_per_byte_one_by_one": one_by_one}
+
+    def manifest(self) -> dict[str, Any]:
+        from data.manifest import manifest
+
+        return manifest(self.config.data)
+
+
+def mask_tokens(tokens_BT: Tensor, samples_B: Tensor, rate: float, mask: int, vocab_size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """BERT's corruption: each token is chosen with probability `rate`; a chosen one becomes `mask` (80 %), a random token (10 %) or stays (10 %).
+
+    Returns inputs and targets (B, T); targets that were not chosen are IGNORE. Drawn from (seed, sample number) alone.
+    """
+    keys_B = sample_keys(seed, samples_B, "masked tokens")
+    length = tokens_BT.shape[1:]
+    chosen_BT = uniform(derive(keys_B, "chosen"), length) < rate
+    kind_BT = uniform(derive(keys_B, "kind"), length)
+    random_BT = integers(derive(keys_B, "random token"), vocab_size, length)
+    inputs_BT = tokens_BT.where(~(chosen_BT & (kind_BT < 0.8)), mask)
+    inputs_BT = inputs_BT.where(~(chosen_BT & (kind_BT >= 0.9)), random_BT)
+    return inputs_BT, tokens_BT.where(chosen_BT, IGNORE)

@@ -1,0 +1,133 @@
+"""From a YAML file and `a.b=c` overrides to frozen dataclasses, with errors of one line that name field, value and fix."""
+
+import dataclasses
+import difflib
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads `3e-4` as the number it is (YAML 1.1 wants `3.0e-4`) and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ValueError(f"line {node.start_mark.line + 1}: key {key!r} is given twice; keep one")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+
+
+def read_job(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The job file at `path` as nested dicts, with each `a.b=c` of `overrides` put in (c is read as YAML)."""
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"job file {path}: no such file; name a YAML file such as launch/configs/switch_lm_quickstart.yaml")
+    try:
+        job = yaml.load(file.read_text(), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"job file {path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(job, dict):
+        raise ValueError(f"job file {path}: holds {type(job).__name__}; it must be a mapping with the keys run and cluster")
+    for override in overrides:
+        _override(job, override)
+    return job
+
+
+def _override(job: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"override {override!r}: expected a.b=c, such as run.stop.steps=100")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise ValueError(f"override {override!r}: {text!r} is not YAML; quote it") from None
+    *parents, last = key.split(".")
+    node = job
+    for parent in parents:
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
+        if not isinstance(node, dict):
+            raise ValueError(f"override {override!r}: {parent} is {node!r}, which has no fields")
+    node[last] = value
+
+
+def parse(cls: type[T], values: Any, where: str = "") -> T:
+    """`values` as a `cls` (a dataclass of dataclasses). Raises ValueError with one line for the first thing that is wrong with them.
+
+    Unknown keys are refused at every level. A union of dataclasses is told apart by `name`; left out, it is the default's.
+    """
+    if isinstance(values, cls):
+        return values
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where or 'the job'}: got {values!r}; it takes a mapping of fields")
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints, prefix = typing.get_type_hints(cls), f"{where}." if where else ""
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            raise ValueError(f"{prefix}{key}: unknown key; {f'did you mean {near[0]}?' if near else 'known keys: ' + ', '.join(fields)}")
+    inner = {key: _nested(hints[key], value, _default(fields[key]), f"{prefix}{key}") for key, value in values.items()}
+    try:
+        return TypeAdapter(cls).validate_python(inner)
+    except ValidationError as error:
+        raise ValueError("; ".join(dict.fromkeys(_explain(problem, prefix) for problem in error.errors(include_url=False)))) from None
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config dataclass as nested dicts, lists and scalars: what YAML, JSON and a worker take."""
+    return dict(TypeAdapter(type(config)).dump_python(config, mode="json"))
+
+
+def _nested(hint: Any, value: Any, default: Any, where: str) -> Any:
+    """`value` with every mapping that stands for a dataclass parsed as such; all else is left to pydantic."""
+    if isinstance(value, list | tuple):
+        return [_nested(hint, each, None, f"{where}.{index}") for index, each in enumerate(value)]
+    options = list(_dataclasses_in(hint))
+    if not options or not isinstance(value, Mapping):
+        return value
+    if len(options) == 1:
+        return parse(options[0], value, where)
+    by_name = {tag: option for option in options for tag in typing.get_args(typing.get_type_hints(option)["name"])}
+    name = value.get("name", getattr(default, "name", None))
+    if name not in by_name:
+        raise ValueError(f"{where}.name: got {name!r}; use one of {', '.join(by_name)}")
+    return parse(by_name[name], value, where)
+
+
+def _dataclasses_in(hint: Any) -> Iterator[Any]:
+    if dataclasses.is_dataclass(hint):
+        yield hint
+    for part in typing.get_args(hint):
+        yield from _dataclasses_in(part)
+
+
+def _default(field: Any) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def _explain(problem: Any, prefix: str) -> str:
+    """One clause: which field, which value, what it should have been."""
+    name = prefix + ".".join(str(part) for part in problem["loc"][:1])
+    match problem["type"]:
+        case "missing" | "missing_argument" | "missing_keyword_only_argument":
+            return f"{name}: missing; give it a value"
+        case "value_error":
+            message = str(problem["ctx"]["error"])
+            return message if not prefix or message.startswith(prefix) else f"{prefix.removesuffix('.')}: {message}"
+        case _:
+            return f"{name}: got {problem['input']!r}; {problem['msg'][0].lower() + problem['msg'][1:]}"

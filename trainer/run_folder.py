@@ -1,0 +1,54 @@
+"""The folder of a run: its name, and what is in it before the first worker starts.
+
+runs/<name>/resolved.yaml, attempts.jsonl, metrics.jsonl, mlflow_run_id, checkpoints/, samples/, summary.json, curves.png, ...
+"""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import yaml
+
+from trainer.config import RunConfig
+from trainer.parsing import plain
+from trainer.storage import Folder, absolute, check_writable
+from trainer.tracking import tracking_uri
+
+
+def settle(run: RunConfig, stem: str, resume: bool, numbered: bool = True) -> RunConfig:
+    """`run` with a name and absolute paths, as the worker needs it.
+
+    An unnamed run is called after its job file: `<stem>-<next free number>`, or with `resume` the newest of that name.
+    """
+    root = absolute(run.root)
+    tracking = replace(run.tracking, uri=tracking_uri(run.tracking))
+    name = run.name or (_numbered(Folder(root), stem, resume) if numbered else stem)
+    return replace(run, root=root, tracking=tracking, name=name, source=stem)
+
+
+def _numbered(root: Folder, stem: str, resume: bool) -> str:
+    numbers = [int(found[1]) for entry in root.names() if (found := re.fullmatch(rf"{re.escape(stem)}-(\d+)", entry))]
+    if resume and not numbers:
+        raise ValueError(f"--resume: no run of {stem} in {root}; leave --resume out, or set run.name or run.root")
+    return f"{stem}-{max(numbers, default=0) + (0 if resume else 1):03d}"
+
+
+def prepare(run: RunConfig, resume: bool, extra: dict[str, Any]) -> Folder:
+    """Make the run folder and write the resolved job into it. Raises ValueError if it cannot be written to, or would mix two runs."""
+    folder = Folder(f"{run.root}/{run.name}")
+    started = folder.exists("attempts.jsonl")
+    if started and not resume:
+        raise ValueError(f"run.name: {folder} exists already; use --resume to go on with it, or another run.name")
+    if resume and not started:
+        raise ValueError(f"--resume: there is no run {folder}; leave --resume out, or set run.name or run.root")
+    check_writable(folder.url, "run.root")
+    folder.write("resolved.yaml", yaml.safe_dump({"run": plain(run), **extra}, sort_keys=False).encode())
+    return folder
+
+
+def find_run(text: str, root: str = "runs") -> Folder:
+    """The run that a person means: a folder or URL, or a name below `root`."""
+    for folder in (Folder(absolute(text)), Folder(absolute(f"{root}/{text}"))):
+        if folder.exists("resolved.yaml"):
+            return folder
+    raise ValueError(f"run {text}: no resolved.yaml in it nor in {root}/{text}; name the folder of a run")

@@ -1,0 +1,105 @@
+"""Files of a run: a local or shared folder, or any URL that fsspec knows (s3://, gs://, memory://)."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+
+class Folder:
+    """A folder at `url`; names are relative to it, with `/` between."""
+
+    def __init__(self, url: str):
+        self.url = url.rstrip("/")
+        fs, path = fsspec.url_to_fs(self.url)
+        self.fs: Any = fs
+        self.path: str = path
+        self.is_local = "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
+
+    def __truediv__(self, name: str) -> "Folder":
+        return Folder(f"{self.url}/{name}")
+
+    def __str__(self) -> str:
+        return self.url
+
+    def _at(self, name: str) -> str:
+        return f"{self.path}/{name}" if name else self.path
+
+    def make(self) -> "Folder":
+        self.fs.makedirs(self.path, exist_ok=True)
+        return self
+
+    def exists(self, name: str = "") -> bool:
+        return bool(self.fs.exists(self._at(name)))
+
+    def names(self) -> list[str]:
+        """What lies directly in the folder; nothing if there is no such folder."""
+        self.fs.invalidate_cache()
+        if not self.fs.exists(self.path):
+            return []
+        return sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in self.fs.ls(self.path, detail=False))
+
+    def read(self, name: str) -> bytes:
+        return bytes(self.fs.cat_file(self._at(name)))
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write `name` so that a reader sees the old file or the new one, never half of it."""
+        if self.is_local:
+            target = Path(self._at(name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, target)
+        else:
+            self.fs.pipe_file(self._at(name), content)
+
+    def append(self, name: str, content: bytes) -> None:
+        """Add to the end of `name`. Object stores cannot: there the file is written again."""
+        if self.is_local:
+            with open(self._at(name), "ab") as file:
+                file.write(content)
+        else:
+            self.fs.pipe_file(self._at(name), (self.read(name) if self.exists(name) else b"") + content)
+
+    def put(self, local: Path, name: str) -> None:
+        """Bring the local file `local` here as `name`."""
+        self.write(name, local.read_bytes())
+
+    def fetch(self, name: str, into: Path) -> Path:
+        """`name` as a local file: itself where this folder is local, else a copy in the folder `into`."""
+        if self.is_local:
+            return Path(self._at(name))
+        copy = into / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        self.fs.get_file(self._at(name), str(copy))
+        return copy
+
+    def remove(self) -> None:
+        if self.fs.exists(self.path):
+            self.fs.rm(self.path, recursive=True)
+
+    def rename_to(self, other: "Folder") -> None:
+        """One rename where the file system has it; object stores have none, and need none: their manifest is written last."""
+        if self.is_local:
+            os.rename(self.path, other.path)
+
+
+def absolute(url: str) -> str:
+    """A local path made absolute (a Ray worker's working folder is not the user's); a URL as it is."""
+    return url if "://" in url else str(Path(url).expanduser().absolute())
+
+
+def check_writable(url: str, field: str) -> None:
+    """Raises ValueError if nothing can be written to the folder `url`, which `field` of the job names."""
+    try:
+        folder = Folder(url).make()
+        folder.write(".writable", b"")
+        folder.fs.rm_file(f"{folder.path}/.writable")
+    except (OSError, ImportError, ValueError) as error:
+        raise ValueError(f"{field}: cannot write to {url} ({' '.join(str(error).split())}); name a folder that you may write to") from None

@@ -1,0 +1,228 @@
+"""One worker, from its config to its summary: builds the parts, runs the loop, and leaves a folder that tells what happened."""
+
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.steps import Share, merge_states
+from models.init import initialise
+from trainer import checkpoint
+from trainer.checkpoint import Checkpointer
+from trainer.config import RunConfig, check
+from trainer.control import Control
+from trainer.engines import build_engine
+from trainer.hooks import Evaluate, Report, Sample, Save, fragments
+from trainer.loop import Hook, Training, fit
+from trainer.objectives import Objective, build_objective
+from trainer.optim import learning_rate
+from trainer.parsing import parse, plain
+from trainer.peak import peak_flops
+from trainer.profiling import ProfilerHook
+from trainer.storage import Folder
+from trainer.tracking import JsonlTracker, MlflowTracker, NullTracker, RunFacts, Tracker
+from trainer.world import World, joined
+
+Say = Callable[[str], None]
+
+
+def run_worker(values: Mapping[str, Any], say: Say = print, started: float | None = None) -> dict[str, Any]:
+    """Train as the plain `values` of a RunConfig say, with the ranks that the environment names; returns the summary.
+
+    Starts from the run folder's newest whole checkpoint, if there is one. `started` is when the user asked for it (time.time()).
+    """
+    run = parse(RunConfig, values, "run")
+    assert run.name is not None, "the driver names the run"
+    with joined(run.device, run.threads, run.collective_timeout_s) as world:
+        check(run, world.size)
+        return _train(run, world, say, started or time.time())
+
+
+def build_training(run: RunConfig, world: World) -> Training:
+    """Objective, sharded networks and engines, initialised from the seed."""
+    objective = build_objective(run.objective, run.seed)
+    engines = {}
+    bf16 = run.precision == "bf16" or (run.precision == "auto" and world.device.type == "cuda")
+    for name, network in objective.networks.items():
+        if run.ep > 1:
+            from trainer.expert_parallel import shard_experts
+
+            shard_experts(network, run.ep, world.rank)
+        initialise(network, run.seed)
+        network.to(world.device)
+        if run.compile:
+            network.compile()
+        engines[name] = build_engine(run.engine, network, run.optimizer, bf16, world)
+    steps = run.steps(objective.tokens_per_sample)
+    return Training(objective, engines, world, lambda phase, step: learning_rate(run.optimizer, step, steps))
+
+
+def _train(run: RunConfig, world: World, say: Say, started: float) -> dict[str, Any]:
+    folder = Folder(f"{run.root}/{run.name}")
+    attempt = _begin_attempt(folder, world)
+    say = _recorded(say, folder, attempt, world)
+    training = build_training(run, world)
+    state = resume(training, folder, say)
+    tracker = _tracker(run, folder, attempt, training.objective, world, say)
+    share = Share(rank=world.rank, world=world.size, global_batch=run.batch.global_batch, micro_batch=run.batch.micro_batch, group=training.objective.group)
+    with tempfile.TemporaryDirectory() as scratch, _closing(tracker), Control(training, folder, run.stop.hours):
+        stream = training.objective.stream(share, state.get("data"))
+        report, evaluation, sample, save, hooks = _hooks(run, training, folder, tracker, attempt, Path(scratch))
+        begin, first = time.perf_counter(), training.step
+        if training.step == 0:
+            hooks.insert(0, (1, _first_step(folder, world, say, started)))
+        fit(training, stream, run.steps(training.objective.tokens_per_sample), hooks)
+        stream.close()
+        save.checkpointer.wait()
+        world.barrier()
+        seconds = time.perf_counter() - begin
+        summary = {
+            "name": run.name,
+            "step": training.step,
+            "tokens_seen": training.tokens,
+            "samples_seen": training.samples,
+            "stopped": training.stopped,
+            "world": world.size,
+            "attempt": attempt,
+            "train_seconds": seconds,
+            "steps_this_attempt": training.step - first,
+            "seconds": training.seconds,
+            "training": report.figures,
+            "eval": evaluation.figures,
+            "samples": sample.samples.text,
+        }
+        if world.is_main:
+            summary = _finish(folder, training.objective, summary, tracker, Path(scratch), str(run.name))
+        return summary
+
+
+def _hooks(
+    run: RunConfig, training: Training, folder: Folder, tracker: Tracker, attempt: int, scratch: Path
+) -> tuple[Report, Evaluate, Sample, Save, list[tuple[int, Hook]]]:
+    world, objective = training.world, training.objective
+    micro_batch = run.evaluate.micro_batch or run.batch.micro_batch
+    share = Share(rank=world.rank, world=world.size, global_batch=micro_batch * world.size, micro_batch=micro_batch)
+    report = Report(tracker, peak_flops(world.device, run.precision), last_samples=training.samples)
+    evaluation = Evaluate(lambda: list(objective.held_out(share)), tracker)
+    sample = Sample(run.evaluate.samples, run.seed, folder, tracker, scratch / "samples")
+    save = Save(Checkpointer(folder / "checkpoints", world, run.checkpoint, attempt), tracker, merge_states)
+    hooks: list[tuple[int, Hook]] = [
+        (run.log_every, report),
+        (run.evaluate.every, report.pausing(evaluation)),
+        (run.evaluate.sample_every, report.pausing(sample)),
+        (run.checkpoint.every, report.pausing(save)),
+    ]
+    if run.profile is not None and world.is_main:
+        hooks.append((1, ProfilerHook(run.profile, scratch / "profile", _keep_in(folder, "profile", tracker))))
+    return report, evaluation, sample, save, hooks
+
+
+def _keep_in(folder: Folder, name: str, tracker: Tracker) -> Callable[[Path], None]:
+    def keep(file: Path) -> None:
+        (folder / name).put(file, file.name)
+        tracker.keep(file)
+
+    return keep
+
+
+def resume(training: Training, folder: Folder, say: Say) -> dict[str, Any]:
+    """Load the newest whole checkpoint of the run into `training`; returns its state, empty where there is none."""
+    found = training.world.gather(checkpoint.newest(folder / "checkpoints", say) if training.world.is_main else None)[0]
+    if found is None:
+        return {}
+    where, manifest = found
+    checkpoint.load(where, manifest, fragments(training.engines), training.world)
+    for engine in training.engines.values():
+        engine.refresh()
+    state = dict(manifest["state"])
+    training.step, training.samples, training.data_state = state["step"], state["samples"], state["data"]
+    say(f"resumed from {where}, step {training.step}")
+    return state
+
+
+def _begin_attempt(folder: Folder, world: World) -> int:
+    """The number of this attempt at the run, from 0; what an earlier one left half-written goes."""
+    attempt = 0
+    if world.is_main:
+        attempt = folder.make().read("attempts.jsonl").count(b"\n") if folder.exists("attempts.jsonl") else 0
+        line = {"attempt": attempt, "time": time.time(), "world": world.size, "host": platform.node(), "pid": os.getpid()}
+        folder.append("attempts.jsonl", json.dumps(line).encode() + b"\n")
+        saved = folder / "checkpoints"
+        for name in saved.names():
+            if name.startswith(".step-"):
+                (saved / name).remove()
+    return int(world.gather(attempt)[0])
+
+
+def _recorded(say: Say, folder: Folder, attempt: int, world: World) -> Say:
+    """`say` that writes each line down in the run's `events.jsonl` as well, from rank 0; the other ranks say nothing."""
+
+    def record(line: str) -> None:
+        folder.append("events.jsonl", json.dumps({"time": round(time.time(), 3), "attempt": attempt, "event": line}).encode() + b"\n")
+        say(line)
+
+    return record if world.is_main else lambda line: None
+
+
+def _tracker(run: RunConfig, folder: Folder, attempt: int, objective: Objective, world: World, say: Say) -> Tracker:
+    if not world.is_main:
+        return NullTracker()
+    if not run.tracking.enabled:
+        return JsonlTracker(folder, attempt)
+    params = dict(_flat("", plain(run))) | {"world": world.size, "device": str(world.device)}
+    tags = {"run_folder": folder.url, "objective": run.objective.name, "torch": torch.__version__, "python": platform.python_version()}
+    facts = RunFacts(str(run.name), params, tags, objective.manifest())
+    return MlflowTracker(folder, attempt, run.tracking, facts, say)
+
+
+def _flat(prefix: str, values: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _flat(f"{prefix}.{key}" if prefix else key, value)
+    elif values is not None:
+        yield prefix, values
+
+
+@contextmanager
+def _closing(tracker: Tracker) -> Iterator[None]:
+    """Close the run in MLflow, whatever happens in the block."""
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status)
+
+
+def _first_step(folder: Folder, world: World, say: Say, started: float) -> Hook:
+    """Notes, once, how long it took from the command to the first optimiser step."""
+
+    def note(training: Training) -> None:
+        if training.step == 1 and world.is_main:
+            folder.write("first_step.json", json.dumps({"seconds_to_first_step": time.time() - started}).encode())
+
+    return note
+
+
+def _finish(folder: Folder, objective: Objective, summary: dict[str, Any], tracker: Tracker, scratch: Path, title: str) -> dict[str, Any]:
+    """Baselines, pictures and summary.json."""
+    from trainer.charts import draw
+
+    summary["baselines"] = objective.baselines()
+    if folder.exists("first_step.json"):
+        summary |= json.loads(folder.read("first_step.json"))
+    for file in draw(folder.read("metrics.jsonl"), scratch / "charts", title, summary["baselines"]):
+        folder.put(file, file.name)
+        tracker.keep(file)
+    folder.write("summary.json", json.dumps(summary, indent=1).encode())
+    return summary
