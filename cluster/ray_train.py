@@ -43,9 +43,8 @@ def check_room(cluster: ClusterConfig) -> None:
     for name, field, each in (("CPU", "cpus_per_worker", cluster.cpus_per_worker), ("GPU", "gpus_per_worker", gpus)):
         wanted, has = cluster.workers * each, there.get(name, 0)
         if wanted > has:
-            raise ValueError(
-                f"cluster.workers: {cluster.workers} x {field} {each:g} = {wanted:g} {name}s, and the cluster has {has:g}; use fewer workers or a smaller {field}"
-            )
+            total = f"{cluster.workers} x {field} {each:g} = {wanted:g} {name}s"
+            raise ValueError(f"cluster.workers: {total}, and the cluster has {has:g}; use fewer workers or a smaller {field}")
 
 
 class _Trainer(TorchTrainer):

@@ -1,6 +1,7 @@
 """`switchwork train`: check the job, prepare what it needs, start the workers, and show what they do."""
 
 import json
+import os
 import threading
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from launch.progress import Watch
 from launch.show import summary
 from trainer.parsing import plain
 from trainer.run_folder import prepare
+from trainer.world import choose_device
 
 
 def dry_run(console: Console, path: str, overrides: Sequence[str], resume: bool) -> None:
@@ -24,6 +26,8 @@ def train(console: Console, path: str, overrides: Sequence[str], resume: bool, s
     """Train to the end, on this machine or on the cluster that Ray finds."""
     connecting = _Background(_import_ray)  # Ray takes seconds to import, and torch does as well: at the same time
     job = load(path, overrides, resume)
+    if not (job.cluster.address or os.environ.get("RAY_ADDRESS")):
+        choose_device(job.run.device, 0)  # the workers will be on this machine
     _prepare_data(job)
     folder = prepare(job.run, resume, {"cluster": plain(job.cluster)})
     connecting.join()

@@ -10,6 +10,9 @@ from typing import Any
 
 import torch.multiprocessing
 
+# The server that the ranks are forked from has imported once what takes seconds to import.
+torch.multiprocessing.set_forkserver_preload(["trainer.worker", "trainer.engines.deepspeed_engine", "trainer.expert_parallel", "data.stream"])
+
 
 def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
     """What `fn(world, *args)` returns on each rank; `fn` is a function of a test module, `world` a trainer.world.World."""
@@ -17,7 +20,7 @@ def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any) -> list
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
-        torch.multiprocessing.start_processes(_rank, (world_size, port, folder, fn, args), nprocs=world_size, start_method="spawn")
+        torch.multiprocessing.start_processes(_rank, (world_size, port, folder, fn, args), nprocs=world_size, start_method="forkserver")
         return [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(world_size)]
 
 

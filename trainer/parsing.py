@@ -127,7 +127,16 @@ def _explain(problem: Any, prefix: str) -> str:
         case "missing" | "missing_argument" | "missing_keyword_only_argument":
             return f"{name}: missing; give it a value"
         case "value_error":
-            message = str(problem["ctx"]["error"])
-            return message if not prefix or message.startswith(prefix) else f"{prefix.removesuffix('.')}: {message}"
+            return _located(str(problem["ctx"]["error"]), prefix.removesuffix("."))
         case _:
             return f"{name}: got {problem['input']!r}; {problem['msg'][0].lower() + problem['msg'][1:]}"
+
+
+def _located(message: str, where: str) -> str:
+    """A dataclass's own complaint, with the place in the job in front: it may begin with its own name (`moe.jitter: ...`) or say none."""
+    above, _, own = where.rpartition(".")
+    if not own or message.startswith(f"{where}."):
+        return message
+    if message.startswith((f"{own}.", f"{own}:")):
+        return f"{above}.{message}" if above else message
+    return f"{where}: {message}"
