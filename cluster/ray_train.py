@@ -9,14 +9,17 @@ os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 import ray
 from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from cluster.config import ClusterConfig
+from trainer.world import free_port
 
 
 def connect(cluster: ClusterConfig) -> None:
@@ -47,11 +50,14 @@ def check_room(cluster: ClusterConfig) -> None:
             raise ValueError(f"cluster.workers: {total}, and the cluster has {has:g}; use fewer workers or a smaller {field}")
 
 
-class _Trainer(TorchTrainer):
-    """Without the actor that removes placement groups if the controller dies: it needs the dashboard, which a local Ray does without."""
+class _Trainer(DataParallelTrainer):
+    """Ray's base trainer, as the ranks join each other by themselves: TorchTrainer would have the controller import torch first.
+
+    Without the actor that removes placement groups if the controller dies: it needs the dashboard, which a local Ray does without.
+    """
 
     def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+        callbacks = super()._create_default_callbacks()
         return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
@@ -61,7 +67,6 @@ def train(values: Mapping[str, Any], cluster: ClusterConfig, started: float) -> 
     trainer = _Trainer(
         _worker,
         train_loop_config={"run": dict(values), "started": started},
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpus else "gloo", timeout_s=int(values["collective_timeout_s"])),
         scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=gpus > 0, resources_per_worker=_resources(cluster, gpus)),
         run_config=RayRunConfig(name=values["name"], storage_path=_storage(values), failure_config=FailureConfig(max_failures=cluster.max_failures)),
     )
@@ -81,7 +86,12 @@ def _storage(values: Mapping[str, Any]) -> str:
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """What Ray Train calls on each worker."""
+    """What Ray Train calls on each worker: says where the ranks meet, as torchrun would, and trains."""
+    context = ray.train.get_context()
+    here = (ray.util.get_node_ip_address(), free_port())
+    host, port = broadcast_from_rank_zero(here)
+    ranks = {"RANK": context.get_world_rank(), "WORLD_SIZE": context.get_world_size(), "LOCAL_RANK": context.get_local_rank()}
+    os.environ |= {name: str(value) for name, value in ranks.items()} | {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
     from trainer.worker import run_worker
 
     run_worker(config["run"], say=print, started=config["started"])

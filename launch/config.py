@@ -24,4 +24,4 @@ def load(path: str, overrides: Sequence[str] = (), resume: bool = False) -> JobC
     """The job at `path` with `overrides`, named, checked as far as it can be before anything starts."""
     job = parse(JobConfig, read_job(path, overrides))
     check(job.run, job.cluster.workers)
-    return replace(job, run=settle(job.run, Path(path).stem, resume))
+    return replace(job, run=settle(job.run, Path(path).stem, job.cluster.workers, resume))

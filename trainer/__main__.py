@@ -8,6 +8,7 @@ from trainer.config import RunConfig, check
 from trainer.parsing import parse, plain, read_job
 from trainer.run_folder import prepare, settle
 from trainer.worker import run_worker
+from trainer.world import place_in_environment
 
 
 def main() -> int:
@@ -17,9 +18,10 @@ def main() -> int:
         if not arguments:
             raise ValueError("which job? torchrun -m trainer JOB.yaml [a.b=c ...] [--resume]")
         job = read_job(arguments[0], arguments[1:])
-        run = settle(parse(RunConfig, job.get("run") or {}, "run"), Path(arguments[0]).stem, resume, numbered=False)
-        check(run, int(os.environ.get("WORLD_SIZE", "1")))
-        if os.environ.get("RANK", "0") == "0":
+        workers = place_in_environment()[1]
+        run = settle(parse(RunConfig, job.get("run") or {}, "run"), Path(arguments[0]).stem, workers, resume, numbered=False)
+        check(run, workers)
+        if place_in_environment()[0] == 0:
             prepare(run, resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0, {})
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

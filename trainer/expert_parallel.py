@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from deepspeed.moe.layer import MoE
-from deepspeed.utils import groups
 from torch import Tensor, nn
 
 from models.experts import Experts
+from trainer.engines.lean_deepspeed import deepspeed
+
+groups = deepspeed.utils.groups
 
 
-class _Recognised(MoE):
+class _Recognised(deepspeed.moe.layer.MoE):
     """DeepSpeed looks for instances of its own MoE to set up the groups of experts; of its constructor we want nothing."""
 
     def __init__(self) -> None:

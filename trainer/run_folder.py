@@ -3,27 +3,33 @@
 runs/<name>/resolved.yaml, attempts.jsonl, metrics.jsonl, mlflow_run_id, checkpoints/, samples/, summary.json, curves.png, ...
 """
 
+import math
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from data.sources import absolute as absolute_source
 from trainer.config import RunConfig
 from trainer.parsing import plain
 from trainer.storage import Folder, absolute, check_writable
 from trainer.tracking import tracking_uri
 
 
-def settle(run: RunConfig, stem: str, resume: bool, numbered: bool = True) -> RunConfig:
-    """`run` with a name and absolute paths, as the worker needs it.
+def settle(run: RunConfig, stem: str, workers: int, resume: bool, numbered: bool = True) -> RunConfig:
+    """`run` with a name, absolute paths and a number of lanes, as the worker needs it: nothing in it depends on where or when any more.
 
     An unnamed run is called after its job file: `<stem>-<next free number>`, or with `resume` the newest of that name.
     """
     root = absolute(run.root)
     tracking = replace(run.tracking, uri=tracking_uri(run.tracking))
     name = run.name or (_numbered(Folder(root), stem, resume) if numbered else stem)
-    return replace(run, root=root, tracking=tracking, name=name, source=stem)
+    data = run.objective.data
+    held_out = data.eval_source and absolute_source(data.eval_source, Path.cwd())
+    data = replace(data, lanes=data.lanes or math.lcm(8, workers), source=absolute_source(data.source, Path.cwd()), eval_source=held_out)
+    return replace(run, root=root, tracking=tracking, name=name, source=stem, objective=replace(run.objective, data=data))
 
 
 def _numbered(root: Folder, stem: str, resume: bool) -> str:

@@ -126,6 +126,7 @@ class MlflowTracker(JsonlTracker):
     def _run(self) -> None:
         """Try until all is sent and the run is closed; after a failure wait, twice as long each time up to a minute."""
         failures, sender = 0, None
+        self.wake.wait()  # importing MLflow takes a second or two: not while the first step is under way
         while True:
             try:
                 if sender is None:

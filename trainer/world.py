@@ -57,6 +57,11 @@ def choose_device(wanted: Device, local_rank: int) -> torch.device:
     return torch.device("mps" if wanted == "mps" else "cpu")
 
 
+def place_in_environment() -> tuple[int, int]:
+    """(rank, world size) as torchrun or Ray Train names them; (0, 1) where nobody does."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def joined(device: Device = "auto", threads: int | None = None, timeout_s: float = 600.0) -> Iterator[World]:
     """Join the ranks that the environment names (torchrun, Ray Train, or nobody: a world of one), and leave them at the end."""
@@ -65,7 +70,7 @@ def joined(device: Device = "auto", threads: int | None = None, timeout_s: float
     os.environ.setdefault("WORLD_SIZE", "1")
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     if "MASTER_PORT" not in os.environ:
-        os.environ["MASTER_PORT"] = str(_free_port())
+        os.environ["MASTER_PORT"] = str(free_port())
     chosen = choose_device(device, local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
@@ -82,7 +87,8 @@ def joined(device: Device = "auto", threads: int | None = None, timeout_s: float
             dist.destroy_process_group()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

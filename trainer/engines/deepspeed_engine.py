@@ -1,28 +1,27 @@
 """DeepSpeed as an engine: gradients are accumulated and applied when the loop says so, as in PyTorch."""
 
 import logging
-import os
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-
-import deepspeed
-from deepspeed.utils import groups, logger
-
 from trainer import shards
 from trainer.engines import DeepSpeedConfig
+from trainer.engines.lean_deepspeed import deepspeed
 from trainer.optim import OptimizerConfig, adamw
 
-logger.setLevel(logging.WARNING)
+deepspeed.utils.logger.setLevel(logging.WARNING)
 
 
-def deepspeed_config(config: DeepSpeedConfig, optimizer: OptimizerConfig, bf16: bool) -> dict[str, Any]:
+_LARGEST_BUCKET = 200_000_000
+
+
+def deepspeed_config(config: DeepSpeedConfig, optimizer: OptimizerConfig, bf16: bool, parameters: int) -> dict[str, Any]:
     """What DeepSpeed is told. The accumulation is ours, so its batch sizes are placeholders."""
-    zero: dict[str, Any] = {"stage": config.zero, "overlap_comm": False}
+    bucket = min(parameters, _LARGEST_BUCKET)  # DeepSpeed allocates whole buckets, and its default is 2 GB, whatever the network
+    zero: dict[str, Any] = {"stage": config.zero, "overlap_comm": False, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if config.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
@@ -44,9 +43,8 @@ class DeepSpeedEngine:
     def __init__(self, config: DeepSpeedConfig, network: nn.Module, optimizer: OptimizerConfig, bf16: bool):
         self.network, self.zero, self.clip = network, config.zero, optimizer.clip
         self.norm: Tensor | float = 0.0
-        self.engine: Any = deepspeed.initialize(
-            model=network, optimizer=adamw(network, optimizer), config=deepspeed_config(config, optimizer, bf16), dist_init_required=False
-        )[0]
+        told = deepspeed_config(config, optimizer, bf16, sum(parameter.numel() for parameter in network.parameters()))
+        self.engine: Any = deepspeed.initialize(model=network, optimizer=adamw(network, optimizer), config=told, dist_init_required=False)[0]
         self.module = self.engine
         if self.zero == 0:
             self.engine.clip_fp32_gradients = self._clip
@@ -68,7 +66,7 @@ class DeepSpeedEngine:
         for name in expert:
             local = [p.grad for p in self.network.parameters() if p.grad is not None and getattr(p, "group_name", "") == name]
             part = torch.stack([g.float().pow(2).sum() for g in local]).sum()
-            dist.all_reduce(part, group=groups._get_expert_parallel_group(name))
+            dist.all_reduce(part, group=deepspeed.utils.groups._get_expert_parallel_group(name))
             squared = squared + part
         self.norm = squared.sqrt()
         if self.clip is not None:

@@ -180,7 +180,7 @@ class LanguageObjective:
     def manifest(self) -> dict[str, Any]:
         from data.manifest import manifest
 
-        return manifest(self.config.data)
+        return manifest(self.config.data, seed=self.seed, lanes=self.config.data.lanes)
 
 
 def mask_tokens(tokens_BT: Tensor, samples_B: Tensor, rate: float, mask: int, vocab_size: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""Hugging Face streams to tensors, resumable to the byte: sources, lanes, packing, tokenizers."""

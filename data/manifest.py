@@ -1,0 +1,56 @@
+"""What exactly a run trains on: frozen at its start, so that a source which changed is seen on resume."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from data.files import file_tag, list_files
+from data.sources import Files, Hub, PythonStdlib, Source
+from data.stdlib import stdlib_shards
+from data.text import TextConfig
+from data.tokenizers import load_tokenizer
+
+
+def manifest(config: TextConfig, *, seed: int | None = None, lanes: int | None = None) -> dict[str, Any]:
+    """What the order of samples depends on: files with size and tag, lanes, window, seed, tokenizer; and a digest over it. JSON-able.
+
+    Files of the standard library go by their name and the digest in their folder's, so that the cache may lie elsewhere.
+    """
+    contents: dict[str, Any] = {
+        "source": _tags(config.source),
+        "eval_source": _tags(config.eval_source) if config.eval_source else [],
+        "columns": config.training_columns,
+        "held_out": config.training_held_out,
+        "lanes": lanes or config.lanes,
+        "window": config.window,
+        "seq_len": config.seq_len,
+        "seed": seed,
+        "tokenizer": load_tokenizer(config.tokenizer).digest,
+    }
+    return {**contents, "digest": hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()}
+
+
+def _tags(source: Source) -> list[dict[str, Any]]:
+    match source:
+        case PythonStdlib():
+            return [{"name": path.name, "size": path.stat().st_size, "tag": path.parent.name} for path in stdlib_shards()]
+        case Files():
+            return [file_tag(file) for file in list_files(source)]
+        case Hub():
+            return [_hub_tag(source)]
+
+
+def _hub_tag(source: Hub) -> dict[str, Any]:
+    """The dataset at the commit that its revision means now."""
+    if Path(source.dataset).exists():
+        return {"name": source.dataset, "size": None, "tag": ""}
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        commit = HfApi().dataset_info(source.dataset, revision=source.revision).sha
+    except (HfHubHTTPError, OSError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"data.source.dataset = {source.dataset!r}: the Hub does not tell its revision ({said}); check the name and the network") from error
+    return {"name": f"{source.dataset}/{source.config or 'default'}/{source.split}", "size": None, "tag": commit}

@@ -1,0 +1,57 @@
+"""Where documents come from: one dataclass for each kind of source."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class PythonStdlib:
+    """The source text of the Python standard library on this machine: real text, with no network."""
+
+    name: Literal["python_stdlib"] = "python_stdlib"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """Parquet, JSON (lines) or text files, local or remote."""
+
+    name: Literal["files"] = "files"
+    paths: tuple[str, ...]
+    """Paths, globs, and URLs of any kind that fsspec knows: http://, https://, s3://, gs://, hf://..."""
+    format: Literal["auto", "parquet", "json", "text"] = "auto"
+    """auto: by the names' endings."""
+    sample_by: Literal["line", "paragraph", "document"] = "paragraph"
+    """Text files only: what one document is. A paragraph ends at an empty line; document: the whole file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hub:
+    """A dataset of the Hugging Face Hub (HF_ENDPOINT and HF_TOKEN are honoured)."""
+
+    name: Literal["hub"] = "hub"
+    dataset: str
+    """Its name, as in `allenai/c4`."""
+    config: str | None = None
+    """Also called subset; needed where the dataset has several."""
+    split: str = "train"
+    revision: str | None = None
+    """Branch, tag or commit; None: the newest."""
+
+
+Source = PythonStdlib | Files | Hub
+
+
+def absolute(source: Source, folder: Path) -> Source:
+    """`source` with its relative local paths taken from `folder`: a worker's working folder is not the user's."""
+    match source:
+        case Files(paths=paths):
+            return dataclasses.replace(source, paths=tuple(path if is_url(path) else str(folder / Path(path).expanduser()) for path in paths))
+        case PythonStdlib() | Hub():
+            return source
+
+
+def is_url(path: str) -> bool:
+    """Whether `path` names another file system than the local one."""
+    return "://" in path

@@ -1,0 +1,157 @@
+"""Text to token ids and back: raw bytes, or any Hugging Face tokenizer.
+
+A text is an array of its UTF-8 bytes: a view of arrow's memory, as it comes from the stream, which is its own encoding as bytes.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from data.packing import Tokens
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Text = npt.NDArray[np.uint8]
+
+END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|im_end|>", "[EOS]", "[SEP]", "<end_of_text>")
+MASK = ("[MASK]", "<mask>", "<|mask|>")
+
+
+class Tokenizer(Protocol):
+    """What the stream needs of a tokenizer."""
+
+    vocab_size: int
+    eod: int
+    """The token after each document, and before the first."""
+    mask: int | None
+    """The token of masked places, for masked-token objectives; None where the vocabulary has none."""
+    digest: str
+    """Changes whenever the ids of some text would."""
+
+    def encode(self, texts: Sequence[str] | Sequence[Text]) -> Sequence[Tokens]:
+        """The ids of each text, without `eod`; text that looks like a special token is ordinary text."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; special tokens are shown by name."""
+
+
+class ByteTokenizer:
+    """The 256 bytes of UTF-8 as they are, then end-of-document and mask."""
+
+    vocab_size = 258
+    eod = 256
+    mask: int | None = 257
+    digest = "bytes-258"
+
+    def encode(self, texts: Sequence[str] | Sequence[Text]) -> Sequence[Tokens]:
+        return [np.frombuffer(text.encode(), np.uint8) if isinstance(text, str) else text for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        names = {self.eod: b"<eod>", self.mask: b"<mask>"}
+        return b"".join(names[i] if i in names else bytes([i]) for i in map(int, ids)).decode("utf-8", errors="replace")
+
+
+class HuggingFaceTokenizer:
+    """A `tokenizer.json`; `special` holds what its `tokenizer_config.json` says of eos_token and mask_token."""
+
+    def __init__(self, file: Path, special: dict[str, Any], label: str) -> None:
+        from tokenizers import Tokenizer as Rust
+
+        try:
+            self._rust = Rust.from_file(str(file))
+        except Exception as error:  # the library raises plain Exception for a file that it cannot parse
+            said = _first_line(error)
+            raise ValueError(f"data.tokenizer = {label!r}: {file.name} is not a tokenizer ({said}); give a tokenizer.json of `tokenizers`") from error
+        self.digest = hashlib.sha256(self._rust.to_str().encode()).hexdigest()[:16]
+        self._rust.encode_special_tokens = True  # "</s>" in a document is five characters, not the end of it
+        self._rust.no_padding()
+        self._rust.no_truncation()
+        vocabulary = self._rust.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1
+        eod = _special_id(vocabulary, special.get("eos_token"), END_OF_TEXT)
+        if eod is None:
+            looked_for = f"eos_token of its config, {', '.join(END_OF_TEXT)}"
+            raise ValueError(f"data.tokenizer = {label!r} has no end-of-text token (looked for {looked_for}); name one as eos_token in tokenizer_config.json")
+        self.eod = eod
+        self.mask = _special_id(vocabulary, special.get("mask_token"), MASK)
+
+    def encode(self, texts: Sequence[str] | Sequence[Text]) -> Sequence[Tokens]:
+        strings = [text if isinstance(text, str) else text.tobytes().decode() for text in texts]
+        return [np.array(encoding.ids, np.uint32) for encoding in self._rust.encode_batch_fast(strings, add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return str(self._rust.decode([int(i) for i in ids], skip_special_tokens=False))
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """`bytes`, a folder with a tokenizer.json, such a file, or the name of a Hub repository.
+
+    Raises ValueError, in one line, for what cannot be found or has no end-of-text token.
+    """
+    if name == "bytes":
+        return ByteTokenizer()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        path = path / "tokenizer.json"
+        if not path.is_file():
+            raise ValueError(f"data.tokenizer = {name!r}: the folder holds no tokenizer.json; save it with save_pretrained() of a fast tokenizer")
+    if path.is_file():
+        return HuggingFaceTokenizer(path, _special_tokens(path.with_name("tokenizer_config.json")), name)
+    if path.suffix == ".json" or path.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        raise ValueError(f"data.tokenizer = {name!r}: no such file or folder; give `bytes`, a path or a Hub repository")
+    return _from_hub(name)
+
+
+def texts_of(array: "pa.Array") -> list[Text]:
+    """Each value of an arrow array as UTF-8, without a copy where they are strings; nulls are empty."""
+    import pyarrow as pa
+
+    if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
+        array = array.cast(pa.large_string())
+    width: type[np.integer] = np.int64 if pa.types.is_large_string(array.type) else np.int32
+    _, offsets, values = array.buffers()
+    if len(array) == 0:
+        return []
+    data = np.frombuffer(values or b"", np.uint8)
+    places = np.frombuffer(offsets, width, count=len(array) + 1, offset=array.offset * np.dtype(width).itemsize)
+    return [data[start:end] for start, end in pairwise(places.tolist())]
+
+
+def _from_hub(name: str) -> Tokenizer:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        path = Path(hf_hub_download(name, "tokenizer.json"))
+        try:
+            special = _special_tokens(Path(hf_hub_download(name, "tokenizer_config.json")))
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            special = {}
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        said = f"not `bytes`, no such path, and the Hub gave no tokenizer.json ({_first_line(error)})"
+        raise ValueError(f"data.tokenizer = {name!r}: {said}; check the name, HF_TOKEN and the network") from error
+    return HuggingFaceTokenizer(path, special, name)
+
+
+def _special_tokens(file: Path) -> dict[str, Any]:
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def _special_id(vocabulary: dict[str, int], configured: object, usual: Sequence[str]) -> int | None:
+    """The id of the token that the tokenizer's config names (a string, or a dict with its `content`), else of the first usual one."""
+    content = configured.get("content") if isinstance(configured, dict) else configured
+    names = [content, *usual] if isinstance(content, str) else usual
+    return next((vocabulary[name] for name in names if name in vocabulary), None)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")

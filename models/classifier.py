@@ -1,0 +1,53 @@
+"""A small convolutional classifier: its features judge the samples of generative models where no Inception weights are at hand.
+
+M samples, images in [-1, 1], F features.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.shapes import check_halvings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """A convolutional classifier."""
+
+    name: Literal["classifier"] = "classifier"
+    """Selects this network."""
+    channels: tuple[int, ...] = (32, 64)
+    """Channels of each level; every level halves the resolution."""
+    features: int = 64
+    """Width of the last hidden layer, which the quality measures read."""
+
+
+class Classifier(nn.Module):
+    """Images (M, C, H, W) -> logits (M, classes)."""
+
+    def __init__(self, config: ClassifierConfig, shape: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        check_halvings(shape, len(config.channels))
+        layers: list[nn.Module] = []
+        inputs = shape[0]
+        for channels in config.channels:
+            layers += [nn.Conv2d(inputs, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+            inputs = channels
+        width = inputs * (shape[1] >> len(config.channels)) * (shape[2] >> len(config.channels))
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(width, config.features))
+        self.head = nn.Linear(config.features, num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The last hidden layer, shape (M, F)."""
+        return F.relu(self.body(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+def classifier_loss(logits: Tensor, labels_M: Tensor) -> Tensor:
+    """Cross-entropy of each sample in nats, shape (M,)."""
+    return F.cross_entropy(logits, labels_M, reduction="none")

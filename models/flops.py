@@ -1,0 +1,61 @@
+"""Parameters of a transformer and the arithmetic that a token costs, from the config alone: no weights are made.
+
+Legend: L layers, D model width, H query heads, J key-value heads, C head width, F inner width, E experts, T positions, V vocabulary.
+"""
+
+from typing import NamedTuple
+
+from models.moe import MoEConfig
+from models.routing import NoisyTopKRouter, experts_per_token
+from models.transformer import TransformerConfig
+
+
+class Parameters(NamedTuple):
+    """How many parameters there are."""
+
+    total: int
+    """All of them."""
+    active: float
+    """Those that one token uses: of the routed experts only its own (on average, for expert_choice). Embeddings and norms included."""
+    matmul: float
+    """Those of the active ones that a matrix product uses: N in 6 N. Without norms and embedding look-up, with the output matrix."""
+
+
+def parameters(config: TransformerConfig, vocab_size: int) -> Parameters:
+    """Count the parameters of `Transformer(config, vocab_size)`."""
+    layers, moe_layers, width = config.layers, len(config.moe_indices), config.d_model
+    head_width = config.head_width
+    # D (H + 2J) C for query, key and value, H C D for the output.
+    attention = layers * width * head_width * (2 * config.heads + 2 * config.kv_head_count)
+    norms = (2 * layers + 1) * width + 2 * layers * head_width * config.qk_norm
+    dense = (layers - moe_layers) * 3 * width * config.ffn
+    used, held = _moe_parameters(config.moe, width) if config.moe else (0, 0)
+    vocabulary = vocab_size * width
+    shared = attention + dense + vocabulary
+    matmul = shared + moe_layers * used
+    unused = norms + (0 if config.tie_embeddings else vocabulary)
+    return Parameters(round(shared + moe_layers * held + unused), matmul + unused, matmul)
+
+
+def _moe_parameters(moe: MoEConfig, width: int) -> tuple[float, float]:
+    """Parameters of one mixture-of-experts layer: (those that a token uses, all)."""
+    expert = 3 * width * moe.ffn
+    always = width * moe.experts * (2 if isinstance(moe.router, NoisyTopKRouter) else 1) + 3 * width * moe.shared_expert
+    return always + experts_per_token(moe.router) * expert, always + moe.experts * expert
+
+
+def forward_flops_per_token(config: TransformerConfig, vocab_size: int, seq_len: int) -> float:
+    """2 N + 4 L H C T: a multiplication and an addition for each parameter (Kaplan et al. 2020, table 1), and the two products of attention.
+
+    Attention counts all T positions, whether masked or not, as is usual (Chowdhery et al. 2022, PaLM, appendix B). Drops are not subtracted.
+    """
+    attention = 4 * config.layers * config.heads * config.head_width * seq_len
+    return 2 * parameters(config, vocab_size).matmul + attention
+
+
+def flops_per_token(config: TransformerConfig, vocab_size: int, seq_len: int) -> float:
+    """Model FLOPs of one token in training: 6 N + 12 L H C T (PaLM, appendix B), forward and twice that backward.
+
+    What activation checkpointing computes again does not count: divided by time and peak this is model FLOPs utilisation.
+    """
+    return 3 * forward_flops_per_token(config, vocab_size, seq_len)

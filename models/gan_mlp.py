@@ -1,0 +1,92 @@
+"""The fully connected GAN of the toy protocols (Dumoulin et al. 2017; Lin et al. 2018, PacGAN, section 4.1)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from models.batch_norm import ScaledBatchNorm
+from models.gan_layers import Discriminator, LabelledLatent
+from models.spectral import linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPGanConfig:
+    """Fully connected generator and discriminator for vectors; the defaults are PacGAN's networks on Gaussian grids."""
+
+    name: Literal["mlp"] = "mlp"
+    """Selects this network."""
+    latent: int = 2
+    """Dimensions of z."""
+    generator_hidden: tuple[int, ...] = (400, 400, 400, 400)
+    """Widths of the generator's hidden layers."""
+    discriminator_hidden: tuple[int, ...] = (200, 200, 200)
+    """Widths of the discriminator's hidden layers."""
+    batch_norm: bool = True
+    """Batch norm after each hidden layer of the generator."""
+    batch_norm_group: int = 100
+    """Consecutive samples that share batch-norm statistics."""
+    maxout: int = 5
+    """Linear pieces of each unit of the discriminator; 0 means leaky ReLU."""
+    spectral_norm: bool = False
+    """Spectral norm in the discriminator."""
+    data_scale: float = 1.0
+    """Rough size of the data: the generator's output is multiplied by it, the discriminator's input divided."""
+
+
+class Maxout(nn.Module):
+    """A linear layer of which each output is the largest of `pieces` (Goodfellow et al. 2013)."""
+
+    def __init__(self, inputs: int, outputs: int, pieces: int, *, spectral: bool) -> None:
+        super().__init__()
+        self.pieces = pieces
+        self.linear = linear(inputs, outputs * pieces, spectral=spectral)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).unflatten(-1, (-1, self.pieces)).amax(-1)
+
+
+class Scale(nn.Module):
+    """Multiplication by a constant."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+class MLPGenerator(nn.Module):
+    """z (M, L) -> samples (M, *shape)."""
+
+    def __init__(self, config: MLPGanConfig, shape: Sequence[int], num_classes: int | None) -> None:
+        super().__init__()
+        self.condition = LabelledLatent(config.latent, num_classes)
+        layers: list[nn.Module] = []
+        width = self.condition.width
+        for hidden in config.generator_hidden:
+            layers.append(nn.Linear(width, hidden))
+            if config.batch_norm:
+                layers.append(ScaledBatchNorm(hidden, config.batch_norm_group))
+            layers.append(nn.ReLU())
+            width = hidden
+        self.layers = nn.Sequential(*layers, nn.Linear(width, math.prod(shape)), Scale(config.data_scale), nn.Unflatten(1, tuple(shape)))
+
+    def forward(self, z: Tensor, labels_M: Tensor | None = None) -> Tensor:
+        return self.layers(self.condition(z, labels_M))
+
+
+def mlp_discriminator(config: MLPGanConfig, shape: Sequence[int], num_classes: int | None, pack: int) -> Discriminator:
+    """Samples (M, *shape) -> logits (M / pack,)."""
+    layers: list[nn.Module] = [nn.Flatten(), Scale(1 / config.data_scale)]
+    width = math.prod(shape) * pack
+    for hidden in config.discriminator_hidden:
+        if config.maxout:
+            layers.append(Maxout(width, hidden, config.maxout, spectral=config.spectral_norm))
+        else:
+            layers += [linear(width, hidden, spectral=config.spectral_norm), nn.LeakyReLU(0.2)]
+        width = hidden
+    return Discriminator(nn.Sequential(*layers), width, num_classes=num_classes, pack=pack, spectral=config.spectral_norm)

@@ -1,0 +1,42 @@
+"""The pairs of networks that a GAN job can name.
+
+Generators map (z of shape (M, latent), labels (M,) or None) to samples (M, *shape); discriminators map (samples, labels or None) to logits (M / pack,).
+"""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from models.gan_dcgan import DCGANConfig, DCGANGenerator, dcgan_discriminator
+from models.gan_layers import Discriminator
+from models.gan_mlp import MLPGanConfig, MLPGenerator, mlp_discriminator
+from models.gan_residual import ResidualGanConfig, ResidualGenerator, residual_discriminator
+from models.gan_style import StyleGanConfig, StyleGenerator, style_discriminator
+
+GanNetworkConfig = MLPGanConfig | DCGANConfig | ResidualGanConfig | StyleGanConfig
+
+
+def build_generator(config: GanNetworkConfig, shape: Sequence[int], num_classes: int | None = None) -> nn.Module:
+    """The generator that `config` names, for samples of `shape`."""
+    match config:
+        case MLPGanConfig():
+            return MLPGenerator(config, shape, num_classes)
+        case DCGANConfig():
+            return DCGANGenerator(config, shape, num_classes)
+        case ResidualGanConfig():
+            return ResidualGenerator(config, shape, num_classes)
+        case StyleGanConfig():
+            return StyleGenerator(config, shape, num_classes)
+
+
+def build_discriminator(config: GanNetworkConfig, shape: Sequence[int], num_classes: int | None = None, pack: int = 1) -> Discriminator:
+    """The discriminator that `config` names; it judges `pack` consecutive samples at a time."""
+    match config:
+        case MLPGanConfig():
+            return mlp_discriminator(config, shape, num_classes, pack)
+        case DCGANConfig():
+            return dcgan_discriminator(config, shape, num_classes, pack)
+        case ResidualGanConfig():
+            return residual_discriminator(config, shape, num_classes, pack)
+        case StyleGanConfig():
+            return style_discriminator(config, shape, num_classes, pack)

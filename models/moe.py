@@ -1,0 +1,187 @@
+"""The mixture-of-experts layer on one device: route, sort tokens by expert, apply the experts, combine.
+
+The layer knows its experts only as `self.experts(x_AD, counts_E) -> y_AD`; trainer/expert_parallel.py replaces that module by
+one that sends the rows to other ranks. Whatever looks at more than one token (capacity, drops, balance loss) does so within a
+routing group of `group` consecutive samples, so the result does not depend on how a batch is split into micro-batches.
+
+Legend: B samples, T positions, D model width, G routing groups, N tokens of a group, A assignments, E experts, K experts of a token.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.dispatch import combine, dispatch, plan
+from models.experts import Experts
+from models.feedforward import SwiGLU
+from models.router import Router
+from models.routing import (
+    ExpertChoiceRouter,
+    NoisyTopKRouter,
+    RouterConfig,
+    Routing,
+    SwitchRouter,
+    count,
+    experts_per_token,
+    load_balance,
+    router_z,
+    within_capacity,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoEConfig:
+    """One mixture-of-experts layer."""
+
+    experts: int
+    """Number of experts."""
+    ffn: int
+    """Inner width of each expert."""
+    router: RouterConfig = field(default_factory=SwitchRouter)
+    """How tokens find their experts."""
+    capacity_factor: float | None = None
+    """Room of an expert in a routing group, in multiples of the mean load; what exceeds it is dropped. None: dropless."""
+    eval_capacity_factor: float | None = None
+    """The same in evaluation."""
+    drop_policy: Literal["position", "probability"] = "position"
+    """Who finds room first: first choices before second ones, early tokens before late ones; or the larger gate (V-MoE's batch priority)."""
+    jitter: float = 0.0
+    """In training the router's input is multiplied by uniform noise from [1 - jitter, 1 + jitter]."""
+    balance_loss: float = 0.01
+    """Factor of the balance loss."""
+    z_loss: float = 0.001
+    """Factor of the router z-loss."""
+    balance: Literal["group", "global"] = "group"
+    """Whose load the balance loss evens out: each routing group's own, or that of the whole batch, taken from the step before."""
+    shared_expert: int = 0
+    """Inner width of an expert that serves every token, beside the routed ones (DeepSeekMoE); 0 for none."""
+    group: int = 1
+    """Consecutive samples that form one routing group; a micro-batch holds whole groups."""
+
+    def __post_init__(self) -> None:
+        if self.experts < 1 or self.ffn < 1 or self.group < 1:
+            raise ValueError(f"moe: experts {self.experts}, ffn {self.ffn} and group {self.group} must all be at least 1")
+        most = self.experts - isinstance(self.router, NoisyTopKRouter)
+        mean = experts_per_token(self.router)
+        if mean > most:
+            raise ValueError(f"moe.router: {mean:g} experts for each token are too many for {self.router.name} over {self.experts} experts; use at most {most}")
+        for name, factor in (("capacity_factor", self.capacity_factor), ("eval_capacity_factor", self.eval_capacity_factor)):
+            if factor is not None and factor <= 0:
+                raise ValueError(f"moe.{name}: {factor} must be above 0, or null for dropless")
+            if factor is not None and isinstance(self.router, ExpertChoiceRouter):
+                raise ValueError(f"moe.{name}: {factor} does not go with expert_choice, whose room is set by experts_per_token; use null")
+        if self.balance == "global" and isinstance(self.router, NoisyTopKRouter | ExpertChoiceRouter):
+            raise ValueError(f"moe.balance: global does not go with {self.router.name}, which has no such balance loss; use group")
+
+
+class RouteStats(NamedTuple):
+    """What one layer reports. The two losses are means over each group's tokens; the rest are float32 sums without gradient that
+    add up over micro-batches and ranks."""
+
+    balance_G: Tensor
+    """Balance loss of each group, without its factor."""
+    z_G: Tensor
+    """Router z-loss of each group, without its factor."""
+    load_E: Tensor
+    """Assignments of each expert, before drops."""
+    dropped: Tensor
+    """Assignments that found no room; for expert_choice the tokens that no expert chose."""
+    entropy: Tensor
+    """Entropy of the router's distribution in nats, summed over tokens."""
+    gate: Tensor
+    """Sum of the gates of all assignments, before drops."""
+    tokens: Tensor
+    """Number of tokens."""
+
+
+def router_loss(config: MoEConfig, stats: Sequence[RouteStats]) -> Tensor:
+    """balance_loss * balance + z_loss * z, summed over layers: (G,)."""
+    return torch.stack([config.balance_loss * layer.balance_G + config.z_loss * layer.z_G for layer in stats]).sum(0)
+
+
+class MoELayer(nn.Module):
+    """Routed SwiGLU experts, and a shared one if configured. A dropped token's output is zero: only the residual path carries it."""
+
+    def __init__(self, config: MoEConfig, d_model: int, std: float = 0.02, out_std: float = 0.02):
+        super().__init__()
+        self.config = config
+        self.router = Router(config.router, config.experts, d_model, config.jitter, config.balance == "global", std)
+        self.experts: nn.Module = Experts(config.experts, d_model, config.ffn, std=std, out_std=out_std)
+        self.shared = SwiGLU(d_model, config.shared_expert, std, out_std) if config.shared_expert else None
+
+    def forward(self, x_BTD: Tensor, keys_B: Tensor) -> tuple[Tensor, RouteStats]:
+        """`keys_B` (int64) are random keys of the samples, from `models.random.sample_keys`; they serve jitter and noise.
+
+        ValueError if B is no multiple of the group's size.
+        """
+        samples, group = len(x_BTD), self._group()
+        if samples % group:
+            raise ValueError(f"moe.group: {group} consecutive samples form a routing group, but {samples} came; use a multiple of {group}")
+        routing = self.router(x_BTD.reshape(samples // group, -1, x_BTD.shape[-1]), keys_B)
+        keep_GA = self._keep(routing)
+        y_BTD = self._experts(x_BTD.flatten(0, 1), routing, keep_GA).view_as(x_BTD)
+        if self.shared is not None:
+            y_BTD = y_BTD + self.shared(x_BTD)
+        return y_BTD, self._stats(routing, keep_GA)
+
+    def after_step(self, load_E: Tensor) -> None:
+        """Tell the layer the load (E,) of the whole global batch, after each optimiser step, the same on all ranks."""
+        self.router.update_bias(load_E)
+        self.router.remember_load(load_E)
+
+    def _group(self) -> int:
+        """Samples of a routing group: one in an evaluation where no token depends on others, so that any number of samples will do."""
+        alone = self.config.eval_capacity_factor is None and not isinstance(self.config.router, ExpertChoiceRouter)
+        return 1 if alone and not self.training else self.config.group
+
+    def _keep(self, routing: Routing) -> Tensor | None:
+        """Which assignments (G, A) find room; None for all."""
+        factor = self.config.capacity_factor if self.training else self.config.eval_capacity_factor
+        if factor is None:
+            return None
+        tokens, assignments = routing.probs_GNE.shape[1], routing.expert_GA.shape[1]
+        # Fedus et al. 2021, equation 3; the small number undoes rounding such as 1.1 * 80 = 88.00000000000001.
+        capacity = math.ceil(factor * assignments / self.config.experts - 1e-6)
+        if self.config.drop_policy == "probability":
+            order_GA = -routing.gate_GA.detach()
+        else:
+            k = assignments // tokens
+            index_A = torch.arange(assignments, device=routing.expert_GA.device)
+            order_GA = (index_A % k * tokens + index_A // k).expand_as(routing.expert_GA)
+        return within_capacity(routing.expert_GA, order_GA, capacity, self.config.experts)
+
+    def _experts(self, x_ND: Tensor, routing: Routing, keep_GA: Tensor | None) -> Tensor:
+        """Output (all tokens, D) of the routed experts."""
+        if torch.is_autocast_enabled(x_ND.device.type):
+            x_ND = x_ND.to(torch.get_autocast_dtype(x_ND.device.type))  # here and not in the experts: rows then travel in this type
+        groups, tokens, _ = routing.probs_GNE.shape
+        expert_GA, gate_GA = routing.expert_GA, routing.gate_GA.to(x_ND.dtype)
+        if keep_GA is not None:
+            expert_GA, gate_GA = expert_GA.where(keep_GA, self.config.experts), gate_GA.where(keep_GA, 0)
+        if routing.token_GA is None:
+            token_A = torch.arange(expert_GA.numel(), device=x_ND.device) // (expert_GA.shape[1] // tokens)
+        else:
+            token_A = (routing.token_GA + tokens * torch.arange(groups, device=x_ND.device)[:, None]).flatten()
+        way = plan(expert_GA.flatten(), token_A, self.config.experts, even=routing.token_GA is None)
+        return combine(self.experts(dispatch(x_ND, way), way.counts_E), gate_GA.flatten(), len(x_ND), way)
+
+    def _stats(self, routing: Routing, keep_GA: Tensor | None) -> RouteStats:
+        load_GE = count(routing.expert_GA, self.config.experts).to(routing.gate_GA.dtype)
+        balance_G = routing.balance_G
+        if balance_G is None:
+            share_GE = load_GE if self.config.balance == "group" else self.router.last_load_E.to(load_GE).expand_as(load_GE)
+            balance_G = load_balance(share_GE / share_GE.sum(-1, keepdim=True), routing.probs_GNE)
+        z_G = router_z(routing.log_z_GN)
+        with torch.no_grad():
+            groups, tokens, _ = routing.probs_GNE.shape
+            if routing.token_GA is not None:
+                dropped = (count(routing.token_GA, tokens) == 0).sum()
+            else:
+                dropped = load_GE.new_zeros(()) if keep_GA is None else (~keep_GA).sum()
+            entropy, gate = torch.special.entr(routing.probs_GNE).sum(), routing.gate_GA.sum()
+            sums = (load_GE.sum(0), dropped, entropy, gate, load_GE.new_full((), groups * tokens))
+        return RouteStats(balance_G, z_G, *(each.detach().float() for each in sums))

@@ -1,0 +1,97 @@
+"""What a diffusion network predicts (noise, x0 or v), and what the samplers read from it.
+
+M samples of any shape; a network that learns the variance gives twice the channels, the second half for the variance.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from models.schedules import Schedule
+
+Target = Literal["noise", "x0", "v"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a denoiser says of x_t; x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise holds always."""
+
+    x0: Tensor
+    noise: Tensor
+    variance_fraction: Tensor | None = None
+    """Where the learned log variance lies between log beta tilde (0) and log beta (1) (Nichol & Dhariwal 2021, eq. 15)."""
+
+
+Denoiser = Callable[[Tensor, Tensor], Prediction]
+"""(x_t, t_M) -> Prediction: a network, or a closed form, with labels and guidance already applied."""
+
+
+def target(kind: Target, schedule: Schedule, x0: Tensor, t_M: Tensor, noise: Tensor) -> Tensor:
+    """What the network should give: the noise, x0, or v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0 (Salimans & Ho 2022, appendix D)."""
+    match kind:
+        case "noise":
+            return noise
+        case "x0":
+            return x0
+        case "v":
+            signal, spread = schedule.scales(t_M, x0)
+            return signal * noise - spread * x0
+
+
+def split_variance(output: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The mean's part of a network's output, and the variance fraction if the output has twice the channels of `x_t`."""
+    if output.shape[1] == x_t.shape[1]:
+        return output, None
+    assert output.shape[1] == 2 * x_t.shape[1], f"{output.shape[1]} output channels for samples of {x_t.shape[1]}"
+    mean, variance = output.chunk(2, dim=1)
+    return mean, (variance + 1) / 2
+
+
+def predict(kind: Target, schedule: Schedule, output: Tensor, x_t: Tensor, t: Tensor | int) -> Prediction:
+    """Read x0 and noise from the network's `output` at `x_t`."""
+    output, fraction = split_variance(output, x_t)
+    signal, spread = schedule.scales(t, x_t)
+    match kind:
+        case "noise":
+            return Prediction((x_t - spread * output) / signal, output, fraction)
+        case "x0":
+            return Prediction(output, (x_t - signal * output) / spread, fraction)
+        case "v":
+            return Prediction(signal * x_t - spread * output, spread * x_t + signal * output, fraction)
+
+
+def denoiser(network: Callable[[Tensor, Tensor], Tensor], kind: Target, schedule: Schedule) -> Denoiser:
+    """`network`, (x_t, t_M) -> output, as a denoiser."""
+    return lambda x_t, t_M: predict(kind, schedule, network(x_t, t_M), x_t, t_M)
+
+
+def clipped(inner: Denoiser, schedule: Schedule, bound: float = 1.0) -> Denoiser:
+    """`inner` with x0 clamped to [-bound, bound], as images are, and the noise to match."""
+
+    def denoise(x_t: Tensor, t_M: Tensor) -> Prediction:
+        prediction = inner(x_t, t_M)
+        x0 = prediction.x0.clamp(-bound, bound)
+        signal, spread = schedule.scales(t_M, x_t)
+        return Prediction(x0, (x_t - signal * x0) / spread, prediction.variance_fraction)
+
+    return denoise
+
+
+def guided(network: Callable[[Tensor, Tensor, Tensor], Prediction], labels_M: Tensor, null_label: int, scale: float) -> Denoiser:
+    """Classifier-free guidance (Ho & Salimans 2022, eq. 6): noise = unconditional + scale * (conditional - unconditional); scale 1 is plain conditioning.
+
+    `network` maps (x_t, t, labels) to a Prediction and sees both halves as one batch of 2 M. x0 is linear in the noise, so it is guided alike.
+    """
+    labels = torch.cat([labels_M, torch.full_like(labels_M, null_label)])
+
+    def denoise(x_t: Tensor, t_M: Tensor) -> Prediction:
+        both = network(torch.cat([x_t, x_t]), torch.cat([t_M, t_M]), labels)
+        x0, x0_null = both.x0.chunk(2)
+        noise, noise_null = both.noise.chunk(2)
+        fraction = None if both.variance_fraction is None else both.variance_fraction.chunk(2)[0]
+        return Prediction(x0_null + scale * (x0 - x0_null), noise_null + scale * (noise - noise_null), fraction)
+
+    return denoise

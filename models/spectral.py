@@ -1,0 +1,119 @@
+"""Spectral normalisation (Miyato et al. 2018) whose power iteration runs once per optimiser step, not once per forward pass.
+
+torch's own runs it in every forward pass, so that accumulation and extra passes (of the other network's phase, of a gradient penalty) change the
+result. Here `iterate_spectral_norms(network)` is called once after each optimiser step, and forward passes only read.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SpectralNorm(nn.Module):
+    """Estimates the largest singular value of a weight, seen as a matrix of shape (outputs, the rest)."""
+
+    u: Tensor
+    v: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        rows, columns = weight.flatten(1).shape
+        self.register_buffer("u", torch.zeros(rows))
+        self.register_buffer("v", torch.zeros(columns))
+
+    @torch.no_grad()
+    def restart(self, weight: Tensor, iterations: int = 15) -> None:
+        """Draw u from torch's global generator and iterate until it fits `weight` well."""
+        self.u.copy_(F.normalize(torch.randn_like(self.u), dim=0))
+        for _ in range(iterations):
+            self.iterate(weight)
+
+    @torch.no_grad()
+    def iterate(self, weight: Tensor) -> None:
+        """One power iteration (Miyato et al. 2018, algorithm 1)."""
+        matrix = weight.flatten(1).to(self.u)
+        self.v.copy_(F.normalize(matrix.T @ self.u, dim=0))
+        self.u.copy_(F.normalize(matrix @ self.v, dim=0))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight over its largest singular value; the gradient flows through both (Miyato et al. 2018, section 2.1)."""
+        with torch.autocast(weight.device.type, enabled=False):
+            # Clones, because the next power iteration would otherwise change what this pass saved for its backward pass.
+            sigma = self.u.clone() @ (weight.flatten(1).to(self.u) @ self.v.clone())
+        return weight / sigma.to(weight.dtype)
+
+
+class SpectralLinear(nn.Linear):
+    """A linear layer of spectral norm 1."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.spectral_norm = SpectralNorm(self.weight)
+        self.spectral_norm.restart(self.weight)
+
+    def reset_parameters(self) -> None:
+        _orthogonal(self, self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.spectral_norm(self.weight), self.bias)
+
+
+class SpectralConv2d(nn.Conv2d):
+    """A convolution whose kernel, seen as a matrix of shape (outputs, inputs * height * width), has spectral norm 1."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=bias)
+        self.spectral_norm = SpectralNorm(self.weight)
+        self.spectral_norm.restart(self.weight)
+
+    def reset_parameters(self) -> None:
+        _orthogonal(self, self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.spectral_norm(self.weight), self.bias)
+
+
+class SpectralEmbedding(nn.Embedding):
+    """A table of vectors of spectral norm 1."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
+        super().__init__(num_embeddings, embedding_dim)
+        self.spectral_norm = SpectralNorm(self.weight)
+        self.spectral_norm.restart(self.weight)
+
+    def reset_parameters(self) -> None:
+        _orthogonal(self, None)
+
+    def forward(self, index: Tensor) -> Tensor:
+        return F.embedding(index, self.spectral_norm(self.weight))
+
+
+SpectralLayer = SpectralLinear | SpectralConv2d | SpectralEmbedding
+
+
+def _orthogonal(layer: SpectralLayer, bias: Tensor | None) -> None:
+    """Orthogonal weights (Brock et al. 2019, section 3), zero biases, and singular vectors that fit."""
+    nn.init.orthogonal_(layer.weight)
+    if bias is not None:
+        nn.init.zeros_(bias)
+    # torch's constructors call this before the sub-module exists.
+    if "spectral_norm" in dict(layer.named_children()):
+        layer.spectral_norm.restart(layer.weight)
+
+
+def iterate_spectral_norms(network: nn.Module) -> None:
+    """One power iteration of every spectrally normalised layer of `network`: call it once after each optimiser step."""
+    for layer in network.modules():
+        if isinstance(layer, SpectralLayer):
+            layer.spectral_norm.iterate(layer.weight)
+
+
+def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0, *, spectral: bool, bias: bool = True) -> nn.Conv2d:
+    """A convolution, spectrally normalised or plain."""
+    kind = SpectralConv2d if spectral else nn.Conv2d
+    return kind(inputs, outputs, kernel, stride=stride, padding=padding, bias=bias)
+
+
+def linear(inputs: int, outputs: int, *, spectral: bool, bias: bool = True) -> nn.Linear:
+    """A linear layer, spectrally normalised or plain."""
+    return (SpectralLinear if spectral else nn.Linear)(inputs, outputs, bias)

@@ -1,0 +1,147 @@
+import json
+from collections import Counter
+from threading import Event
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data.documents import Documents, TextMaker
+from data.lanes import Lane
+from data.rows import Position, Rows
+from data.shards import open_shards
+from data.sources import Files
+from data.tokenizers import ByteTokenizer
+
+LENGTH = 7  # with seq_len 8 each sample is one document of seven characters and its end
+
+
+def write(folder, sizes, length=LENGTH, row_group_size=None):
+    """One parquet file for each size; every text is unique and names its shard and row."""
+    for shard, size in enumerate(sizes):
+        texts = pa.array([f"{shard:02d}{row:05d}".ljust(length, "x") for row in range(size)], pa.string())
+        pq.write_table(pa.table({"text": texts}), folder / f"{shard:02d}.parquet", row_group_size=row_group_size)
+    return Files(paths=(str(folder / "*.parquet"),))
+
+
+def make_lane(source, *, lane=0, lanes=1, seed=0, window=100, seq_len=LENGTH + 1, held_out=0.0, state=None, split=False):
+    maker = TextMaker(ByteTokenizer(), Documents(text_column="text", key_column="text", held_out=held_out), seq_len=seq_len)
+    state = json.loads(json.dumps(state)) if state else Lane.first_state(maker)
+    shards = open_shards(source, ["text"], at_least=lanes if split else 1)
+    position = Position(epoch=state["epoch"], shard=state["shard"], row=state["row"])
+    rows = Rows(shards, lane=lane, lanes=lanes, seed=seed, position=position, retry_seconds=0, closing=Event())
+    return Lane(rows, maker, lane=lane, seed=seed, window=window, state=state)
+
+
+def names(samples):
+    """The documents in (m, 9) samples of one document each."""
+    return [bytes(sample[1 : LENGTH + 1].tolist()).decode() for sample in samples]
+
+
+def all_names(sizes):
+    return sorted(f"{shard:02d}{row:05d}" for shard, size in enumerate(sizes) for row in range(size))
+
+
+UNEVEN = [150, 0, 90, 7, 64, 0, 130, 1, 65]
+
+
+def test_each_document_exactly_once_an_epoch_and_another_order_in_the_next(tmp_path):
+    lane = make_lane(write(tmp_path, UNEVEN))
+    epochs = [names(lane.take(sum(UNEVEN))) for _ in range(3)]
+    assert [sorted(epoch) for epoch in epochs] == [all_names(UNEVEN)] * 3
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert all(epoch != sorted(epoch) for epoch in epochs)
+
+
+@pytest.mark.parametrize("lanes", [2, 3, 4])
+def test_lanes_share_the_documents_out(tmp_path, lanes):
+    source = write(tmp_path, [40, 64, 70, 129])
+    sizes = [sum([40, 64, 70, 129][lane::lanes]) for lane in range(lanes)]
+    found = [name for lane, size in enumerate(sizes) for name in names(make_lane(source, lane=lane, lanes=lanes).take(size))]
+    assert sorted(found) == all_names([40, 64, 70, 129])
+
+
+@pytest.mark.parametrize(("sizes", "lanes"), [([200], 3), ([130, 71], 8), ([64, 65, 66], 4)])
+def test_fewer_shards_than_lanes(tmp_path, sizes, lanes):
+    """A lane that shares a shard has every so manyth row of it, and over an epoch all lanes together have each once."""
+    source = write(tmp_path, sizes)
+    found = []
+    for lane in range(lanes):
+        shard = lane % len(sizes)
+        sharers = range(shard, lanes, len(sizes))
+        rows = range(sharers.index(lane), sizes[shard], len(sharers))
+        epochs = make_lane(source, lane=lane, lanes=lanes).take(2 * len(rows))
+        assert sorted(names(epochs[: len(rows)])) == sorted(names(epochs[len(rows) :])) == [f"{shard:02d}{row:05d}" for row in rows]
+        found += names(epochs[: len(rows)])
+    assert sorted(found) == all_names(sizes)
+
+
+def test_one_file_of_many_row_groups_is_split_by_them(tmp_path):
+    source = write(tmp_path, [300], row_group_size=50)
+    groups = [2, 2, 1, 1]  # of 50 rows: 0 and 4, 1 and 5, 2, 3
+    for lane in range(4):
+        found = names(make_lane(source, lane=lane, lanes=4, split=True).take(50 * groups[lane]))
+        assert sorted(found) == [f"00{row:05d}" for row in range(300) if row // 50 % 4 == lane]
+
+
+def test_a_window_mixes_documents_over_shards(tmp_path):
+    lane = make_lane(write(tmp_path, [64] * 8), window=256)
+    first = names(lane.take(64))
+    assert len({name[:2] for name in first}) == 4
+
+
+@pytest.mark.parametrize(("lane", "lanes"), [(0, 1), (1, 2), (3, 12)])
+def test_resume_is_exact_from_every_place(tmp_path, lane, lanes):
+    """Inside a window, at its edge, at a shard's, at an epoch's: two epochs and a bit, every fifth sample and all around an edge."""
+    source = write(tmp_path, UNEVEN)
+    uninterrupted = make_lane(source, lane=lane, lanes=lanes)
+    states, samples = [uninterrupted.state()], []
+    count = 2 * sum(UNEVEN[lane % 9 :: lanes]) // (2 if lanes > 9 else 1) + 40
+    for _ in range(count):
+        samples.append(uninterrupted.take(1)[0].tolist())
+        states.append(uninterrupted.state())
+    places = [(state["epoch"], state["shard"], state["row"]) for state in states]
+    edges = {n for n in range(1, count) if places[n] != places[n - 1]}
+    assert len(edges) >= 2
+    for n in sorted(set(range(0, count - 3, 25)) | {n + d for n in edges for d in (-1, 0, 1) if n + d <= count - 3}):
+        resumed = make_lane(source, lane=lane, lanes=lanes, state=states[n])
+        assert resumed.take(3).tolist() == samples[n : n + 3], n
+        assert resumed.state() == states[n + 3]
+
+
+def test_resume_is_exact_inside_and_at_the_edge_of_a_chunk(tmp_path):
+    """Documents of 20 kB, so that a window has several chunks, and samples that hold parts of them."""
+    source = write(tmp_path, [70, 70], length=20_000)
+    uninterrupted = make_lane(source, seq_len=1000, window=64)
+    states, samples = [uninterrupted.state()], []
+    for _ in range(150):
+        samples += uninterrupted.take(20).tolist()
+        states.append(uninterrupted.state())
+    chunks = {(state["shard"], state["row"], state["document"]) for state in states}
+    assert len(chunks) >= 4
+    for n in range(0, 149, 8):
+        assert make_lane(source, seq_len=1000, window=64, state=states[n]).take(20).tolist() == samples[20 * n : 20 * n + 20]
+
+
+def test_nothing_is_lost_or_repeated_where_documents_and_samples_do_not_match(tmp_path):
+    """Over one epoch the targets are the bytes of all documents and an end for each, whatever the window and seq_len."""
+    source = write(tmp_path, UNEVEN, length=11)
+    tokens = Counter(b"".join(name.ljust(11, "x").encode() for name in all_names(UNEVEN))) + Counter({256: sum(UNEVEN)})
+    for seq_len in (13, 4, 26):
+        total = sum(UNEVEN) * 12
+        lane = make_lane(source, seq_len=seq_len, window=70)
+        samples = lane.take(total // seq_len)
+        missing = tokens - Counter(samples[:, 1:].ravel().tolist())
+        assert Counter(samples[:, 1:].ravel().tolist()) - tokens == Counter()
+        assert sum(missing.values()) == total % seq_len
+
+
+def test_no_document_is_an_error_that_names_the_lane_and_its_files(tmp_path):
+    source = write(tmp_path, [5, 0])
+    with pytest.raises(ValueError, match=r"^data.source: lane 1 has no documents .*01.parquet.*; give more data, fewer data.lanes"):
+        make_lane(source, lane=1, lanes=2).take(1)
+    with pytest.raises(ValueError, match=r"^data.source: lane 0 has no documents .*held out"):
+        make_lane(source, held_out=0.999999).take(1)
+    made = make_lane(source, lane=1, lanes=2)
+    with pytest.raises(ValueError, match="lane 1 has no documents"):
+        make_lane(source, lane=1, lanes=2, state=made.state()).take(1)

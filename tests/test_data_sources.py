@@ -1,0 +1,267 @@
+import contextlib
+import gzip
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import TypeAdapter
+
+from data.files import file_tag, list_files
+from data.manifest import manifest
+from data.prepare import prepare
+from data.sources import Files, Hub, PythonStdlib, absolute
+from data.stream import TextStream
+from data.text import TextConfig
+
+TEXTS = [f"document {i} of the corpus: {'x' * (i % 7)}" for i in range(40)]
+
+
+def files(*paths, **options):
+    return TextConfig(source=Files(paths=tuple(map(str, paths)), **options.pop("source", {})), lanes=2, held_out=0.0, seq_len=16, **options)
+
+
+def epoch(config, samples=100):
+    """The documents among the first samples."""
+    with TextStream(config, seed=0, rank=0, world=1, global_batch=samples, micro_batch=samples) as stream:
+        rows = next(stream).micro_batches[0]["tokens"].tolist()
+    return " ".join("".join(chr(token) if token < 256 else "|" for token in row) for row in rows)
+
+
+@contextlib.contextmanager
+def server(folder, fault=None):
+    """Serves `folder` with Range requests at a local address; `fault(path, n)` may give a status, or "cut", for the n-th request."""
+    requests = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            requests.append((self.command, self.path))
+            status = fault(self.path, len(requests)) if fault else None
+            file = Path(folder, self.path.lstrip("/"))
+            if isinstance(status, int) or not file.is_file():
+                self.send_response(status or 404)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            body = file.read_bytes()
+            span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+            start, end = (int(span[1]), min(int(span[2] or len(body) - 1), len(body) - 1)) if span else (0, len(body) - 1)
+            self.send_response(206 if span else 200)
+            if span:
+                self.send_header("Content-Range", f"bytes {start}-{end}/{len(body)}")
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("ETag", '"v1"')
+            self.send_header("Content-Length", str(end - start + 1))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body[start : end + 1] if status != "cut" else body[start : start + (end - start) // 2])
+                if status == "cut":
+                    self.connection.close()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{httpd.server_address[1]}", requests
+    finally:
+        httpd.shutdown()
+        httpd.server_close()
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    pq.write_table(pa.table({"text": TEXTS[:25], "id": list(range(25))}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": TEXTS[25:], "id": list(range(15))}), tmp_path / "b.parquet")
+    return tmp_path
+
+
+def test_formats_give_the_same_text(corpus):
+    (corpus / "a.jsonl").write_text("".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(TEXTS[:25])))
+    with gzip.open(corpus / "b.jsonl.gz", "wt") as file:
+        file.write("".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(TEXTS[25:])))
+    (corpus / "a.txt").write_text("\n".join(TEXTS[:25]) + "\n")
+    (corpus / "b.txt").write_text("\n".join(TEXTS[25:]))
+    (corpus / "c.txt").write_text("\n\n".join(TEXTS[:25]))
+    (corpus / "d.txt").write_text("\n\n".join(TEXTS[25:]))
+    expected = epoch(files(corpus / "*.parquet"))
+    assert epoch(files(corpus / "a.jsonl", corpus / "b.jsonl.gz")) == expected
+    assert epoch(files(corpus / "[ab].txt", source={"sample_by": "line"})) == expected
+    assert epoch(files(corpus / "[cd].txt")) == expected
+
+
+def test_a_whole_file_can_be_one_document(corpus):
+    for name in "ab":
+        (corpus / f"{name}.md").write_text("first line\n\nthird line")
+    assert "first line\n\nthi" in epoch(files(corpus / "*.md", source={"sample_by": "document"}), samples=2)
+
+
+def test_globs_are_sorted_and_files_named_twice_count_once(corpus):
+    found = list_files(Files(paths=(str(corpus / "b.parquet"), str(corpus / "*.parquet"))))
+    assert [Path(file).name for file in found] == ["b.parquet", "a.parquet"]
+
+
+def test_relative_paths_are_taken_from_the_users_folder(tmp_path):
+    source = Files(paths=("x/*.txt", "/y.txt", "s3://bucket/z.txt"))
+    assert absolute(source, tmp_path).paths == (f"{tmp_path}/x/*.txt", "/y.txt", "s3://bucket/z.txt")
+    assert absolute(PythonStdlib(), tmp_path) == PythonStdlib()
+
+
+def test_the_config_is_parsed_from_plain_values_and_made_by_default():
+    values = {"source": {"name": "files", "paths": ["a.parquet"]}, "eval_source": {"name": "hub", "dataset": "a/b"}, "lanes": 4}
+    parsed = TypeAdapter(TextConfig).validate_python(values)
+    assert parsed == TextConfig(source=Files(paths=("a.parquet",)), eval_source=Hub(dataset="a/b"), lanes=4)
+    assert TypeAdapter(TextConfig).validate_python({}) == TextConfig()
+
+
+ONE_LINERS = {
+    "no such file": (["{tmp}/none.parquet"], {}, "data.source.paths: no such file: .*none.parquet"),
+    "nothing matches": (["{tmp}/*.pq"], {}, r"data.source.paths: nothing matches .*\*.pq; check the glob"),
+    "folder": (["{tmp}"], {}, r"data.source.paths: .* is a folder; name its files by a glob such as .*/\*.parquet"),
+    "zero bytes": (["{tmp}/empty.jsonl"], {}, "data.source.paths: .*empty.jsonl is empty"),
+    "no rows": (["{tmp}/none.pq.parquet"], {}, "data.source: no rows in .*none.pq.parquet; give files with data"),
+    "no format": (["{tmp}/data.bin"], {}, "data.source.format = auto cannot tell the format of .*data.bin"),
+    "mixed": (["{tmp}/a.parquet", "{tmp}/good.txt"], {}, r"data.source.paths mixes formats \(parquet, text\)"),
+    "column": (["{tmp}/a.parquet"], {"text_column": "body"}, "data.source.paths = .* has no column 'body' \\(it has 'text', 'id'\\); set data.text_column"),
+    "key": (["{tmp}/a.parquet"], {"key_column": "url", "held_out": 0.1}, "data.source.paths = .* has no column 'url'"),
+    "type": (["{tmp}/a.parquet"], {"text_column": "id"}, "data.text_column = 'id' holds int64, not text; name a column of strings"),
+    "damaged": (["{tmp}/bad.parquet"], {}, "data.source.paths = .*bad.parquet: .*"),
+    "no paths": ([], {}, "data.source.paths is empty"),
+}
+
+
+@pytest.mark.parametrize("case", ONE_LINERS)
+def test_wrong_files_are_one_line(corpus, case):
+    (corpus / "empty.jsonl").write_text("")
+    (corpus / "data.bin").write_text("x")
+    (corpus / "good.txt").write_text("x")
+    (corpus / "bad.parquet").write_text("this is no parquet file")
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), corpus / "none.pq.parquet")
+    paths, options, said = ONE_LINERS[case]
+    config = TextConfig(source=Files(paths=tuple(path.format(tmp=corpus) for path in paths)), **{"held_out": 0.0, **options})
+    with pytest.raises(ValueError, match=f"^{said}") as raised:
+        prepare(config)
+    assert "\n" not in str(raised.value)
+    assert ";" in str(raised.value)
+
+
+@pytest.mark.parametrize(("field", "value"), [("seq_len", 0), ("window", 0), ("held_out", 1.0), ("lanes", 0), ("prefetch", -1), ("max_eval_samples", 0)])
+def test_numbers_out_of_range_are_one_line(field, value):
+    with pytest.raises(ValueError, match=rf"^data.{field} = {value} "):
+        TextConfig(**{field: value})
+
+
+def test_a_good_source_is_prepared_and_its_manifest_follows_it(corpus):
+    config = files(corpus / "*.parquet")
+    prepare(config)
+    first = manifest(config, seed=0, lanes=2)
+    assert [(Path(file["name"]).name, file["size"]) for file in first["source"]] == [(f"{n}.parquet", (corpus / f"{n}.parquet").stat().st_size) for n in "ab"]
+    assert manifest(config, seed=0, lanes=2) == json.loads(json.dumps(first))
+    pq.write_table(pa.table({"text": TEXTS[:24]}), corpus / "a.parquet")
+    assert manifest(config, seed=0, lanes=2)["digest"] != first["digest"]
+
+
+def test_http_gives_what_the_local_files_give(corpus):
+    with server(corpus) as (url, _):
+        config = files(f"{url}/a.parquet", f"{url}/b.parquet")
+        prepare(config)
+        assert epoch(config) == epoch(files(corpus / "*.parquet"))
+        assert file_tag(f"{url}/a.parquet") == {"name": f"{url}/a.parquet", "size": (corpus / "a.parquet").stat().st_size, "tag": "v1"}
+
+
+@pytest.mark.parametrize("fault", [503, 500, 429, "cut"])
+def test_a_source_that_fails_for_a_while_changes_nothing(corpus, fault):
+    """Requests 1, 4, 9, 16... fail: while opening, and while reading."""
+    with server(corpus, lambda _, n: fault if math.isqrt(n) ** 2 == n else None) as (url, requests):
+        assert epoch(files(f"{url}/a.parquet", f"{url}/b.parquet")) == epoch(files(corpus / "*.parquet"))
+        assert len(requests) >= 16
+
+
+def test_a_source_that_goes_away_ends_with_its_name(corpus):
+    broken = threading.Event()
+    with server(corpus, lambda path, _: 503 if broken.is_set() and path.startswith("/b") else None) as (url, _):
+        config = files(f"{url}/a.parquet", f"{url}/b.parquet", retry_seconds=0.6, prefetch=0)
+        with TextStream(config, seed=0, rank=0, world=1, global_batch=2, micro_batch=1) as stream:
+            broken.set()
+            began = time.monotonic()
+            with pytest.raises(OSError, match=r"^data.source: http://.*/b.parquet has not answered for 0.6 s \(.*503.*\); resume when it does"):
+                next(stream)
+            assert 0.5 < time.monotonic() - began < 10
+
+
+def test_closing_does_not_wait_for_a_source_that_does_not_answer(corpus):
+    broken = threading.Event()
+    with server(corpus, lambda *_: 503 if broken.is_set() else None) as (url, _):
+        stream = TextStream(files(f"{url}/a.parquet"), seed=0, rank=0, world=1, global_batch=2, micro_batch=1)
+        broken.set()
+        time.sleep(0.3)
+        began = time.monotonic()
+        stream.close()
+        assert time.monotonic() - began < 3
+
+
+def test_missing_and_unreachable_urls_are_one_line(corpus):
+    with server(corpus, lambda path, _: 403 if "forbidden" in path else None) as (url, _):
+        for name, said in (("none.parquet", "404"), ("forbidden.parquet", "403")):
+            with pytest.raises(ValueError, match=rf"^data.source.paths = {url}/{name}: .*{said}.*; check the files") as raised:
+                prepare(files(f"{url}/{name}"))
+            assert "\n" not in str(raised.value)
+    with pytest.raises(ValueError, match=rf"^data.source.paths = {url}/a.parquet: .*; check the files"):
+        prepare(files(f"{url}/a.parquet", retry_seconds=0.3))
+
+
+def test_a_hub_dataset_streams_and_what_it_lacks_is_one_line(corpus):
+    """A local folder is read by the same code as a dataset of the Hub, splits and columns included."""
+    (corpus / "hub" / "data").mkdir(parents=True)
+    (corpus / "a.parquet").rename(corpus / "hub" / "data" / "train-00000.parquet")
+    (corpus / "b.parquet").rename(corpus / "hub" / "data" / "test-00000.parquet")
+    config = TextConfig(source=Hub(dataset=str(corpus / "hub")), lanes=2, held_out=0.0, seq_len=16)
+    prepare(config)
+    assert epoch(config) == epoch(files(corpus / "hub" / "data" / "train-00000.parquet"))
+    for options, text_column, said in (
+        ({"split": "valid"}, "text", "Unknown split|Bad split"),
+        ({"config": "french"}, "text", "french"),
+        ({}, "body", "has no column 'body'"),
+    ):
+        with pytest.raises(ValueError, match=rf"^data.source.dataset = .*({said})") as raised:
+            prepare(TextConfig(source=Hub(dataset=str(corpus / "hub"), **options), text_column=text_column, held_out=0.0))
+        assert "\n" not in str(raised.value)
+
+
+HUB = """
+from data.prepare import prepare
+from data.sources import Hub
+from data.text import TextConfig
+for config in (*[TextConfig(source=Hub(dataset=f"someone/{name}")) for name in ("missing", "gated", "private")], TextConfig(tokenizer="someone/missing")):
+    try:
+        prepare(config)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_what_the_hub_refuses_is_one_line(tmp_path):
+    codes = {"missing": 404, "gated": 403, "private": 401}
+    with server(tmp_path, lambda path, _: next((code for name, code in codes.items() if name in path), 404)) as (url, requests):
+        environment = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "x"}
+        ran = subprocess.run([sys.executable, "-c", HUB], capture_output=True, text=True, env=environment, timeout=100)
+    assert ran.returncode == 0, ran.stderr
+    assert requests
+    lines = ran.stdout.splitlines()
+    assert len(lines) == 4
+    for line, name in zip(lines, codes, strict=False):
+        assert line.startswith(f"data.source.dataset = 'someone/{name}' (split = 'train'): ")
+        assert line.endswith("; check the name, config, split and revision, HF_TOKEN (private and gated data) and the network")
+    assert lines[3].startswith("data.tokenizer = 'someone/missing': ")

@@ -1,0 +1,66 @@
+"""Spectral normalisation against the singular value decomposition and torch's own."""
+
+import torch
+from torch import nn
+
+from models.init import initialise
+from models.spectral import SpectralConv2d, SpectralEmbedding, SpectralLinear, iterate_spectral_norms
+
+
+def test_sigma_is_the_largest_singular_value_once_converged() -> None:
+    torch.manual_seed(0)
+    layers = nn.ModuleList([SpectralLinear(7, 5), SpectralConv2d(3, 6, 3, padding=1), SpectralEmbedding(4, 9)])
+    for layer in layers:
+        nn.init.normal_(layer.weight)
+    for _ in range(300):
+        iterate_spectral_norms(layers)
+    for layer in layers:
+        normalised = layer.spectral_norm(layer.weight).flatten(1)
+        torch.testing.assert_close(torch.linalg.matrix_norm(normalised, ord=2), torch.tensor(1.0), rtol=1e-4, atol=0)
+
+
+def test_output_and_gradient_equal_torch_with_the_same_vectors() -> None:
+    torch.manual_seed(0)
+    ours, theirs = SpectralLinear(7, 5), nn.utils.parametrizations.spectral_norm(nn.Linear(7, 5)).eval()
+    state = theirs.state_dict()
+    ours.load_state_dict(
+        {
+            "weight": state["parametrizations.weight.original"],
+            "bias": state["bias"],
+            "spectral_norm.u": state["parametrizations.weight.0._u"],
+            "spectral_norm.v": state["parametrizations.weight.0._v"],
+        }
+    )
+    x = torch.randn(3, 7)
+    torch.testing.assert_close(ours(x), theirs(x))
+    (mine,) = torch.autograd.grad(ours(x).square().sum(), ours.weight)
+    (other,) = torch.autograd.grad(theirs(x).square().sum(), theirs.parametrizations.weight.original)
+    torch.testing.assert_close(mine, other)
+
+
+def test_only_the_explicit_call_iterates() -> None:
+    layer = SpectralConv2d(3, 6, 3)
+    initialise(layer, seed=0)
+    nn.init.normal_(layer.weight)
+    before = layer.spectral_norm.u.clone()
+    layer.train()(torch.randn(2, 3, 5, 5)).sum().backward()
+    assert torch.equal(layer.spectral_norm.u, before)
+    iterate_spectral_norms(layer)
+    assert not torch.equal(layer.spectral_norm.u, before)
+
+
+def test_iterating_between_forward_and_backward_does_not_break_the_backward_pass() -> None:
+    layer = SpectralLinear(4, 4)
+    loss = layer(torch.randn(2, 4)).square().sum()
+    iterate_spectral_norms(layer)
+    loss.backward()
+    assert layer.weight.grad is not None
+
+
+def test_initial_vectors_depend_on_the_seed_alone() -> None:
+    layers = [nn.Sequential(SpectralLinear(4, 4)) for _ in range(2)]
+    for layer in layers:
+        torch.rand(1)
+        initialise(layer, seed=3)
+    for name, value in layers[0].state_dict().items():
+        assert torch.equal(value, layers[1].state_dict()[name]), name

@@ -1,0 +1,260 @@
+"""The transformer against Hugging Face's models, masks, checkpointing, generation, and its parameters and FLOPs against counts."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from models.flops import flops_per_token, forward_flops_per_token, parameters
+from models.generate import choose, generate
+from models.init import initialise
+from models.moe import MoEConfig, router_loss
+from models.routing import BiasBalancedRouter, ExpertChoiceRouter, NoisyTopKRouter, SwitchRouter, TopKRouter
+from models.transformer import Transformer, TransformerConfig
+
+VOCAB, LENGTH = 50, 24
+MOE = MoEConfig(experts=4, ffn=16, router=TopKRouter(k=2))
+SMALL = TransformerConfig(layers=2, d_model=32, heads=4, kv_heads=2, head_dim=16, ffn=48, init_std=0.2)
+
+
+def make(config: TransformerConfig) -> Transformer:
+    model = Transformer(config, VOCAB)
+    initialise(model, 0)
+    return model
+
+
+def tokens(samples: int = 3) -> Tensor:
+    return torch.randint(VOCAB, (samples, LENGTH), generator=torch.Generator().manual_seed(1))
+
+
+def loss(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
+    return torch.nn.functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), tokens_BT[:, 1:].flatten())
+
+
+def hugging_face_weights(model: Transformer, router: str) -> dict[str, Tensor]:
+    """Our weights under Hugging Face's names; `router` is the name of its mixture-of-experts block."""
+    weights = {"model.embed_tokens.weight": model.embedding.weight, "model.norm.weight": model.norm.weight}
+    weights["lm_head.weight"] = model.embedding.weight if model.head is None else model.head.weight
+    for index, block in enumerate(model.blocks):
+        attention, layer = block.attention, f"model.layers.{index}."
+        parts = attention.qkv.weight.split([heads * attention.head_dim for heads in (attention.heads, attention.kv_heads, attention.kv_heads)])
+        weights |= {f"{layer}self_attn.{name}_proj.weight": part for name, part in zip("qkv", parts, strict=True)}
+        weights |= {f"{layer}self_attn.o_proj.weight": attention.out.weight}
+        weights |= {f"{layer}input_layernorm.weight": block.attention_norm.weight, f"{layer}post_attention_layernorm.weight": block.ffn_norm.weight}
+        if attention.q_norm is not None:
+            weights |= {f"{layer}self_attn.q_norm.weight": attention.q_norm.weight, f"{layer}self_attn.k_norm.weight": attention.k_norm.weight}
+        if block.ffn in model.moe_layers:
+            weights[f"{layer}{router}.gate.weight"] = block.ffn.router.weight
+            weights[f"{layer}{router}.experts.gate_up_proj"] = block.ffn.experts.gate_up
+            weights[f"{layer}{router}.experts.down_proj"] = block.ffn.experts.down
+        else:
+            weights |= {f"{layer}mlp.{name}_proj.weight": getattr(block.ffn, name).weight for name in ("gate", "up", "down")}
+    return weights
+
+
+def shared_options(config: TransformerConfig) -> dict[str, object]:
+    return {
+        "vocab_size": VOCAB,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.ffn,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_head_count,
+        "head_dim": config.head_width,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "rope_theta": config.rope_theta,
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+
+
+def qwen3_moe(model: Transformer) -> Qwen3MoeForCausalLM:
+    config, router = model.config, model.config.moe.router
+    theirs = Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            **shared_options(config),
+            moe_intermediate_size=config.moe.ffn,
+            num_experts=config.moe.experts,
+            num_experts_per_tok=1 if isinstance(router, SwitchRouter) else router.k,
+            norm_topk_prob=not isinstance(router, SwitchRouter) and router.normalise,
+            mlp_only_layers=[index for index in range(config.layers) if index not in config.moe_indices],
+        )
+    )
+    theirs.load_state_dict(hugging_face_weights(model, "mlp"))
+    return theirs.eval()
+
+
+def check_equal(model: Transformer, theirs: PreTrainedModel) -> None:
+    """Same loss to 1e-5, same logits, same gradients at the embedding."""
+    ours, other = loss(model(tokens())[0], tokens()), theirs(input_ids=tokens(), labels=tokens()).loss
+    assert abs(ours.item() - other.item()) < 1e-5
+    torch.testing.assert_close(model(tokens())[0], theirs(tokens()).logits, rtol=1e-4, atol=1e-5)
+    ours.backward()
+    other.backward()
+    torch.testing.assert_close(model.embedding.weight.grad, theirs.model.embed_tokens.weight.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.parametrize("layers", ["all", "alternate"])
+@pytest.mark.parametrize("router", [SwitchRouter(), TopKRouter(k=2, normalise=False), TopKRouter(k=2)], ids=["switch", "top_2", "normalised_top_2"])
+def test_loss_is_qwen3_moe(router: TopKRouter, layers: str, tie: bool) -> None:
+    moe = replace(MOE, router=router)
+    model = make(replace(SMALL, qk_norm=True, moe=moe, moe_layers=layers, tie_embeddings=tie, rope_theta=5000.0))
+    check_equal(model, qwen3_moe(model))
+
+
+def test_loss_is_mixtral() -> None:
+    model = make(replace(SMALL, moe=replace(MOE, ffn=48)))
+    theirs = MixtralForCausalLM(MixtralConfig(**shared_options(model.config), num_local_experts=4, num_experts_per_tok=2, sliding_window=None))
+    theirs.load_state_dict(hugging_face_weights(model, "mlp"))
+    check_equal(model, theirs.eval())
+
+
+def test_loss_is_qwen3_dense() -> None:
+    model = make(replace(SMALL, qk_norm=True))
+    theirs = Qwen3ForCausalLM(Qwen3Config(**shared_options(model.config)))
+    theirs.load_state_dict(hugging_face_weights(model, "mlp"))
+    check_equal(model, theirs.eval())
+
+
+def test_greedy_generation_is_hugging_face() -> None:
+    model = make(replace(SMALL, qk_norm=True, moe=MOE))
+    prompt = tokens(2)[:, :5]
+    theirs = qwen3_moe(model).generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=15, do_sample=False)
+    assert torch.equal(generate(model, prompt, 15, temperature=0), theirs)
+
+
+def test_cached_generation_equals_whole_passes() -> None:
+    model, whole = make(replace(SMALL, moe=MOE)).eval(), tokens(2)[:, :3]
+    for _ in range(8):
+        whole = torch.cat((whole, model(whole)[0][:, -1:].argmax(-1)), dim=1)
+    assert torch.equal(generate(model, tokens(2)[:, :3], 8, temperature=0), whole)
+
+
+def test_sampling_follows_temperature_and_top_k() -> None:
+    generator, logits_BV = torch.Generator().manual_seed(0), torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(20000, -1)
+    counts = choose(logits_BV, 0.5, None, generator).flatten().bincount(minlength=4) / 20000
+    torch.testing.assert_close(counts, torch.tensor([1.0, 4, 9, 16]) / 30, atol=0.015, rtol=0)
+    counts = choose(logits_BV, 1.0, 2, generator).flatten().bincount(minlength=4) / 20000
+    torch.testing.assert_close(counts, torch.tensor([0, 0, 3.0, 4]) / 7, atol=0.015, rtol=0)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_documents_of_a_sample_do_not_see_each_other(causal: bool) -> None:
+    model, tokens_BT = make(replace(SMALL, moe=MOE, causal=causal)), tokens()
+    segments_BT = (torch.arange(LENGTH) >= 10).long().expand(3, -1)
+    together = model(tokens_BT, segments_BT=segments_BT)[0]
+    apart = torch.cat([model(part)[0] for part in (tokens_BT[:, :10], tokens_BT[:, 10:])], dim=1)
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(together[:, 10:], model(tokens_BT)[0][:, 10:], atol=1e-2)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_who_sees_the_future(causal: bool) -> None:
+    model, before = make(replace(SMALL, moe=MOE, causal=causal)), tokens()
+    after = before.clone()
+    after[:, -1] = (after[:, -1] + 1) % VOCAB
+    change = (model(before)[0] - model(after)[0]).abs().amax((0, 2))
+    assert change[-1] > 1e-3
+    assert (change[:-1].max() < 1e-6) if causal else (change[:-1].min() > 1e-5)
+
+
+def test_activation_checkpointing_changes_nothing() -> None:
+    moe = MoEConfig(experts=4, ffn=16, router=NoisyTopKRouter(), capacity_factor=0.75, jitter=0.1)
+    results = []
+    for checkpointing in (False, True):
+        model = make(replace(SMALL, moe=moe, activation_checkpointing=checkpointing))
+        logits_BTV, stats = model(tokens(), samples_B=torch.arange(3), seed=4)
+        (loss(logits_BTV, tokens()) + router_loss(moe, stats).mean()).backward()
+        results.append((logits_BTV, *(parameter.grad for parameter in model.parameters())))
+    for plain, checkpointed in zip(*results, strict=True):
+        assert torch.equal(plain, checkpointed)
+
+
+def test_random_routing_depends_on_seed_sample_and_layer_only() -> None:
+    moe = MoEConfig(experts=4, ffn=16, jitter=0.3)
+    model = make(replace(SMALL, moe=moe))
+    samples_B = torch.tensor([8, 9, 10])
+    whole = model(tokens(), samples_B=samples_B, seed=4)[0]
+    parts = [model(part, samples_B=numbers, seed=4)[0] for part, numbers in zip(tokens().split((1, 2)), samples_B.split((1, 2)), strict=True)]
+    torch.testing.assert_close(torch.cat(parts), whole)
+    assert not torch.allclose(whole, model(tokens(), samples_B=samples_B, seed=5)[0])
+    assert not torch.allclose(whole, model(tokens(), samples_B=samples_B + 1, seed=4)[0])
+
+
+def test_initial_weights_have_the_stated_spread() -> None:
+    model = make(TransformerConfig(layers=2, d_model=128, heads=4, ffn=256, moe=MoEConfig(experts=4, ffn=128)))
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            assert torch.equal(parameter, torch.ones_like(parameter)), name
+        else:
+            expected = (2 / 5 / 128) ** 0.5 / (4**0.5 if name.endswith(("out.weight", "down")) else 1)
+            assert parameter.std().item() == pytest.approx(expected, rel=0.1), name
+    assert model(tokens())[0].std() < 1
+
+
+VARIANTS = [
+    SMALL,
+    replace(SMALL, tie_embeddings=True, qk_norm=True, moe=MOE, moe_layers="alternate"),
+    replace(SMALL, moe=replace(MOE, router=NoisyTopKRouter(k=3), shared_expert=24)),
+    replace(SMALL, moe=replace(MOE, router=BiasBalancedRouter(k=2)), moe_layers=(0,)),
+    replace(SMALL, moe=replace(MOE, router=ExpertChoiceRouter(experts_per_token=2)), causal=False),
+]
+
+
+@pytest.mark.parametrize("config", VARIANTS)
+def test_counts_agree_with_the_model(config: TransformerConfig) -> None:
+    model = make(config)
+    counted = parameters(config, VOCAB)
+    assert counted.total == sum(parameter.numel() for parameter in model.parameters())
+    idle = sum((layer.config.experts - counted_k(layer.config)) * 3 * config.d_model * layer.config.ffn for layer in model.moe_layers)
+    assert counted.active == counted.total - idle
+    with sdpa_kernel(SDPBackend.MATH):  # the counter does not know the CPU's fused attention
+        with FlopCounterMode(display=False) as forward:
+            logits_BTV, _ = model(tokens())
+        with FlopCounterMode(display=False) as backward:
+            loss(logits_BTV, tokens()).backward()
+    assert forward.get_total_flops() == tokens().numel() * forward_flops_per_token(config, VOCAB, LENGTH)
+    assert forward.get_total_flops() + backward.get_total_flops() == tokens().numel() * flops_per_token(config, VOCAB, LENGTH)
+
+
+def counted_k(moe: MoEConfig) -> int:
+    return {"noisy_top_k": 3}.get(moe.router.name, 2)
+
+
+def test_published_parameter_counts() -> None:
+    mixtral = TransformerConfig(
+        layers=32, d_model=4096, heads=32, kv_heads=8, ffn=14336, rope_theta=1e6, moe=MoEConfig(experts=8, ffn=14336, router=TopKRouter(k=2))
+    )
+    counted = parameters(mixtral, 32000)
+    assert round(counted.total / 1e9, 1) == 46.7
+    assert round(counted.active / 1e9, 1) == 12.9
+    with torch.device("meta"):
+        assert counted.total == sum(parameter.numel() for parameter in Transformer(mixtral, 32000).parameters())
+    # Switch-C (Fedus et al. 2021, table 9): 1.571e12. It is an encoder and a decoder of 15 layers each, whose ReLU experts are two matrices of
+    # inner width 6144: as many weights as three of 4096. Ours lacks the decoder's cross attention, under 0.1 % of the whole.
+    switch_c = TransformerConfig(layers=30, d_model=2080, heads=32, head_dim=64, ffn=4096, tie_embeddings=True, moe=MoEConfig(experts=2048, ffn=4096))
+    assert parameters(switch_c, 32128).total == pytest.approx(1.571e12, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"heads": 5, "head_dim": None}, "heads: 5 does not divide d_model 32"),
+        ({"kv_heads": 3}, "kv_heads: 3 does not divide heads 4"),
+        ({"head_dim": 7}, "head_dim: 7 is odd"),
+        ({"layers": 0}, "layers 0"),
+        ({"moe_layers": (0, 2)}, r"\[0, 2\] must lie between 0 and 1"),
+        ({"moe": MoEConfig(experts=4, ffn=8, router=ExpertChoiceRouter())}, "leaks the future"),
+    ],
+)
+def test_wrong_configs_are_refused_in_one_line(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        replace(SMALL, **options)
+    assert "\n" not in str(error.value)
