@@ -4,6 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 export MLFLOW_DISABLE_TELEMETRY := true
+# Every worker imports thousands of modules: compiling them anew each time would triple the start-up.
+export PYTHONDONTWRITEBYTECODE :=
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-all check format clean
@@ -16,8 +19,9 @@ setup: $(READY)  ## make the virtual environment and build DeepSpeed's C++ op
 # torch comes first: deepspeed looks for it while it is being installed, and an unpinned torch is several GB.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0 setuptools wheel ninja numpy
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(PIP) pip setuptools wheel
+	$(PIP) torch==2.13.0 numpy ninja
+	$(PIP) --no-build-isolation -e '.[dev]'
 	$(BIN)/python -m trainer.engines.prebuild
 	touch $(READY)
 
