@@ -39,6 +39,56 @@ def train(
         run_job(console, job, overrides or [], resume, time.time())
 
 
+To = Annotated[str, typer.Option("--to", metavar="http://HEAD:8265", help="the cluster")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="a job's id, as submit printed it")]
+Json = Annotated[bool, typer.Option("--json", help="for programs")]
+
+
+@app.command()
+def submit(job: JobFile, to: To, overrides: Overrides = None) -> None:
+    """Hand the job to a Ray cluster, print its id and return."""
+    from cluster.ray_jobs import submit as hand_over
+    from launch.config import for_cluster
+
+    name, values = for_cluster(job, overrides or [])
+    print(hand_over(to, values, name))
+
+
+@app.command()
+def jobs(to: To, as_json: Json = False) -> None:
+    """The jobs of a cluster, the newest first."""
+    from cluster.ray_jobs import listing
+
+    found = listing(to)
+    print(json.dumps(found, indent=1) if as_json else "\n".join(f"{each['state']:10} {each['id']}" for each in found))
+
+
+@app.command()
+def status(job_id: JobId, to: To, as_json: Json = False) -> None:
+    """State of a job, and why."""
+    from cluster.ray_jobs import status as ask
+
+    found = ask(to, job_id)
+    print(json.dumps(found) if as_json else f"{found['id']}: {found['state']}. {found['message']}")
+
+
+@app.command()
+def logs(job_id: JobId, to: To, follow: Annotated[bool, typer.Option("-f", "--follow", help="until the job ends")] = False) -> None:
+    """What a job has printed."""
+    from cluster.ray_jobs import logs as read_logs
+
+    for text in read_logs(to, job_id, follow):
+        print(text, end="", flush=True)
+
+
+@app.command()
+def stop(job_id: JobId, to: To) -> None:
+    """Stop a job."""
+    from cluster.ray_jobs import stop as halt
+
+    halt(to, job_id)
+
+
 @app.command()
 def data(job: JobFile, overrides: Overrides = None, n: Annotated[int, typer.Option("--n", help="how many")] = 3) -> None:
     """Print the first decoded training samples: what the model will see."""
@@ -67,7 +117,7 @@ def sample(
 
 
 @app.command("eval")
-def evaluate(run: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False) -> None:
+def evaluate(run: RunFolder, as_json: Json = False) -> None:
     """The objective's own measures on a run's held-out data, from its last checkpoint, in one process."""
     from launch.inspect import evaluate_run
 
@@ -109,3 +159,7 @@ def main() -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

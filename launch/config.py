@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from cluster.config import ClusterConfig
 from trainer.config import RunConfig, check
@@ -25,3 +26,11 @@ def load(path: str, overrides: Sequence[str] = (), resume: bool = False) -> JobC
     job = parse(JobConfig, read_job(path, overrides))
     check(job.run, job.cluster.workers)
     return replace(job, run=settle(job.run, Path(path).stem, job.cluster.workers, resume))
+
+
+def for_cluster(path: str, overrides: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """A name and the fields of a job that is to run elsewhere: checked here, settled there."""
+    values = read_job(path, overrides)
+    job = parse(JobConfig, values)
+    check(job.run, job.cluster.workers)
+    return job.run.name or Path(path).stem, values

@@ -167,10 +167,10 @@ def noisy_top_k(logits_GNE: Tensor, noise_GNE: Tensor | None, std_GNE: Tensor, c
     return Routing(*softmax(logits_GNE), expert_GNK.flatten(1), gate_GNK.flatten(1), balance_G=balance_G)
 
 
-def expert_choice(logits_GNE: Tensor, tokens_per_token: float) -> Routing:
+def expert_choice(logits_GNE: Tensor, per_token: float) -> Routing:
     """Zhou et al. 2022, equations 1 and 2: each expert takes the C = N c / E tokens of the group that score highest with it."""
     _, tokens, experts = logits_GNE.shape
-    capacity = min(tokens, max(1, round(tokens * tokens_per_token / experts)))
+    capacity = min(tokens, max(1, round(tokens * per_token / experts)))
     probs_GNE, log_z_GN = softmax(logits_GNE)
     gate_GEC, token_GEC = probs_GNE.transpose(1, 2).topk(capacity)
     expert_GEC = torch.arange(experts, device=logits_GNE.device)[:, None].expand_as(token_GEC)

@@ -1,0 +1,100 @@
+"""Jobs on a Ray cluster, through its Jobs API: the client may leave, the job goes on.
+
+The code travels with the job: a copy of the five packages and the job file. A cluster that wants a token finds it in
+RAY_AUTH_TOKEN (or ~/.ray/auth_token), as Ray's own commands do.
+"""
+
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PACKAGES = ("launch", "cluster", "trainer", "models", "data")
+_CHECKOUT = Path(__file__).parents[1]
+
+
+def client(address: str) -> Any:
+    """A client of the Jobs API at `address` (http://HEAD:8265). Raises ValueError if nobody answers there, or refuses."""
+    if not re.match(r"https?://", address):
+        raise ValueError(f"--to: {address!r} is no address of a Ray cluster; it looks like http://HEAD:8265")
+    if os.environ.get("RAY_AUTH_TOKEN") or Path("~/.ray/auth_token").expanduser().exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    from ray.exceptions import RayError
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        raise ValueError(f"--to: no Ray cluster at {address} ({_line(error)}); is the head up, its port 8265 open, and RAY_AUTH_TOKEN right?") from None
+
+
+def submit(address: str, job: dict[str, Any], name: str) -> str:
+    """Start the job and return its id. `job` is what a job file holds."""
+    root = str(job["run"].get("root", "runs"))
+    if "://" not in root and not Path(root).is_absolute():
+        raise ValueError(
+            f"run.root: {root} is relative, but a job on a cluster needs a folder that all its nodes share, or a URL; use run.root=/shared/runs, say"
+        )
+    uri = job["run"].setdefault("tracking", {}).get("uri") or os.environ.get("MLFLOW_TRACKING_URI")
+    job["run"]["tracking"]["uri"] = uri or (f"sqlite:///{root}/mlflow.db" if "://" not in root else None)
+    if job["run"]["tracking"]["uri"] is None:
+        raise ValueError("run.tracking.uri: a run at a URL needs an MLflow server; set it, or MLFLOW_TRACKING_URI")
+    jobs = client(address)
+    with tempfile.TemporaryDirectory() as folder:
+        for package in PACKAGES:
+            shutil.copytree(_CHECKOUT / package, Path(folder) / package, ignore=shutil.ignore_patterns("__pycache__"))
+        (Path(folder) / f"{name}.yaml").write_text(yaml.safe_dump(job, sort_keys=False))
+        entrypoint = f"python -m launch.cli train {name}.yaml"
+        job_id = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        try:
+            return str(jobs.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env={"working_dir": folder, "env_vars": {"PYTHONUNBUFFERED": "1"}}))
+        except (RuntimeError, ConnectionError) as error:
+            raise ValueError(f"--to: {address} did not take the job ({_line(error)})") from None
+
+
+def listing(address: str) -> list[dict[str, str]]:
+    """All jobs that were submitted to the cluster, the newest first."""
+    jobs = [details for details in client(address).list_jobs() if details.submission_id]
+    return [_facts(details) for details in sorted(jobs, key=lambda details: -(details.start_time or 0))]
+
+
+def status(address: str, job_id: str) -> dict[str, str]:
+    """State and message of one job. Raises ValueError if there is no such job."""
+    try:
+        return _facts(client(address).get_job_info(job_id))
+    except RuntimeError:
+        raise ValueError(f"job {job_id}: {address} does not know it; `switchwork jobs --to {address}` lists those it knows") from None
+
+
+def logs(address: str, job_id: str, follow: bool) -> Iterator[str]:
+    """What the job has printed; with `follow` until it ends."""
+    status(address, job_id)
+    jobs, printed = client(address), 0
+    while True:
+        ended = not follow or jobs.get_job_status(job_id).is_terminal()
+        text = str(jobs.get_job_logs(job_id))
+        yield text[printed:]
+        printed = len(text)
+        if ended:
+            return
+        time.sleep(1.0)
+
+
+def stop(address: str, job_id: str) -> None:
+    """Have the cluster stop the job."""
+    status(address, job_id)
+    client(address).stop_job(job_id)
+
+
+def _facts(details: Any) -> dict[str, str]:
+    return {"id": str(details.submission_id), "state": str(details.status.value), "message": _line(details.message or "")}
+
+
+def _line(text: object) -> str:
+    return " ".join(str(text).split())[:300]

@@ -1,0 +1,89 @@
+"""A job handed to a real Ray cluster with token authentication: submit, follow, list, stop; and the ways in which it is refused."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from conftest import tiny_job
+
+from trainer.world import free_port
+
+BIN = Path(sys.executable).parent
+TOKEN = "a" * 40
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Ray head of this test's own, with a token."""
+    port, dashboard = free_port(), free_port()
+    path = f"{BIN}:{os.environ['PATH']}"
+    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "PATH": path}
+    command = [
+        "ray",
+        "start",
+        "--head",
+        "--block",
+        f"--port={port}",
+        f"--dashboard-port={dashboard}",
+        "--num-cpus=4",
+        "--include-dashboard=true",
+        "--disable-usage-stats",
+    ]
+    with (tmp_path_factory.mktemp("head") / "log").open("w") as log:
+        process = subprocess.Popen([str(BIN / command[0]), *command[1:]], env=environment, stdout=log, stderr=log)
+    try:
+        address = f"http://127.0.0.1:{dashboard}"
+        deadline = time.monotonic() + 60
+        while switchwork("jobs", "--to", address).returncode:
+            assert time.monotonic() < deadline, "the head did not come up"
+            time.sleep(1)
+        yield address
+    finally:
+        started = [process, *psutil.Process(process.pid).children(recursive=True)]
+        for each in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.wait(30)
+
+
+def switchwork(*arguments: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    return subprocess.run([str(BIN / "switchwork"), *arguments], env=environment, capture_output=True, text=True, timeout=200, check=False)
+
+
+def test_a_submitted_job_trains_to_the_end(head: str, corpus: Path, tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    run = tiny_job(corpus, engine={"name": "deepspeed", "zero": 1, "ep": 2}, root=str(tmp_path / "runs"), name="there", stop={"steps": 2})
+    job.write_text(yaml.safe_dump({"run": run, "cluster": {"workers": 2}}))
+    submitted = switchwork("submit", str(job), "--to", head)
+    assert submitted.returncode == 0, submitted.stderr
+    job_id = submitted.stdout.strip()
+    printed = switchwork("logs", job_id, "-f", "--to", head).stdout
+    assert "held out" in printed, printed
+    assert json.loads(switchwork("status", job_id, "--to", head, "--json").stdout)["state"] == "SUCCEEDED"
+    assert json.loads((tmp_path / "runs" / "there" / "summary.json").read_text())["step"] == 2
+    assert job_id in switchwork("jobs", "--to", head).stdout
+
+
+def test_what_a_cluster_refuses_is_one_line(head: str, corpus: Path, tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(yaml.safe_dump({"run": tiny_job(corpus), "cluster": {"workers": 2}}))
+    nobody = f"http://127.0.0.1:{free_port()}"
+    cases = [
+        (switchwork("submit", str(job), "run.root=/shared/runs", "--to", nobody), nobody),
+        (switchwork("submit", str(job), "run.root=/shared/runs", "--to", "head:8265"), "http://HEAD:8265"),
+        (switchwork("submit", str(job), "--to", head), "run.root"),
+        (switchwork("submit", str(job), "run.root=/shared/runs", "--to", head, token="b" * 40), "RAY_AUTH_TOKEN"),
+        (switchwork("status", "nobody", "--to", head), "nobody"),
+    ]
+    for done, word in cases:
+        assert (done.returncode, done.stderr.count("\n"), done.stderr[:7]) == (2, 1, "error: "), done.stderr
+        assert word in done.stderr
