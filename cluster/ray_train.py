@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,10 +28,18 @@ def connect(cluster: ClusterConfig) -> None:
     """Join the Ray cluster that the job or RAY_ADDRESS names, or start one on this machine. Raises ValueError if it is not there."""
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     try:
-        ray.init(address=address, include_dashboard=None if address else False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError) as error:
+        _knock(address)
+        # "local" and not None: with None Ray would look for a cluster that was once started here, and wait for it if it is gone.
+        ray.init(address=address or "local", include_dashboard=None if address else False, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError) as error:
         cause = " ".join(str(error).split())[:200]
         raise ValueError(f"cluster.address: cannot reach Ray at {address} ({cause}); is it up, and is RAY_AUTH_TOKEN right?") from None
+
+
+def _knock(address: str | None) -> None:
+    """Raises OSError if nobody listens at `address`, where that is host:port: Ray itself would try for minutes."""
+    if address and (found := re.fullmatch(r"(?:ray://)?([\w.-]+):(\d+)", address)):
+        socket.create_connection((found[1], int(found[2])), timeout=5).close()
 
 
 def gpus_per_worker(cluster: ClusterConfig) -> float:
