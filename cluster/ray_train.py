@@ -60,6 +60,10 @@ def check_room(cluster: ClusterConfig) -> None:
             raise ValueError(f"cluster.workers: {total}, and the cluster has {has:g}; use fewer workers or a smaller {field}")
 
 
+class WorkersFailed(RuntimeError):
+    """The workers failed, and were not to be started again."""
+
+
 class _Trainer(DataParallelTrainer):
     """Ray's base trainer, as the ranks join each other by themselves: TorchTrainer would have the controller import torch first.
 
@@ -72,7 +76,7 @@ class _Trainer(DataParallelTrainer):
 
 
 def train(values: Mapping[str, Any], cluster: ClusterConfig, started: float) -> None:
-    """Run `values` (a plain RunConfig) on the connected cluster until it is done. Raises RuntimeError if its workers fail for good."""
+    """Run `values` (a plain RunConfig) on the connected cluster until it is done. Raises WorkersFailed if they fail for good."""
     gpus = gpus_per_worker(cluster)
     trainer = _Trainer(
         _worker,
@@ -83,7 +87,7 @@ def train(values: Mapping[str, Any], cluster: ClusterConfig, started: float) -> 
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise RuntimeError(_cause(error)) from error
+        raise WorkersFailed(_cause(error)) from error
 
 
 def _resources(cluster: ClusterConfig, gpus: float) -> dict[str, float]:
@@ -108,11 +112,8 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """The first worker's own exception, in one line."""
+    """What the first failed worker raised, with its traceback above it."""
     failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
     for rank, failure in sorted(failures.items()):
-        inner: BaseException = failure
-        while (cause := getattr(inner, "cause", None) or inner.__cause__) is not None:
-            inner = cause
-        return f"worker {rank}: {type(inner).__name__}: {inner}"
+        return f"{failure}\nworker {rank} failed, see above"
     return str(error)

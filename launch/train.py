@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Sequence
 
+import typer
 import yaml
 from rich.console import Console
 
@@ -38,7 +39,11 @@ def train(console: Console, path: str, overrides: Sequence[str], resume: bool, s
     steps = job.run.steps(job.run.objective.data.seq_len)
     console.print(f"{job.run.name}: {job.cluster.workers} worker{'s' * (job.cluster.workers > 1)}, run folder {folder}", highlight=False)
     with Watch(folder, steps, console):
-        ray_train.train(plain(job.run), job.cluster, started)
+        try:
+            ray_train.train(plain(job.run), job.cluster, started)
+        except ray_train.WorkersFailed as error:
+            console.print(str(error), markup=False, highlight=False)
+            raise typer.Exit(1) from None
     summary(console, folder, json.loads(folder.read("summary.json")), job.run.tracking)
 
 

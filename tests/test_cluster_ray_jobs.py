@@ -3,8 +3,10 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,7 @@ TOKEN = "a" * 40
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a Ray head of this test's own, with a token."""
     port, dashboard = free_port(), free_port()
+    folder = tempfile.mkdtemp(prefix="ray-")  # short: Ray makes sockets in it, whose names may have 107 characters
     path = f"{BIN}:{os.environ['PATH']}"
     environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "PATH": path}
     command = [
@@ -36,6 +39,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "--num-cpus=4",
         "--include-dashboard=true",
         "--disable-usage-stats",
+        f"--temp-dir={folder}",
     ]
     with (tmp_path_factory.mktemp("head") / "log").open("w") as log:
         process = subprocess.Popen([str(BIN / command[0]), *command[1:]], env=environment, stdout=log, stderr=log)
@@ -52,6 +56,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()
         process.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def switchwork(*arguments: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,7 @@
 """Wrong input of every kind ends in one line that names the field, the values and the fix, with exit code 2, before Ray starts."""
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import yaml
 from conftest import tiny_job
 
 from launch.cli import main
+from trainer.world import free_port
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -130,3 +132,11 @@ def test_data_shows_what_the_model_will_see(switchwork: Run, job: str) -> None:
     code, printed, _ = switchwork("data", job, "--n", "2")
     assert code == 0
     assert "wizards" in printed or "brown" in printed
+
+
+def test_a_cluster_that_is_away_is_refused_soon(switchwork: Run, job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
+    begin = time.monotonic()
+    code, _, complaint = switchwork("train", job)
+    assert (code, "cluster.address" in complaint, complaint.count("\n")) == (2, True, 1)
+    assert time.monotonic() - begin < 15

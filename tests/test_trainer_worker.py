@@ -1,0 +1,111 @@
+"""What a job can ask of a worker, each asked for once in a real run: engines, objectives, accumulation, profiler, stopping, a dead tracking server."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import tiny_job
+from distributed import run_distributed
+
+from trainer.world import free_port
+
+
+def train(world: Any, job: dict[str, Any]) -> dict[str, Any]:
+    """A whole run in this process, which has joined its world already."""
+    from trainer.config import RunConfig
+    from trainer.parsing import parse
+    from trainer.run_folder import prepare, settle
+    from trainer.worker import _train
+
+    run = settle(parse(RunConfig, job, "run"), "job", world.size, resume=False)
+    if world.is_main:
+        prepare(run, resume=False, extra={})
+    world.barrier()
+    return _train(run, world, say=lambda line: None, started=0.0)
+
+
+def job_of(corpus: Path, root: Path, name: str, **changes: Any) -> dict[str, Any]:
+    job = tiny_job(corpus, root=str(root), name=name, stop={"steps": 4}, tracking={"enabled": False})
+    return copy.deepcopy(job | changes)
+
+
+def losses(root: Path, name: str) -> list[float]:
+    rows = [json.loads(line) for line in (root / name / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def root(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs with the reference in it: DeepSpeed, ZeRO 1, micro-batches of 4."""
+    root = tmp_path_factory.mktemp("runs")
+    run_distributed(train, 1, job_of(corpus, root, "reference"))
+    return root
+
+
+def with_model(job: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    job["objective"]["model"] |= changes
+    return job
+
+
+def test_accumulation_engine_and_recomputation_do_not_change_the_loss(root: Path, corpus: Path) -> None:
+    jobs = [
+        job_of(corpus, root, "accumulated", batch={"global_batch": 16, "micro_batch": 1}),
+        job_of(corpus, root, "accelerate", engine={"name": "accelerate"}),
+        with_model(job_of(corpus, root, "recomputed"), activation_checkpointing=True),
+    ]
+    reference = losses(root, "reference")
+    assert reference[-1] < reference[0]
+    for job in jobs:
+        run_distributed(train, 1, job)
+        assert losses(root, job["name"]) == pytest.approx(reference, abs=1e-5), job["name"]
+
+
+def test_ddp_over_two_ranks_equals_one_process(root: Path, corpus: Path) -> None:
+    run_distributed(train, 2, job_of(corpus, root, "ddp", engine={"name": "accelerate"}))
+    assert losses(root, "ddp") == pytest.approx(losses(root, "reference"), abs=1e-5)
+
+
+def test_masked_language_model_over_two_ranks_equals_one_process(root: Path, corpus: Path) -> None:
+    """The number of masked tokens differs from rank to rank: only a division by the global weight gives the same loss."""
+    for world, ep in ((1, 1), (2, 2)):
+        job = with_model(job_of(corpus, root, f"masked-{world}", engine={"name": "deepspeed", "zero": 2, "ep": ep}), causal=False)
+        job["objective"] |= {"name": "masked_lm"}
+        del job["objective"]["sample_tokens"]
+        run_distributed(train, world, job)
+    assert losses(root, "masked-2") == pytest.approx(losses(root, "masked-1"), abs=1e-5)
+    assert losses(root, "masked-1")[-1] < losses(root, "masked-1")[0]
+
+
+def test_bf16_is_autocast_over_fp32_weights(root: Path, corpus: Path) -> None:
+    job = job_of(corpus, root, "bf16", precision="bf16")
+    run_distributed(train, 1, job)
+    found, reference = losses(root, "bf16"), losses(root, "reference")
+    assert found == pytest.approx(reference, abs=0.02)
+    assert found != pytest.approx(reference, abs=1e-6), "nothing was computed in bf16"
+    manifest = json.loads((root / "bf16" / "checkpoints" / "step-00000004" / "manifest.json").read_text())
+    assert {tensor["dtype"] for tensor in manifest["tensors"].values()} == {"float32"}
+
+
+def test_the_profiler_leaves_a_trace(root: Path, corpus: Path) -> None:
+    run_distributed(train, 1, job_of(corpus, root, "profiled", profile={"first": 2, "steps": 2}))
+    trace = json.loads((root / "profiled" / "profile" / "trace.json").read_text())
+    assert any("DeepSpeed" in str(event.get("name")) or "aten::mm" in str(event.get("name")) for event in trace["traceEvents"])
+
+
+def test_hours_end_a_run_with_a_checkpoint(root: Path, corpus: Path) -> None:
+    job = job_of(corpus, root, "timed", stop={"hours": 1 / 3600}, optimizer={"schedule": {"name": "constant"}}, log_every=50)
+    summary = run_distributed(train, 2, job)[0]
+    assert "hours" in summary["stopped"]
+    assert summary["step"] > 0
+    assert (root / "timed" / "checkpoints" / f"step-{summary['step']:08d}" / "manifest.json").exists()
+
+
+def test_a_dead_tracking_server_neither_blocks_nor_loses_anything(root: Path, corpus: Path) -> None:
+    job = job_of(corpus, root, "untracked", tracking={"uri": f"http://127.0.0.1:{free_port()}", "drain_s": 1.0})
+    summary = run_distributed(train, 1, job)[0]
+    assert summary["step"] == 4
+    assert losses(root, "untracked") == losses(root, "reference")
+    events = (root / "untracked" / "events.jsonl").read_text()
+    assert "--resume sends them" in events
