@@ -13,6 +13,7 @@ from rich.table import Table
 
 from data.steps import Share
 from launch.config import load
+from launch.show import printable
 from trainer import checkpoint
 from trainer.config import RunConfig
 from trainer.hooks import quiet, write_samples
@@ -31,7 +32,7 @@ def show_data(console: Console, path: str, overrides: Sequence[str], n: int) -> 
     prepare(job.run.objective.data)
     for index, text in enumerate(preview(job.run.objective.data, job.run.seed, n)):
         console.rule(f"sample {index}", align="left", style="dim")
-        console.print(text, markup=False, highlight=False)
+        console.print(printable(text), markup=False, highlight=False)
 
 
 def read_run(folder: Folder) -> RunConfig:
@@ -51,7 +52,7 @@ def show_samples(console: Console, run: str, n: int, seed: int, changes: dict[st
         samples = objective.sample(objective.networks, n, torch.Generator().manual_seed(seed))
     for name, text in samples.text.items():
         console.rule(f"{name}, step {step}", align="left", style="dim")
-        console.print(text, markup=False, highlight=False)
+        console.print(printable(text), markup=False, highlight=False)
     if samples.images:
         for file in write_samples(samples, Path("samples"), f"{config.name}-step-{step:08d}"):
             console.print(f"wrote {file}")

@@ -21,11 +21,16 @@ def summary(console: Console, folder: Folder, facts: dict[str, Any], tracking: A
     load_table(console, facts)
     for name, text in facts["samples"].items():
         console.rule(name, align="left", style="dim")
-        console.print(text, markup=False, highlight=False)
+        console.print(printable(text), markup=False, highlight=False)
     if facts["samples"]:
         console.rule(style="dim")
     console.print(f"run folder   {folder}", soft_wrap=True, highlight=False)
     console.print(f"MLflow       switchwork ui   (store: {tracking_uri(tracking)})", soft_wrap=True, highlight=False)
+
+
+def printable(text: str) -> str:
+    """`text` with control characters, which an untrained model writes as well, shown as `?`: they could do things to a terminal."""
+    return "".join(character if character.isprintable() or character in "\n\t" else "?" for character in text)
 
 
 def figures(console: Console, facts: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@
 never blocks a step, and what it missed is sent when it is back, by a later attempt if need be. Only rank 0 has a tracker.
 """
 
+import getpass
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from trainer.storage import Folder, absolute
 
 _BATCH = 900  # a request of MLflow takes 1,000 metrics
 _SAY_AFTER = 3
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # what MLflow's pages show first: training, not chat traces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,7 @@ class RunFacts:
     """What MLflow is told of a run, once."""
 
     name: str
+    data_name: str
     params: Mapping[str, Any]
     tags: Mapping[str, str]
     manifest: Mapping[str, Any]
@@ -174,8 +177,12 @@ class _Sender:
         from mlflow.entities import Param, RunTag
 
         experiment = self.client.get_experiment_by_name(config.experiment)
-        experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(config.experiment)
-        run_id = str(self.client.create_run(experiment_id, run_name=self.facts.name, tags={"mlflow.runName": self.facts.name}).info.run_id)
+        experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(config.experiment, tags=_KIND)
+        run_id = str(
+            self.client.create_run(
+                experiment_id, run_name=self.facts.name, tags={"mlflow.user": getpass.getuser(), "mlflow.source.name": "switchwork"}
+            ).info.run_id
+        )
         params = [Param(key, str(value)[:6000]) for key, value in self.facts.params.items()]
         tags = [RunTag(key, value) for key, value in self.facts.tags.items()]
         for start in range(0, max(1, len(params)), 100):
@@ -192,8 +199,8 @@ class _Sender:
         from mlflow.entities import DatasetInput, InputTag
 
         manifest = self.facts.manifest
-        source = HTTPDatasetSource(url=str(manifest.get("source", "unknown")))
-        dataset = MetaDataset(source, name=str(manifest.get("name", "data")), digest=str(manifest["digest"])[:36])  # type: ignore[abstract]
+        source = HTTPDatasetSource(url=f"data_manifest.json#{manifest['digest']}")  # the artifact that lists every file
+        dataset = MetaDataset(source, name=self.facts.data_name, digest=str(manifest["digest"])[:36])  # type: ignore[abstract]
         self.client.log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", "training")])])
 
     def send_rows(self) -> None:
