@@ -109,3 +109,9 @@ def test_a_dead_tracking_server_neither_blocks_nor_loses_anything(root: Path, co
     assert losses(root, "untracked") == losses(root, "reference")
     events = (root / "untracked" / "events.jsonl").read_text()
     assert "--resume sends them" in events
+
+
+@pytest.mark.slow
+def test_compiled_equals_eager(root: Path, corpus: Path) -> None:
+    run_distributed(train, 2, job_of(corpus, root, "compiled", compile=True, engine={"name": "deepspeed", "zero": 1, "ep": 2}))
+    assert losses(root, "compiled") == pytest.approx(losses(root, "reference"), abs=1e-5)

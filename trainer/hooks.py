@@ -142,7 +142,8 @@ class Sample:
         if not self.n:
             return
         generator = torch.Generator(training.world.device).manual_seed(self.seed)
-        with quiet(training.nets):
+        # Sampling grows its input token by token: compiled, it would be compiled anew for every length.
+        with quiet(training.nets), torch.compiler.set_stance("force_eager"):
             self.samples = training.objective.sample(training.nets, self.n, generator)
         if training.world.is_main:
             for file in write_samples(self.samples, self.scratch, f"step-{training.step:08d}"):
