@@ -14,7 +14,7 @@ from rich.table import Table
 from data.steps import Share
 from launch.config import load
 from launch.show import printable
-from trainer import checkpoint
+from trainer import checkpoint, restore
 from trainer.config import RunConfig
 from trainer.hooks import quiet, write_samples
 from trainer.inference import load_objective, measure
@@ -89,7 +89,7 @@ def verify_checkpoints(console: Console, target: str) -> bool:
             raise ValueError(f"run {root}: it has no checkpoint yet; nothing to verify")
     good = True
     for each in found or []:
-        problems = checkpoint.verify(each)
+        problems = restore.verify(each)
         good = good and not problems
         verdict = "good: every file and every receipt is as written" if not problems else "DAMAGED"
         console.print(f"{each.url.rsplit('/', 1)[-1]}  {verdict}", highlight=False)

@@ -1,11 +1,10 @@
-"""Checkpoints: every rank writes what it owns, in the background; a folder appears by one rename; loading may ask for any layout.
+"""Saving checkpoints: every rank writes what it owns, in the background; a folder appears by one rename.
 
     checkpoints/step-00000100/
         rank-00000.safetensors, ...     the owned fragments of each rank, as 1-D tensors
         manifest.json                   written last: every tensor, its receipt, its pieces, the digest of every file and of itself
 
-Nothing in it is code: safetensors and JSON. World size, EP size and ZeRO stage may differ between saving and loading,
-since a fragment only asks for a range of a flattened global tensor, whoever wrote it.
+Nothing in it is code: safetensors and JSON. trainer/restore.py reads it back, into any layout.
 """
 
 import hashlib
@@ -14,13 +13,12 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -107,7 +105,7 @@ class Checkpointer:
         with tempfile.TemporaryDirectory(dir=folder.path if folder.is_local else None, prefix=".write-") as scratch:
             file = Path(scratch) / f"{name}.safetensors"
             save_file(tensors, file)
-            digest, size = _digest(file), file.stat().st_size
+            digest, size = digest_of_file(file), file.stat().st_size
             if folder.is_local:
                 file.rename(Path(folder.path) / file.name)
             else:
@@ -166,15 +164,17 @@ def _manifest(step: int, parts: dict[str, Any], state: dict[str, Any]) -> dict[s
         tensor["receipt"] = f"{tensor['receipt']:016x}"
     files = {f"{name}.safetensors": {"size": part["size"], "digest": part["digest"]} for name, part in parts.items()}
     manifest = {"format": FORMAT, "step": step, "state": state, "files": files, "tensors": tensors}
-    return manifest | {"digest": _digest_of(manifest)}
+    return manifest | {"digest": digest_of_manifest(manifest)}
 
 
-def _digest_of(manifest: dict[str, Any]) -> str:
+def digest_of_manifest(manifest: dict[str, Any]) -> str:
+    """Of all of the manifest but its own digest."""
     body = {key: value for key, value in manifest.items() if key != "digest"}
     return hashlib.blake2b(json.dumps(body, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _digest(file: Path) -> str:
+def digest_of_file(file: Path) -> str:
+    """BLAKE2b of the file's bytes."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
@@ -182,131 +182,3 @@ def _digest(file: Path) -> str:
 def steps_in(root: Folder) -> list[int]:
     """The steps of the published checkpoints in `root`, whether good or damaged."""
     return [int(name.removeprefix("step-")) for name in root.names() if name.startswith("step-") and name.removeprefix("step-").isdigit()]
-
-
-def read_manifest(folder: Folder) -> dict[str, Any]:
-    """The manifest of the checkpoint `folder`. Raises ValueError if it is missing or not what was written."""
-    if not folder.exists("manifest.json"):
-        raise ValueError(f"checkpoint {folder}: no manifest.json; it was cut off while being written, use an earlier one")
-    try:
-        manifest = json.loads(folder.read("manifest.json"))
-        intact = manifest["format"] == FORMAT and manifest["digest"] == _digest_of(manifest)
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError):
-        intact = False
-    if not intact:
-        raise ValueError(f"checkpoint {folder}: manifest.json is damaged; use an earlier checkpoint")
-    return dict(manifest)
-
-
-def damage(folder: Folder, manifest: dict[str, Any], scratch: Path) -> list[str]:
-    """What is wrong with the files of the checkpoint, a line each: missing, cut off, or another digest than written."""
-    lines = []
-    for name, expected in manifest["files"].items():
-        if not folder.exists(name):
-            lines.append(f"{name}: missing")
-            continue
-        file = folder.fetch(name, scratch)
-        if file.stat().st_size != expected["size"]:
-            lines.append(f"{name}: {file.stat().st_size} bytes, written were {expected['size']}")
-        elif _digest(file) != expected["digest"]:
-            lines.append(f"{name}: its digest is not the one written")
-    return lines
-
-
-def newest(root: Folder, say: Any = print) -> tuple[Folder, dict[str, Any]] | None:
-    """The newest checkpoint in `root` that is whole, with its manifest; says which ones were passed over, and why."""
-    for step in sorted(steps_in(root), reverse=True):
-        folder = root / step_name(step)
-        with tempfile.TemporaryDirectory() as scratch:
-            try:
-                manifest = read_manifest(folder)
-                problems = damage(folder, manifest, Path(scratch))
-            except ValueError as error:
-                problems = [str(error)]
-        if not problems:
-            return folder, manifest
-        say(f"{step_name(step)} is damaged ({'; '.join(problems)}); going back to the one before")
-    return None
-
-
-def verify(folder: Folder) -> list[str]:
-    """Everything that is wrong with the checkpoint `folder`, a line each: files against their digests, tensors against their receipts."""
-    try:
-        manifest = read_manifest(folder)
-    except ValueError as error:
-        return [str(error)]
-    with tempfile.TemporaryDirectory() as scratch:
-        problems = damage(folder, manifest, Path(scratch))
-        readers: dict[str, Any] = {}
-        for key, tensor in manifest["tensors"].items():
-            try:
-                total = sum(receipt(_piece(readers, folder, Path(scratch), key, name, start), start) for name, start, _ in tensor["pieces"])
-            except (SafetensorError, OSError) as error:
-                problems.append(f"{key}: cannot be read ({error})")
-                continue
-            if f"{total % (1 << 64):016x}" != tensor["receipt"]:
-                problems.append(f"{key}: its receipt is not the one written")
-    return problems
-
-
-def _piece(readers: dict[str, Any], folder: Folder, scratch: Path, key: str, name: str, start: int) -> Tensor:
-    if name not in readers:
-        readers[name] = safe_open(folder.fetch(name, scratch), framework="pt")
-    return readers[name].get_tensor(f"{key}@{start}")
-
-
-def load(folder: Folder, manifest: dict[str, Any], fragments: Sequence[Fragment], world: World) -> None:
-    """Fill `fragments`, in any layout, from the checkpoint, and compare the receipts of what was filled with those written.
-
-    Raises ValueError that names each tensor that is missing, of another shape, or not what was saved.
-    """
-    tensors = manifest["tensors"]
-    wrong = [_misfit(fragment, tensors.get(fragment.key)) for fragment in fragments]
-    if any(wrong):
-        raise ValueError(
-            f"checkpoint {folder} does not fit this job: {'; '.join(filter(None, wrong[:5]))}; resume with the model and the objective it was saved with"
-        )
-    with tempfile.TemporaryDirectory() as scratch:
-        readers: dict[str, Any] = {}
-        try:
-            for fragment in fragments:
-                _fill(fragment, tensors[fragment.key]["pieces"], readers, folder, Path(scratch))
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"checkpoint {folder}: {error}; use an earlier one") from None
-    check_receipts(folder, tensors, fragments, world)
-
-
-def _misfit(fragment: Fragment, tensor: dict[str, Any] | None) -> str:
-    if tensor is None:
-        return f"it has no {fragment.key}"
-    if tuple(tensor["shape"]) != fragment.global_shape:
-        return f"{fragment.key} is {tuple(tensor['shape'])} there and {fragment.global_shape} here"
-    return ""
-
-
-def _fill(fragment: Fragment, pieces: Iterable[Any], readers: dict[str, Any], folder: Folder, scratch: Path) -> None:
-    begin, end = fragment.start, fragment.start + fragment.values.numel()
-    for name, start, numel in pieces:
-        low, high = max(begin, start), min(end, start + numel)
-        if low < high:
-            if name not in readers:
-                readers[name] = safe_open(folder.fetch(name, scratch), framework="pt")
-            values = readers[name].get_slice(f"{fragment.key}@{start}")[low - start : high - start]
-            fragment.values[low - begin : high - begin] = values
-
-
-def check_receipts(folder: Folder, tensors: dict[str, Any], fragments: Sequence[Fragment], world: World) -> None:
-    """Raises ValueError, naming the tensors, unless the state that the ranks own together is bit for bit what was saved."""
-    sums: dict[str, int] = {}
-    for fragment in fragments:
-        value = receipt(fragment.values[fragment.owned], fragment.start + fragment.owned.start)
-        sums[fragment.key] = sums.get(fragment.key, 0) + value
-    totals: dict[str, int] = {}
-    for part in world.gather(sums):
-        for key, value in part.items():
-            totals[key] = (totals.get(key, 0) + value) % (1 << 64)
-    wrong = [key for key, total in totals.items() if f"{total:016x}" != tensors[key]["receipt"]]
-    if wrong:
-        raise ValueError(
-            f"checkpoint {folder}: {len(wrong)} of {len(totals)} tensors are not what was saved ({', '.join(sorted(wrong)[:5])}); use an earlier one"
-        )

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from models.init import initialise
-from trainer import checkpoint, shards
+from trainer import restore, shards
 from trainer.config import RunConfig
 from trainer.hooks import quiet
 from trainer.loop import add
@@ -19,14 +19,14 @@ ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 
 def load_objective(run: RunConfig, folder: Folder, say: Any) -> tuple[Objective, int]:
     """The objective of a run with the weights of its newest whole checkpoint, and that checkpoint's step. No DeepSpeed, any layout."""
-    found = checkpoint.newest(folder / "checkpoints", say)
+    found = restore.newest(folder / "checkpoints", say)
     if found is None:
         raise ValueError(f"run {folder}: it has no checkpoint yet; set run.checkpoint.every, or let it end")
     where, manifest = found
     objective = build_objective(run.objective, run.seed)
     for name, network in objective.networks.items():
         initialise(network, run.seed)
-        checkpoint.load(where, manifest, [fragment.named(name) for fragment in shards.weights(network)], ALONE)
+        restore.load(where, manifest, [fragment.named(name) for fragment in shards.weights(network)], ALONE)
     return objective, int(manifest["step"])
 
 

@@ -14,7 +14,7 @@ import torch
 
 from data.steps import Share, merge_states
 from models.init import initialise
-from trainer import checkpoint
+from trainer import restore
 from trainer.checkpoint import Checkpointer
 from trainer.config import RunConfig, check
 from trainer.control import Control
@@ -134,11 +134,11 @@ def _keep_in(folder: Folder, name: str, tracker: Tracker) -> Callable[[Path], No
 
 def resume(training: Training, folder: Folder, say: Say) -> dict[str, Any]:
     """Load the newest whole checkpoint of the run into `training`; returns its state, empty where there is none."""
-    found = training.world.gather(checkpoint.newest(folder / "checkpoints", say) if training.world.is_main else None)[0]
+    found = training.world.gather(restore.newest(folder / "checkpoints", say) if training.world.is_main else None)[0]
     if found is None:
         return {}
     where, manifest = found
-    checkpoint.load(where, manifest, fragments(training.engines), training.world)
+    restore.load(where, manifest, fragments(training.engines), training.world)
     for engine in training.engines.values():
         engine.refresh()
     state = dict(manifest["state"])
