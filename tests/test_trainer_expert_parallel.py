@@ -1,0 +1,148 @@
+"""Experts over ranks equal experts in one process: outputs, statistics and gradients of every routing, with drops and without.
+
+Legend: B samples, T positions, V vocabulary, E experts, L layers.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from distributed import run_distributed
+from torch import Tensor
+
+from models.init import initialise
+from models.moe import MoEConfig, RouteStats, router_loss
+from models.routing import BiasBalancedRouter, ExpertChoiceRouter, NoisyTopKRouter, RouterConfig, SwitchRouter, TopKRouter
+from models.transformer import Transformer, TransformerConfig
+
+EXPERTS, SAMPLES, TOKENS, VOCABULARY, GROUP = 8, 16, 12, 50, 2
+ROUTERS: list[RouterConfig] = [SwitchRouter(), TopKRouter(k=2), NoisyTopKRouter(k=2), ExpertChoiceRouter(), BiasBalancedRouter(k=2, bias_rate=0.01)]
+LAYOUTS = {2: [2], 4: [2, 4]}
+"""EP sizes for each world."""
+
+
+def build(moe: MoEConfig, planted: bool, ep: int = 1, rank: int = 0, **options: Any) -> Transformer:
+    """A bidirectional transformer with experts in both blocks; `planted`: all tokens go to the experts 0 and 1."""
+    from trainer.expert_parallel import ShardedExperts, shard_experts
+
+    config = TransformerConfig(layers=2, d_model=16, heads=2, ffn=32, causal=False, init_std=0.3, moe=moe, **options)
+    network = Transformer(config, VOCABULARY)
+    shard_experts(network, ep, rank)
+    initialise(network, 0)
+    with torch.no_grad():
+        if planted:
+            network.embedding.weight[:, 0] = 10.0
+        for layer in network.moe_layers:
+            if planted:
+                layer.router.weight[:, 0] = torch.tensor([2.0, 2.0] + [0.0] * (EXPERTS - 2))
+            if isinstance(moe.router, BiasBalancedRouter):
+                layer.router.bias_E.copy_(torch.linspace(0, 0.1, EXPERTS))
+    for module in network.modules():
+        if isinstance(module, ShardedExperts):
+            module.set_deepspeed_parallelism()
+    return network
+
+
+def run(network: Transformer, moe: MoEConfig, samples: range, micro_batch: int) -> tuple[Tensor, list[list[RouteStats]]]:
+    """Logits of `samples` and the statistics of each micro-batch; leaves the gradients of the summed losses in the network."""
+    tokens_BT = torch.randint(VOCABULARY, (SAMPLES, TOKENS + 1), generator=torch.Generator().manual_seed(3))
+    logits, statistics = [], []
+    for first in range(samples.start, samples.stop, micro_batch):
+        rows = slice(first, first + micro_batch)
+        logits_BTV, stats = network(tokens_BT[rows, :-1], torch.arange(SAMPLES)[rows], seed=7)
+        loss = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT[rows, 1:].flatten(), reduction="sum")
+        (loss + TOKENS * GROUP * router_loss(moe, stats).sum()).backward()
+        logits.append(logits_BTV.detach())
+        statistics.append(list(stats))
+    return torch.cat(logits), statistics
+
+
+def total(statistics: list[list[RouteStats]], name: str) -> Tensor:
+    """What `name` adds up to over micro-batches (and groups), for each layer."""
+    over_groups = name.endswith("_G")
+    each = [torch.stack([getattr(layer, name).detach() for layer in stats]) for stats in statistics]
+    return torch.stack([values.sum(-1) if over_groups else values for values in each]).sum(0)
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, in units of the largest expected value."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+
+
+def compare(world: Any, sizes: list[int], cases: list[tuple[MoEConfig, bool, bool]]) -> dict[int, list[dict[str, Any]]]:
+    """For each EP size and (config, planted, accumulate and recompute) the largest error of each kind, and the facts that make the case one."""
+    import deepspeed
+
+    deepspeed.init_distributed("gloo", dist_init_required=False)
+    return {ep: [compare_case(world, ep, *case) for case in cases] for ep in sizes}
+
+
+def compare_case(world: Any, ep: int, moe: MoEConfig, planted: bool, frugal: bool) -> dict[str, Any]:
+    whole = build(moe, planted)
+    expected_BTV, expected_stats = run(whole, moe, range(SAMPLES), SAMPLES)
+    mine = range(world.rank * SAMPLES // world.size, (world.rank + 1) * SAMPLES // world.size)
+    network = build(moe, planted, ep, world.rank, activation_checkpointing=frugal)
+    logits_BTV, stats = run(network, moe, mine, GROUP if frugal else len(mine))
+    errors: dict[str, float] = {"outputs": error(logits_BTV, expected_BTV[mine.start : mine.stop])}
+    for name in RouteStats._fields:
+        errors[name] = error(world.sum(total(stats, name)), total(expected_stats, name))
+    reference = {name: parameter.grad for name, parameter in whole.named_parameters() if parameter.grad is not None}
+    for name, parameter in network.named_parameters():
+        kind, value = gradient_error(world, ep, name, parameter, reference[name])
+        errors[kind] = max(errors.get(kind, 0.0), value)
+    load_LE = total(expected_stats, "load_E")
+    return {
+        "errors": errors,
+        "dropped": float(total(expected_stats, "dropped").sum()),
+        "empty_ranks": int((load_LE.view(len(load_LE), ep, -1).sum(-1) == 0).sum()),
+        "gradients": {kind: max(float(reference[n].abs().max()) for n in reference if kind in n) for kind in ("router.weight", "gate_up", "embedding")},
+    }
+
+
+def gradient_error(world: Any, ep: int, name: str, parameter: torch.nn.Parameter, expected: Tensor) -> tuple[str, float]:
+    """What kind of gradient it is, and its error once summed over the ranks that hold the parameter."""
+    import torch.distributed as dist
+    from deepspeed.utils import groups
+
+    gradient = parameter.grad
+    assert gradient is not None
+    if ".experts." in name:
+        dist.all_reduce(gradient, group=groups._get_expert_data_parallel_group(f"ep_size_{ep}"))
+        whole = torch.zeros_like(expected)
+        local = EXPERTS // ep
+        whole[world.rank % ep * local :][:local] = gradient
+        others = expected.clone()
+        others[world.rank % ep * local :][:local] = 0
+        return "expert gradients", error(whole + others, expected)
+    return "router gradients" if ".router." in name else "dense gradients", error(world.sum(gradient), expected)
+
+
+def config(router: RouterConfig, capacity: float | None, policy: str) -> MoEConfig:
+    return MoEConfig(experts=EXPERTS, ffn=24, router=router, capacity_factor=capacity, drop_policy=policy, jitter=0.1, shared_expert=8, group=GROUP)  # type: ignore[arg-type]
+
+
+def cases() -> dict[str, tuple[MoEConfig, bool, bool]]:
+    table: dict[str, tuple[MoEConfig, bool, bool]] = {}
+    for router in ROUTERS:
+        chooses = isinstance(router, ExpertChoiceRouter)
+        for drops, capacity, policy in (("dropless", None, "position"), ("position", 0.75, "position"), ("probability", 0.75, "probability")):
+            if capacity is not None and chooses:
+                continue  # its room is the routing itself
+            for frugal in (False, True):
+                table[f"{router.name}, {drops}{', accumulated and recomputed' * frugal}"] = (config(router, capacity, policy), False, frugal)
+        if not chooses:  # there every expert takes as many tokens as any other
+            table[f"{router.name}, all tokens to one rank"] = (config(router, None, "position"), True, True)
+    return table
+
+
+@pytest.mark.parametrize("world", LAYOUTS)
+def test_sharded_equals_one_process(world: int) -> None:
+    table = cases()
+    for rank, by_ep in enumerate(run_distributed(compare, world, LAYOUTS[world], list(table.values()))):
+        for ep, results in by_ep.items():
+            for (name, (moe, planted, _)), result in zip(table.items(), results, strict=True):
+                too_large = {kind: value for kind, value in result["errors"].items() if not value <= 1e-5}
+                assert not too_large, (name, ep, rank, too_large)
+                assert (result["dropped"] > 0) == (moe.capacity_factor is not None or isinstance(moe.router, ExpertChoiceRouter)), name
+                assert result["empty_ranks"] == (2 * (ep - 1) if planted else 0), name
+                assert all(value > 1e-3 for value in result["gradients"].values()), (name, result["gradients"])
