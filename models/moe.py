@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from models.dispatch import combine, dispatch, plan
 from models.experts import Experts
 from models.feedforward import SwiGLU
+from models.random import derive, uniform
 from models.router import Router
 from models.routing import (
     ExpertChoiceRouter,
@@ -61,6 +62,9 @@ class MoEConfig:
     """Inner width of an expert that serves every token, beside the routed ones (DeepSeekMoE); 0 for none."""
     group: int = 1
     """Consecutive samples that form one routing group; a micro-batch holds whole groups."""
+    control: Literal["none", "frozen", "permuted"] = "none"
+    """What a proof compares routing with: a router whose weights stay as they start, or one whose choices, gates included, are handed to
+    other tokens of the group at random."""
 
     def __post_init__(self) -> None:
         if self.experts < 1 or self.ffn < 1 or self.group < 1:
@@ -98,6 +102,16 @@ class RouteStats(NamedTuple):
     """Number of tokens."""
 
 
+def permuted(routing: Routing, keys_G: Tensor) -> Routing:
+    """`routing` with the choices and gates of a group's tokens dealt out anew among them, by a permutation drawn from `keys_G` (G,)."""
+    groups, tokens, _ = routing.probs_GNE.shape
+    order_GN = uniform(keys_G, (tokens,)).argsort(dim=1, stable=True)
+    if routing.token_GA is not None:
+        return routing._replace(token_GA=order_GN.gather(1, routing.token_GA))
+    expert_GA, gate_GA = (each.view(groups, tokens, -1).take_along_dim(order_GN[:, :, None], 1).flatten(1) for each in (routing.expert_GA, routing.gate_GA))
+    return routing._replace(expert_GA=expert_GA, gate_GA=gate_GA)
+
+
 def router_loss(config: MoEConfig, stats: Sequence[RouteStats]) -> Tensor:
     """balance_loss * balance + z_loss * z, summed over layers: (G,)."""
     return torch.stack([config.balance_loss * layer.balance_G + config.z_loss * layer.z_G for layer in stats]).sum(0)
@@ -109,7 +123,7 @@ class MoELayer(nn.Module):
     def __init__(self, config: MoEConfig, d_model: int, std: float = 0.02, out_std: float = 0.02):
         super().__init__()
         self.config = config
-        self.router = Router(config.router, config.experts, d_model, config.jitter, config.balance == "global", std)
+        self.router = Router(config.router, config.experts, d_model, config.jitter, config.balance == "global", std, config.control == "frozen")
         self.experts: nn.Module = Experts(config.experts, d_model, config.ffn, std=std, out_std=out_std)
         self.shared = SwiGLU(d_model, config.shared_expert, std, out_std) if config.shared_expert else None
 
@@ -122,6 +136,8 @@ class MoELayer(nn.Module):
         if samples % group:
             raise ValueError(f"moe.group: {group} consecutive samples form a routing group, but {samples} came; use a multiple of {group}")
         routing = self.router(x_BTD.reshape(samples // group, -1, x_BTD.shape[-1]), keys_B)
+        if self.config.control == "permuted":
+            routing = permuted(routing, derive(keys_B[::group], "permuted choices"))
         keep_GA = self._keep(routing)
         y_BTD = self._experts(x_BTD.flatten(0, 1), routing, keep_GA).view_as(x_BTD)
         if self.shared is not None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.init import no_decay
 from models.random import derive, normal, uniform
 from models.routing import (
     BiasBalancedRouter,
@@ -32,15 +33,18 @@ class Router(nn.Module):
     bias_E: Tensor
     last_load_E: Tensor
 
-    def __init__(self, config: RouterConfig, experts: int, d_model: int, jitter: float = 0.0, remembers: bool = False, std: float = 0.02):
+    def __init__(self, config: RouterConfig, experts: int, d_model: int, jitter: float = 0.0, remembers: bool = False, std: float = 0.02, frozen: bool = False):
         super().__init__()
-        self.config, self.jitter, self.remembers, self.std = config, jitter, remembers, std
+        self.config, self.jitter, self.remembers, self.std, self.frozen = config, jitter, remembers, std, frozen
         self.weight = nn.Parameter(torch.empty(experts, d_model))
         self.noise_weight = nn.Parameter(torch.empty(experts, d_model)) if isinstance(config, NoisyTopKRouter) else None
         if isinstance(config, BiasBalancedRouter):
             self.register_buffer("bias_E", torch.empty(experts))
         if remembers:
             self.register_buffer("last_load_E", torch.empty(experts))
+        if frozen:  # they take no gradient (see `forward`) and no decay, and are saved and sharded as the weights that they are
+            for parameter in self.parameters():
+                no_decay(parameter)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -68,7 +72,11 @@ class Router(nn.Module):
             if self.jitter and self.training:
                 noise_GND = uniform(derive(keys_B, "router jitter"), (x_GND.shape[0] * x_GND.shape[1] // len(keys_B), x_GND.shape[2])).view_as(x_GND)
                 x_GND = x_GND * (1 + self.jitter * (2 * noise_GND - 1))
-            return self._choose(x_GND, F.linear(x_GND, self.weight.to(x_GND.dtype)), keys_B)
+            return self._choose(x_GND, self._linear(x_GND, self.weight), keys_B)
+
+    def _linear(self, x_GND: Tensor, weight_ED: Tensor) -> Tensor:
+        """x W^T; the weights get no gradient from it where the router is frozen, the input does."""
+        return F.linear(x_GND, (weight_ED.detach() if self.frozen else weight_ED).to(x_GND.dtype))
 
     def _choose(self, x_GND: Tensor, logits_GNE: Tensor, keys_B: Tensor) -> Routing:
         match self.config:
@@ -78,7 +86,7 @@ class Router(nn.Module):
                 return top_k(logits_GNE, k, normalise)
             case NoisyTopKRouter() as config:
                 assert self.noise_weight is not None
-                std_GNE = F.softplus(F.linear(x_GND, self.noise_weight.to(x_GND.dtype)))
+                std_GNE = F.softplus(self._linear(x_GND, self.noise_weight))
                 noise_GNE = None
                 if self.training:
                     noise_GNE = normal(derive(keys_B, "router noise"), (logits_GNE[..., 0].numel() // len(keys_B), logits_GNE.shape[-1])).view_as(logits_GNE)
@@ -92,9 +100,9 @@ class Router(nn.Module):
     def update_bias(self, load_E: Tensor) -> None:
         """Raise the bias of experts below the mean load and lower it above (DeepSeek-V3, section 2.1.2); `load_E` is the global batch's.
 
-        Does nothing for the other routings.
+        Does nothing for the other routings, and where the router is frozen.
         """
-        if isinstance(self.config, BiasBalancedRouter):
+        if isinstance(self.config, BiasBalancedRouter) and not self.frozen:
             load_E = load_E.to(self.bias_E)
             self.bias_E += self.config.bias_rate * (load_E.mean() - load_E).sign()
 

@@ -10,9 +10,9 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBl
 
 from models.experts import Experts, grouped_experts, looped_experts
 from models.feedforward import SwiGLU
-from models.init import initialise
+from models.init import decays, initialise
 from models.moe import MoEConfig, MoELayer, router_loss
-from models.random import sample_keys
+from models.random import derive, sample_keys, uniform
 from models.routing import BiasBalancedRouter, ExpertChoiceRouter, NoisyTopKRouter, RouterConfig, SwitchRouter, TopKRouter
 
 WIDTH, FFN, EXPERTS, SAMPLES, TOKENS = 8, 16, 4, 4, 12
@@ -110,10 +110,11 @@ def compare_with_hugging_face(theirs: torch.nn.Module, router: RouterConfig) -> 
         torch.testing.assert_close(mine.grad, theirs.get_parameter(other).grad)
 
 
+@pytest.mark.parametrize("control", ["none", "permuted"])
 @each_capacity
 @each_router
-def test_result_does_not_depend_on_micro_batches(router: RouterConfig, capacity: float | None) -> None:
-    layer = make(router, capacity, jitter=0.1, group=2, drop_policy="probability")
+def test_result_does_not_depend_on_micro_batches(router: RouterConfig, capacity: float | None, control: str) -> None:
+    layer = make(router, capacity, jitter=0.1, group=2, drop_policy="probability", control=control)
     x_BTD, keys_B = inputs(8)
     whole_y, whole = layer(x_BTD, keys_B)
     parts = [layer(x, keys) for x, keys in zip(x_BTD.split((2, 4, 2)), keys_B.split((2, 4, 2)), strict=True)]
@@ -198,6 +199,46 @@ def test_shared_expert_is_added_for_every_token() -> None:
     shared, layer.shared = layer.shared, None
     assert isinstance(shared, SwiGLU)
     torch.testing.assert_close(with_shared, layer(x_BTD, keys_B)[0] + shared(x_BTD))
+
+
+def stepped(layer: MoELayer) -> MoELayer:
+    """`layer` after one update with decay, of a loss that all its parameters can serve."""
+    parameters = [{"params": [each], "weight_decay": 0.5 * decays(each)} for each in layer.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=0.1)
+    x_BTD, keys_B = inputs()
+    y_BTD, stats = layer(x_BTD, keys_B)
+    (y_BTD.square().sum() + router_loss(layer.config, [stats]).sum()).backward()
+    optimizer.step()
+    layer.after_step(stats.load_E)
+    return layer
+
+
+@each_router
+def test_frozen_router_stays_as_it_starts(router: RouterConfig) -> None:
+    start, frozen, free = make(router), stepped(make(router, control="frozen")), stepped(make(router))
+    assert all(torch.equal(value, start.router.state_dict()[name]) for name, value in frozen.router.state_dict().items())
+    assert not torch.equal(free.router.weight, start.router.weight)
+    assert torch.equal(frozen.experts.gate_up, free.experts.gate_up)
+    assert not torch.equal(frozen.experts.gate_up, start.experts.gate_up)
+
+
+def test_permuted_choices_token_by_token() -> None:
+    layer, plain = make(TopKRouter(k=2, normalise=False), control="permuted", group=2), make(TopKRouter(k=2, normalise=False), group=2)
+    x_BTD, keys_B = inputs()
+    y_BTD, stats = layer(x_BTD, keys_B)
+    routing = plain.router(x_BTD.view(2, -1, WIDTH), keys_B)
+    order_GN = uniform(derive(keys_B[::2], "permuted choices"), (2 * TOKENS,)).argsort(dim=1, stable=True)
+    assert not torch.equal(order_GN[0], order_GN[1])
+    for group in range(2):
+        expert, gate = routing.expert_GA[group].view(-1, 2), routing.gate_GA[group].view(-1, 2)
+        assert sorted(order_GN[group].tolist()) == list(range(2 * TOKENS))
+        for token, source in enumerate(order_GN[group].tolist()):
+            x_D = x_BTD.view(2, -1, WIDTH)[group, token]
+            expected = sum(gate[source, choice] * expert_output(layer, int(expert[source, choice]), x_D) for choice in range(2))
+            torch.testing.assert_close(y_BTD.view(2, -1, WIDTH)[group, token], expected)
+    others = plain(x_BTD, keys_B)[1]
+    assert torch.equal(stats.load_E, others.load_E)
+    assert torch.equal(stats.balance_G, others.balance_G)
 
 
 def test_incomplete_group_is_refused() -> None:
