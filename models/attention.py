@@ -3,11 +3,14 @@
 Legend: B samples, T positions, S positions seen (T, or more with a cache), D model width, H query heads, J key-value heads, C head width.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.feedforward import Linear
+from models.norm import RMSNorm
 
 
 class KVCache:
@@ -37,19 +40,17 @@ class Attention(nn.Module):
         self.heads, self.kv_heads, self.head_dim, self.causal = heads, kv_heads, head_dim, causal
         self.qkv = Linear(d_model, (heads + 2 * kv_heads) * head_dim, std)
         self.out = Linear(heads * head_dim, d_model, out_std)
-        self.q_norm = nn.RMSNorm(head_dim, norm_eps) if qk_norm else None
-        self.k_norm = nn.RMSNorm(head_dim, norm_eps) if qk_norm else None
+        self.q_norm = RMSNorm(head_dim, norm_eps) if qk_norm else None
+        self.k_norm = RMSNorm(head_dim, norm_eps) if qk_norm else None
 
-    def forward(self, x_BTD: Tensor, rotary_TC: tuple[Tensor, Tensor], mask_BTT: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotary_T1C: tuple[Tensor, Tensor], mask_BTT: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """`mask_BTT` is true where a position (row) may see another (column), causality included; None: all, or all up to itself."""
-        heads = self.heads + self.kv_heads
         qkv_BTHC = self.qkv(x_BTD).unflatten(-1, (-1, self.head_dim))
-        qk_BTHC, v_BTJC = qkv_BTHC.split((heads, self.kv_heads), dim=2)
+        q_BTHC, k_BTJC, v_BTJC = qkv_BTHC.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
         if self.q_norm is not None and self.k_norm is not None:
-            q_BTHC, k_BTJC = qk_BTHC.to(self.q_norm.weight.dtype).split((self.heads, self.kv_heads), dim=2)
-            qk_BTHC = torch.cat((self.q_norm(q_BTHC), self.k_norm(k_BTJC)), dim=2)
-        q_BHTC, k_BJTC = rotate(qk_BTHC.transpose(1, 2).to(v_BTJC.dtype), *rotary_TC).split((self.heads, self.kv_heads), dim=1)
-        v_BJTC = v_BTJC.transpose(1, 2)
+            q_BTHC, k_BTJC = self.q_norm(q_BTHC).to(v_BTJC.dtype), self.k_norm(k_BTJC).to(v_BTJC.dtype)
+        q_BTHC, k_BTJC = rotate(q_BTHC, rotary_T1C), rotate(k_BTJC, rotary_T1C)
+        q_BHTC, k_BJTC, v_BJTC = (each.transpose(1, 2) for each in (q_BTHC, k_BTJC, v_BTJC))
         if cache is not None:
             k_BJTC, v_BJTC = cache.extend(k_BJTC, v_BJTC)
         causal = self.causal and mask_BTT is None and x_BTD.shape[1] > 1
@@ -60,14 +61,38 @@ class Attention(nn.Module):
 
 
 def rotary_table(start: int, end: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosine and sine (T, C / 2) of position * theta^(-2 i / C), for the positions from `start` to before `end`, in float32."""
+    """Tables (T, 1, C) for the positions from `start` to before `end`, in float32, with angles position * theta^(-2 i / C):
+    the cosines twice, and the sines, negative first."""
     frequency_C = theta ** -(torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
     angle_TC = torch.arange(start, end, device=device, dtype=torch.float32)[:, None] * frequency_C
-    return angle_TC.cos(), angle_TC.sin()
+    cos_TC, sin_TC = angle_TC.cos(), angle_TC.sin()
+    return torch.cat((cos_TC, cos_TC), dim=-1)[:, None], torch.cat((-sin_TC, sin_TC), dim=-1)[:, None]
 
 
-def rotate(x_BHTC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
+def rotate(x_BTHC: Tensor, rotary_T1C: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate each pair (x_i, x_{i + C/2}) by its position's angle."""
-    cos_TC, sin_TC = cos_TC.to(x_BHTC.dtype), sin_TC.to(x_BHTC.dtype)
-    first, second = x_BHTC.chunk(2, dim=-1)
-    return torch.cat((first * cos_TC - second * sin_TC, second * cos_TC + first * sin_TC), dim=-1)
+    cos_T1C, sin_T1C = (table.to(x_BTHC.dtype) for table in rotary_T1C)
+    return _Rotate.apply(x_BTHC, cos_T1C, sin_T1C)
+
+
+class _Rotate(torch.autograd.Function):
+    """Its gradient is the opposite rotation; written out, as autograd's way through halves and their concatenation costs more than twice as much."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTHC: Tensor, cos_T1C: Tensor, sin_T1C: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_T1C, sin_T1C)
+        return _rotated(x_BTHC, cos_T1C, sin_T1C, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad_BTHC: Tensor) -> tuple[Tensor, None, None]:
+        cos_T1C, sin_T1C = ctx.saved_tensors
+        return _rotated(grad_BTHC, cos_T1C, sin_T1C, -1), None, None
+
+
+def _rotated(x_BTHC: Tensor, cos_T1C: Tensor, sin_T1C: Tensor, sign: int) -> Tensor:
+    """x cos + (x with its halves exchanged) sin * sign."""
+    half = x_BTHC.shape[-1] // 2
+    y_BTHC = x_BTHC * cos_T1C
+    y_BTHC[..., :half].addcmul_(x_BTHC[..., half:], sin_T1C[..., :half], value=sign)
+    y_BTHC[..., half:].addcmul_(x_BTHC[..., :half], sin_T1C[..., half:], value=sign)
+    return y_BTHC

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from models.attention import Attention, KVCache, rotary_table
 from models.feedforward import Linear, SwiGLU
 from models.moe import MoEConfig, MoELayer, RouteStats
+from models.norm import RMSNorm
 from models.random import derive, sample_keys
 from models.routing import ExpertChoiceRouter
 
@@ -119,9 +120,9 @@ class Block(nn.Module):
         super().__init__()
         self.index = index
         d_model, std, out_std = config.d_model, config.weight_std, config.weight_std / math.sqrt(2 * config.layers)
-        self.attention_norm = nn.RMSNorm(d_model, config.norm_eps)
+        self.attention_norm = RMSNorm(d_model, config.norm_eps)
         self.attention = Attention(d_model, config.heads, config.kv_head_count, config.head_width, config.causal, config.qk_norm, config.norm_eps, std, out_std)
-        self.ffn_norm = nn.RMSNorm(d_model, config.norm_eps)
+        self.ffn_norm = RMSNorm(d_model, config.norm_eps)
         self.ffn: MoELayer | SwiGLU
         if config.moe is not None and index in config.moe_indices:
             self.ffn = MoELayer(config.moe, d_model, std, out_std)
@@ -129,9 +130,9 @@ class Block(nn.Module):
             self.ffn = SwiGLU(d_model, config.ffn, std, out_std)
 
     def forward(
-        self, x_BTD: Tensor, rotary_TC: tuple[Tensor, Tensor], keys_B: Tensor, mask_BTT: Tensor | None, cache: KVCache | None
+        self, x_BTD: Tensor, rotary_T1C: tuple[Tensor, Tensor], keys_B: Tensor, mask_BTT: Tensor | None, cache: KVCache | None
     ) -> tuple[Tensor, RouteStats | None]:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary_TC, mask_BTT, cache)
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary_T1C, mask_BTT, cache)
         if isinstance(self.ffn, MoELayer):
             y_BTD, stats = self.ffn(self.ffn_norm(x_BTD), derive(keys_B, self.index))
             return x_BTD + y_BTD, stats
@@ -146,7 +147,7 @@ class Transformer(nn.Module):
         self.config, self.vocab_size = config, vocab_size
         self.embedding = Embedding(vocab_size, config.d_model, config.weight_std)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.layers))
-        self.norm = nn.RMSNorm(config.d_model, config.norm_eps)
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = None if config.tie_embeddings else Linear(config.d_model, vocab_size, config.weight_std)
 
     @property
@@ -171,11 +172,11 @@ class Transformer(nn.Module):
         samples_B = torch.arange(len(tokens_BT), device=tokens_BT.device) if samples_B is None else samples_B
         keys_B = sample_keys(seed, samples_B, "transformer")
         start = len(caches[0]) if caches else 0
-        rotary_TC = rotary_table(start, start + tokens_BT.shape[1], self.config.head_width, self.config.rope_theta, tokens_BT.device)
+        rotary_T1C = rotary_table(start, start + tokens_BT.shape[1], self.config.head_width, self.config.rope_theta, tokens_BT.device)
         mask_BTT = None if segments_BT is None else self._mask(segments_BT)
         x_BTD, stats = self.embedding(tokens_BT), []
         for index, block in enumerate(self.blocks):
-            inputs = (x_BTD, rotary_TC, keys_B, mask_BTT, caches[index] if caches else None)
+            inputs = (x_BTD, rotary_T1C, keys_B, mask_BTT, caches[index] if caches else None)
             if self.config.activation_checkpointing and torch.is_grad_enabled():
                 x_BTD, layer = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:

@@ -9,10 +9,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from models.attention import rotary_table, rotate
 from models.flops import flops_per_token, forward_flops_per_token, parameters
 from models.generate import choose, generate
 from models.init import initialise
 from models.moe import MoEConfig, router_loss
+from models.norm import RMSNorm
 from models.routing import BiasBalancedRouter, ExpertChoiceRouter, NoisyTopKRouter, SwitchRouter, TopKRouter
 from models.transformer import Transformer, TransformerConfig
 
@@ -197,6 +199,25 @@ def test_initial_weights_have_the_stated_spread() -> None:
             expected = (2 / 5 / 128) ** 0.5 / (4**0.5 if name.endswith(("out.weight", "down")) else 1)
             assert parameter.std().item() == pytest.approx(expected, rel=0.1), name
     assert model(tokens())[0].std() < 1
+
+
+def test_norm_is_torch_rms_norm() -> None:
+    norm, x, grad = RMSNorm(16, 1e-3), torch.randn(3, 5, 16), torch.randn(3, 5, 16)
+    torch.nn.init.normal_(norm.weight)
+    results = []
+    for function in (norm, lambda x: torch.nn.functional.rms_norm(x, (16,), norm.weight, 1e-3)):
+        leaf = x.clone().requires_grad_()
+        y = function(leaf)
+        results.append((y, *torch.autograd.grad(y, (leaf, norm.weight), grad)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_norm_and_rotation_gradcheck() -> None:
+    norm, rotary_T1C = RMSNorm(6, 1e-6).double(), rotary_table(3, 8, 6, 100.0, torch.device("cpu"))
+    x_BTHC = torch.randn(2, 5, 3, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, weight: torch.func.functional_call(norm, {"weight": weight}, (x,)), (x_BTHC, norm.weight))
+    assert torch.autograd.gradcheck(lambda x: rotate(x, rotary_T1C), (x_BTHC,))
 
 
 VARIANTS = [
