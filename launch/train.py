@@ -36,7 +36,7 @@ def train(console: Console, path: str, overrides: Sequence[str], resume: bool, s
 
     ray_train.connect(job.cluster)
     ray_train.check_room(job.cluster)
-    steps = job.run.steps(job.run.objective.data.seq_len)
+    steps = job.run.steps(job.run.objective.tokens_per_sample)
     console.print(f"{job.run.name}: {job.cluster.workers} worker{'s' * (job.cluster.workers > 1)}, run folder {folder}", highlight=False)
     with Watch(folder, steps, console):
         try:

@@ -1,7 +1,8 @@
 """Spectral normalisation (Miyato et al. 2018) whose power iteration runs once per optimiser step, not once per forward pass.
 
 torch's own runs it in every forward pass, so that accumulation and extra passes (of the other network's phase, of a gradient penalty) change the
-result. Here `iterate_spectral_norms(network)` is called once after each optimiser step, and forward passes only read.
+result. Here `renew_spectral_norms(network)` is called after each optimiser step, and the next forward pass in training iterates, once: inside
+the layer's own call the weight is whole, also where it is sharded between calls.
 """
 
 import torch
@@ -20,6 +21,8 @@ class SpectralNorm(nn.Module):
         rows, columns = weight.flatten(1).shape
         self.register_buffer("u", torch.zeros(rows))
         self.register_buffer("v", torch.zeros(columns))
+        self.due = True
+        """Whether the next forward pass in training iterates; a resumed run begins as one whose last step has just ended."""
 
     @torch.no_grad()
     def restart(self, weight: Tensor, iterations: int = 15) -> None:
@@ -37,6 +40,9 @@ class SpectralNorm(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight over its largest singular value; the gradient flows through both (Miyato et al. 2018, section 2.1)."""
+        if self.due and self.training:
+            self.iterate(weight)
+            self.due = False
         with torch.autocast(weight.device.type, enabled=False):
             # Clones, because the next power iteration would otherwise change what this pass saved for its backward pass.
             sigma = self.u.clone() @ (weight.flatten(1).to(self.u) @ self.v.clone())
@@ -101,11 +107,11 @@ def _orthogonal(layer: SpectralLayer, bias: Tensor | None) -> None:
         layer.spectral_norm.restart(layer.weight)
 
 
-def iterate_spectral_norms(network: nn.Module) -> None:
-    """One power iteration of every spectrally normalised layer of `network`: call it once after each optimiser step."""
-    for layer in network.modules():
-        if isinstance(layer, SpectralLayer):
-            layer.spectral_norm.iterate(layer.weight)
+def renew_spectral_norms(network: nn.Module) -> None:
+    """One power iteration of every spectrally normalised layer of `network` in its next forward pass: call it once after each optimiser step."""
+    for module in network.modules():
+        if isinstance(module, SpectralNorm):
+            module.due = True
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0, *, spectral: bool, bias: bool = True) -> nn.Conv2d:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from models.init import initialise
-from models.spectral import SpectralConv2d, SpectralEmbedding, SpectralLinear, iterate_spectral_norms
+from models.spectral import SpectralConv2d, SpectralEmbedding, SpectralLinear, renew_spectral_norms
 
 
 def test_sigma_is_the_largest_singular_value_once_converged() -> None:
@@ -12,16 +12,16 @@ def test_sigma_is_the_largest_singular_value_once_converged() -> None:
     layers = nn.ModuleList([SpectralLinear(7, 5), SpectralConv2d(3, 6, 3, padding=1), SpectralEmbedding(4, 9)])
     for layer in layers:
         nn.init.normal_(layer.weight)
-    for _ in range(300):
-        iterate_spectral_norms(layers)
     for layer in layers:
+        for _ in range(300):
+            layer.spectral_norm.iterate(layer.weight)
         normalised = layer.spectral_norm(layer.weight).flatten(1)
         torch.testing.assert_close(torch.linalg.matrix_norm(normalised, ord=2), torch.tensor(1.0), rtol=1e-4, atol=0)
 
 
 def test_output_and_gradient_equal_torch_with_the_same_vectors() -> None:
     torch.manual_seed(0)
-    ours, theirs = SpectralLinear(7, 5), nn.utils.parametrizations.spectral_norm(nn.Linear(7, 5)).eval()
+    ours, theirs = SpectralLinear(7, 5).eval(), nn.utils.parametrizations.spectral_norm(nn.Linear(7, 5)).eval()
     state = theirs.state_dict()
     ours.load_state_dict(
         {
@@ -38,21 +38,27 @@ def test_output_and_gradient_equal_torch_with_the_same_vectors() -> None:
     torch.testing.assert_close(mine, other)
 
 
-def test_only_the_explicit_call_iterates() -> None:
-    layer = SpectralConv2d(3, 6, 3)
+def test_once_after_each_renewal_and_in_training_only() -> None:
+    layer, x, seen = SpectralConv2d(3, 6, 3), torch.randn(2, 3, 5, 5), []
     initialise(layer, seed=0)
     nn.init.normal_(layer.weight)
-    before = layer.spectral_norm.u.clone()
-    layer.train()(torch.randn(2, 3, 5, 5)).sum().backward()
-    assert torch.equal(layer.spectral_norm.u, before)
-    iterate_spectral_norms(layer)
-    assert not torch.equal(layer.spectral_norm.u, before)
+
+    def moved(training: bool) -> bool:
+        seen.append(layer.spectral_norm.u.clone())
+        layer.train(training)(x).sum().backward()
+        return not torch.equal(layer.spectral_norm.u, seen[-1])
+
+    assert not moved(training=False)
+    assert [moved(training=True) for _ in range(3)] == [True, False, False]
+    renew_spectral_norms(layer)
+    assert not moved(training=False)
+    assert [moved(training=True) for _ in range(2)] == [True, False]
 
 
 def test_iterating_between_forward_and_backward_does_not_break_the_backward_pass() -> None:
     layer = SpectralLinear(4, 4)
     loss = layer(torch.randn(2, 4)).square().sum()
-    iterate_spectral_norms(layer)
+    layer.spectral_norm.iterate(layer.weight)
     loss.backward()
     assert layer.weight.grad is not None
 

@@ -33,7 +33,7 @@ def whole_state(training: Any) -> dict[str, torch.Tensor]:
     """Every tensor of training state, put together from what all ranks own."""
     from trainer.hooks import fragments
 
-    mine = [(f.key, f.global_shape, f.start + f.owned.start, f.values[f.owned].clone()) for f in fragments(training.engines)]
+    mine = [(f.key, f.global_shape, f.start + f.owned.start, f.values[f.owned].clone()) for f in fragments(training)]
     state: dict[str, torch.Tensor] = {}
     for rank in training.world.gather(mine):
         for key, shape, start, values in rank:
@@ -53,7 +53,7 @@ def train_and_save(world: Any, job: dict[str, Any], zero: int, ep: int, root: st
     fit(training, stream, STEPS, [])
     stream.close()
     saver = Checkpointer(Folder(root), world, CheckpointConfig(), attempt=0)
-    saver.save(STEPS, fragments(training.engines), {"step": STEPS})
+    saver.save(STEPS, fragments(training), {"step": STEPS})
     saver.wait()
     world.barrier()
     return whole_state(training)
@@ -66,7 +66,7 @@ def load_into(world: Any, job: dict[str, Any], layouts: list[tuple[int, int]], r
     for zero, ep in layouts:
         training = build(world, job, zero, ep)
         folder = Folder(root) / checkpoint.step_name(STEPS)
-        restore.load(folder, restore.read_manifest(folder), fragments(training.engines), world)
+        restore.load(folder, restore.read_manifest(folder), fragments(training), world)
         for engine in training.engines.values():
             engine.refresh()
         state = whole_state(training)

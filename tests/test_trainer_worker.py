@@ -95,7 +95,7 @@ def test_the_profiler_leaves_a_trace(root: Path, corpus: Path) -> None:
 
 
 def test_hours_end_a_run_with_a_checkpoint(root: Path, corpus: Path) -> None:
-    job = job_of(corpus, root, "timed", stop={"hours": 1 / 3600}, optimizer={"schedule": {"name": "constant"}}, log_every=50)
+    job = job_of(corpus, root, "timed", stop={"hours": 3 / 3600}, optimizer={"schedule": {"name": "constant"}}, log_every=50)
     summary = run_distributed(train, 2, job)[0]
     assert "hours" in summary["stopped"]
     assert summary["step"] > 0

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 
 from trainer.checkpoint import CheckpointConfig
+from trainer.ema import EmaConfig
 from trainer.engines import DeepSpeedConfig, EngineConfig, Precision
 from trainer.objectives import ObjectiveConfig
 from trainer.optim import Constant, OptimizerConfig
@@ -51,6 +52,8 @@ class EvaluateConfig:
 
     every: int = 0
     """Steps between evaluations; 0: only at the end."""
+    quality_every: int = 0
+    """Steps between measures of the quality of samples (images, toy data); 0: only at the end."""
     sample_every: int = 0
     """Steps between samples; 0: only at the end."""
     samples: int = 2
@@ -77,6 +80,8 @@ class RunConfig:
     """AdamW and its schedule."""
     engine: EngineConfig = DeepSpeedConfig()
     """Who updates the network."""
+    ema: EmaConfig | None = None
+    """Moving average of the weights, with which samples and measures are made; null: none."""
     precision: Precision = "auto"
     """fp32, or bf16: autocast over fp32 weights; auto: bf16 on CUDA, fp32 elsewhere."""
     device: Device = "auto"
@@ -125,16 +130,19 @@ class RunConfig:
 
 def check(run: RunConfig, workers: int) -> None:
     """Raises ValueError, with both numbers and the fix, for whatever does not divide or go together on `workers` workers."""
-    batch, engine, moe = run.batch, run.engine, run.objective.model.moe
+    batch, engine, moe = run.batch, run.engine, run.objective.moe
     each = workers * batch.micro_batch
     if batch.global_batch % each:
         down = max(each, batch.global_batch // each * each)
         raise ValueError(
             f"run.batch.global_batch: {batch.global_batch} is no multiple of {workers} workers x micro_batch {batch.micro_batch} = {each}; use {down}, say"
         )
-    group = moe.group if moe else 1
+    group = run.objective.group
     if batch.micro_batch % group:
-        raise ValueError(f"run.batch.micro_batch: {batch.micro_batch} is no multiple of the routing group of {group} samples; use a multiple of {group}")
+        raise ValueError(
+            f"run.batch.micro_batch: {batch.micro_batch} is no multiple of the {group} samples that stay together (routing, batch norm, packs); "
+            f"use a multiple of {group}"
+        )
     lanes = run.objective.data.lanes
     if lanes is not None and lanes % workers:
         raise ValueError(f"run.objective.data.lanes: {lanes} is no multiple of {workers} workers; use {-(-lanes // workers) * workers}")
@@ -148,6 +156,6 @@ def check(run: RunConfig, workers: int) -> None:
     if isinstance(engine, DeepSpeedConfig) and engine.zero == 3 and run.ep > 1:
         raise ValueError(f"run.engine.zero: 3 with ep {run.ep}: DeepSpeed has no ZeRO 3 for experts over ranks; use zero 2, or ep 1")
     schedule = run.optimizer.schedule
-    if run.steps(run.objective.data.seq_len) is None and not isinstance(schedule, Constant):
+    if run.steps(run.objective.tokens_per_sample) is None and not isinstance(schedule, Constant):
         fix = "set stop.steps or stop.tokens, or use the schedule constant"
         raise ValueError(f"run.optimizer.schedule: {schedule.name} needs a last step, but stop has only hours {run.stop.hours}; {fix}")

@@ -11,8 +11,8 @@ import psutil
 import torch
 from torch import nn
 
+from data.steps import Share
 from trainer.checkpoint import Checkpointer
-from trainer.engines import Engine
 from trainer.loop import Training, add, over_ranks, to_device
 from trainer.objectives import Batch, Samples, Sums
 from trainer.shards import Fragment
@@ -52,9 +52,9 @@ class Report:
             figures |= {"tokens_seen": training.tokens, "tokens_per_s": samples_per_s * objective.tokens_per_sample}
         if objective.flops_per_sample and self.peak_flops:
             figures["mfu"] = samples_per_s * objective.flops_per_sample / (self.peak_flops * training.world.size)
-        for phase in dict.fromkeys(phases):
+        for phase, norm in training.norms.items():
             suffix = f"/{phase}" if len(phases) > 1 else ""
-            figures[f"grad_norm{suffix}"] = float(training.norms[phase])
+            figures[f"grad_norm{suffix}"] = float(norm)
             figures[f"learning_rate{suffix}"] = training.learning_rate(phase, training.step - 1)
         return figures
 
@@ -122,9 +122,27 @@ class Evaluate:
         begin = time.perf_counter()
         if self.batches is None:
             self.batches = self.held_out()
-        self.figures = evaluate(training, self.batches)
+        with training.ema.in_place():
+            self.figures = evaluate(training, self.batches)
         self.seconds = time.perf_counter() - begin
         self.tracker.log(training.step, {f"eval/{name}": value for name, value in self.figures.items()})
+
+
+@dataclass
+class Quality:
+    """What is measured on the objective's own samples, and what is wrong with them."""
+
+    share: Share
+    tracker: Tracker
+    say: Callable[[str], None]
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, training: Training) -> None:
+        with training.ema.in_place(), quiet(training.nets):
+            self.figures = training.objective.quality(training.nets, self.share, training.world.gather)
+        self.tracker.log(training.step, {f"quality/{name}": value for name, value in self.figures.items()})
+        for alarm in training.objective.alarms(self.figures):
+            self.say(f"step {training.step}: {alarm}")
 
 
 @dataclass
@@ -143,7 +161,7 @@ class Sample:
             return
         generator = torch.Generator(training.world.device).manual_seed(self.seed)
         # Sampling grows its input token by token: compiled, it would be compiled anew for every length.
-        with quiet(training.nets), torch.compiler.set_stance("force_eager"):
+        with training.ema.in_place(), quiet(training.nets), torch.compiler.set_stance("force_eager"):
             self.samples = training.objective.sample(training.nets, self.n, generator)
         if training.world.is_main:
             for file in write_samples(self.samples, self.scratch, f"step-{training.step:08d}"):
@@ -168,9 +186,9 @@ def write_samples(samples: Samples, folder: Path, prefix: str) -> list[Path]:
     return files
 
 
-def fragments(engines: Mapping[str, Engine]) -> list[Fragment]:
+def fragments(training: Training) -> list[Fragment]:
     """All training state that this rank holds."""
-    return [fragment.named(name) for name, engine in engines.items() for fragment in engine.fragments()]
+    return [fragment.named(name) for name, engine in training.engines.items() for fragment in engine.fragments()] + training.ema.fragments
 
 
 @dataclass
@@ -187,5 +205,5 @@ class Save:
             return
         data = self.merge(training.world.gather(training.data_state))
         state = {"step": training.step, "samples": training.samples, "data": data, "world": training.world.size}
-        self.checkpointer.save(training.step, fragments(training.engines), json.loads(json.dumps(state)))
+        self.checkpointer.save(training.step, fragments(training), json.loads(json.dumps(state)))
         self.tracker.log(training.step, {"checkpoint_stall_s": self.checkpointer.stall_s})

@@ -1,6 +1,7 @@
 """A run's networks in one process, without an engine: for samples, measures and export."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from trainer.config import RunConfig
 from trainer.hooks import quiet
 from trainer.loop import add
 from trainer.objectives import Batch, Objective, Sums, build_objective
+from trainer.shards import Fragment
 from trainer.storage import Folder
 from trainer.world import World
 
@@ -18,7 +20,10 @@ ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 
 
 def load_objective(run: RunConfig, folder: Folder, say: Any) -> tuple[Objective, int]:
-    """The objective of a run with the weights of its newest whole checkpoint, and that checkpoint's step. No DeepSpeed, any layout."""
+    """The objective of a run with the weights of its newest whole checkpoint (their moving average, where there is one), and that checkpoint's step.
+
+    No DeepSpeed, any layout.
+    """
     found = restore.newest(folder / "checkpoints", say)
     if found is None:
         raise ValueError(f"run {folder}: it has no checkpoint yet; set run.checkpoint.every, or let it end")
@@ -26,8 +31,14 @@ def load_objective(run: RunConfig, folder: Folder, say: Any) -> tuple[Objective,
     objective = build_objective(run.objective, run.seed)
     for name, network in objective.networks.items():
         initialise(network, run.seed)
-        restore.load(where, manifest, [fragment.named(name) for fragment in shards.weights(network)], ALONE)
+        restore.load(where, manifest, [_averaged(fragment.named(name), manifest) for fragment in shards.weights(network)], ALONE)
     return objective, int(manifest["step"])
+
+
+def _averaged(fragment: Fragment, manifest: dict[str, Any]) -> Fragment:
+    """Where the checkpoint has the moving average of a weight, that is what is read."""
+    average = replace(fragment, kind="ema")
+    return average if fragment.kind == "weight" and average.key in manifest["tensors"] else fragment
 
 
 def measure(objective: Objective, batches: Iterable[Batch]) -> dict[str, float]:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainer.ema import Ema
 from trainer.engines import Engine
 from trainer.objectives import Batch, Objective, Sums
 from trainer.world import World
@@ -26,6 +27,8 @@ class Training:
     world: World
     learning_rate: Callable[[str, int], float]
     """The learning rate of a phase at a step (from 0)."""
+    ema: Ema
+    """The moving average of the weights; empty where none is asked for."""
     step: int = 0
     """Optimiser steps done."""
     samples: int = 0
@@ -63,7 +66,7 @@ Hook = Callable[[Training], None]
 
 
 def train_step(training: Training, micro_batches: Sequence[Batch]) -> None:
-    """Update every network once, in the order of the phases, on one global batch of which this rank has `micro_batches`."""
+    """Update every network that is due, in the order of the phases, on one global batch of which this rank has `micro_batches`."""
     weights = global_weights(training, micro_batches)
     if training.stopped:
         return
@@ -71,10 +74,12 @@ def train_step(training: Training, micro_batches: Sequence[Batch]) -> None:
     batches = [to_device(batch, device) for batch in micro_batches]
     step_sums: Sums = {}
     for phase, weight in zip(objective.phases, weights.tolist(), strict=True):
+        if not objective.is_due(phase, training.step):
+            continue
         freeze_others(objective, phase)
         engine = training.engines[phase]
         for batch in batches:
-            loss, sums = objective.loss(phase, engine.module, batch)
+            loss, sums = objective.loss(phase, engine.module, batch, training.step)
             # Engines average over the ranks; the loss is divided by the weight of the whole global batch.
             engine.backward(loss * (training.world.size / weight))
             add(step_sums, sums)

@@ -18,8 +18,9 @@ from trainer import restore
 from trainer.checkpoint import Checkpointer
 from trainer.config import RunConfig, check
 from trainer.control import Control
+from trainer.ema import Ema
 from trainer.engines import build_engine
-from trainer.hooks import Evaluate, Report, Sample, Save, fragments
+from trainer.hooks import Evaluate, Quality, Report, Sample, Save, fragments
 from trainer.loop import Hook, Training, fit
 from trainer.objectives import Objective, build_objective
 from trainer.optim import learning_rate
@@ -61,7 +62,13 @@ def build_training(run: RunConfig, world: World) -> Training:
             network.compile()
         engines[name] = build_engine(run.engine, network, run.optimizer, bf16, world)
     steps = run.steps(objective.tokens_per_sample)
-    return Training(objective, engines, world, lambda phase, step: learning_rate(run.optimizer, step, steps))
+    return Training(
+        objective,
+        engines,
+        world,
+        learning_rate=lambda phase, step: learning_rate(run.optimizer, step, steps) * objective.rates[phase],
+        ema=Ema(run.ema, engines, objective.averaged),
+    )
 
 
 def _train(run: RunConfig, world: World, say: Say, started: float) -> dict[str, Any]:
@@ -74,7 +81,7 @@ def _train(run: RunConfig, world: World, say: Say, started: float) -> dict[str, 
     share = Share(rank=world.rank, world=world.size, global_batch=run.batch.global_batch, micro_batch=run.batch.micro_batch, group=training.objective.group)
     with tempfile.TemporaryDirectory() as scratch, _closing(tracker), Control(training, folder, run.stop.hours):
         stream = training.objective.stream(share, state.get("data"))
-        report, evaluation, sample, save, hooks = _hooks(run, training, folder, tracker, attempt, Path(scratch))
+        report, evaluation, quality, sample, save, hooks = _hooks(run, training, folder, tracker, attempt, Path(scratch), say)
         begin, first = time.perf_counter(), training.step
         if training.step == 0:
             hooks.insert(0, (1, _first_step(folder, world, say, started)))
@@ -96,6 +103,7 @@ def _train(run: RunConfig, world: World, say: Say, started: float) -> dict[str, 
             "seconds": training.seconds,
             "training": report.figures,
             "eval": evaluation.figures,
+            "quality": quality.figures,
             "samples": sample.samples.text,
         }
         if world.is_main:
@@ -104,24 +112,27 @@ def _train(run: RunConfig, world: World, say: Say, started: float) -> dict[str, 
 
 
 def _hooks(
-    run: RunConfig, training: Training, folder: Folder, tracker: Tracker, attempt: int, scratch: Path
-) -> tuple[Report, Evaluate, Sample, Save, list[tuple[int, Hook]]]:
+    run: RunConfig, training: Training, folder: Folder, tracker: Tracker, attempt: int, scratch: Path, say: Say
+) -> tuple[Report, Evaluate, Quality, Sample, Save, list[tuple[int, Hook]]]:
     world, objective = training.world, training.objective
     micro_batch = run.evaluate.micro_batch or run.batch.micro_batch
     share = Share(rank=world.rank, world=world.size, global_batch=micro_batch * world.size, micro_batch=micro_batch)
     report = Report(tracker, peak_flops(world.device, run.precision), last_samples=training.samples)
     evaluation = Evaluate(lambda: list(objective.held_out(share)), tracker)
+    quality = Quality(share, tracker, say)
     sample = Sample(run.evaluate.samples, run.seed, folder, tracker, scratch / "samples")
     save = Save(Checkpointer(folder / "checkpoints", world, run.checkpoint, attempt), tracker, merge_states)
     hooks: list[tuple[int, Hook]] = [
+        (1, training.ema),
         (run.log_every, report),
         (run.evaluate.every, report.pausing(evaluation)),
+        (run.evaluate.quality_every, report.pausing(quality)),
         (run.evaluate.sample_every, report.pausing(sample)),
         (run.checkpoint.every, report.pausing(save)),
     ]
     if run.profile is not None and world.is_main:
         hooks.append((1, ProfilerHook(run.profile, scratch / "profile", _keep_in(folder, "profile", tracker))))
-    return report, evaluation, sample, save, hooks
+    return report, evaluation, quality, sample, save, hooks
 
 
 def _keep_in(folder: Folder, name: str, tracker: Tracker) -> Callable[[Path], None]:
@@ -138,7 +149,7 @@ def resume(training: Training, folder: Folder, say: Say) -> dict[str, Any]:
     if found is None:
         return {}
     where, manifest = found
-    restore.load(where, manifest, fragments(training.engines), training.world)
+    restore.load(where, manifest, fragments(training), training.world)
     for engine in training.engines.values():
         engine.refresh()
     state = dict(manifest["state"])

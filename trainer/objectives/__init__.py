@@ -14,6 +14,9 @@ Batch = dict[str, Tensor]
 Sums = dict[str, Tensor]
 """Metrics as sums that add up over micro-batches and ranks; `Objective.report` makes figures of them."""
 
+Gather = Callable[[Any], list[Any]]
+"""What every rank gives, as a list over the ranks, on each of them."""
+
 ObjectiveConfig = LanguageConfig | MaskedLanguageConfig
 
 
@@ -41,6 +44,10 @@ class Objective(Protocol):
     """Networks in update order: ("model",) for all but the GAN."""
     networks: dict[str, nn.Module]
     """Plain modules."""
+    averaged: tuple[str, ...]
+    """Networks whose moving average is kept, where the run has one: those that samples are made with."""
+    rates: Mapping[str, float]
+    """Learning rate of each network, over that of the run."""
     tokens_per_sample: int
     """Tokens that one sample trains on; 0 where there are none."""
     flops_per_sample: float
@@ -57,7 +64,10 @@ class Objective(Protocol):
     def weight(self, phase: str, batch: Batch) -> Tensor:
         """What the loss of `batch` is divided by, once summed over the global batch: targets, samples. On the CPU, float64."""
 
-    def loss(self, phase: str, net: nn.Module, batch: Batch) -> tuple[Tensor, Sums]:
+    def is_due(self, phase: str, step: int) -> bool:
+        """Whether this network is updated in the optimiser step number `step` (from 0)."""
+
+    def loss(self, phase: str, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Sums]:
         """The summed loss of `batch` through `net`, which is networks[phase] inside its engine, and metrics."""
 
     def evaluate(self, nets: Mapping[str, nn.Module], batch: Batch) -> Sums:
@@ -68,6 +78,12 @@ class Objective(Protocol):
 
     def after_step(self, sums: Sums, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
         """Whatever changes by a rule and not by a gradient, once after each optimiser step; `sums` are this rank's of the step."""
+
+    def quality(self, nets: Mapping[str, nn.Module], share: Share, gather: Gather) -> dict[str, float]:
+        """Figures of how good samples are, from this rank's part of them and what `gather` brings of the others; empty where nothing is measured."""
+
+    def alarms(self, quality: Mapping[str, float]) -> list[str]:
+        """What these figures say is going wrong, a line each."""
 
     def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> Samples:
         """`n` samples to look at. Called on every rank alike."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from data.text import TextConfig
 from models.flops import flops_per_token
 from models.generate import generate
-from models.moe import router_loss
+from models.moe import MoEConfig, router_loss
 from models.random import derive, integers, sample_keys, uniform
 from models.routing import BiasBalancedRouter
 from models.transformer import Transformer, TransformerConfig
@@ -23,13 +23,32 @@ from trainer.objectives.routing_report import routing_figures, routing_sums
 
 if TYPE_CHECKING:
     from data.steps import Share
-    from trainer.objectives import Batch, Samples, Stream, Sums
+    from trainer.objectives import Batch, Gather, Samples, Stream, Sums
 
 IGNORE = -100
 
 
+class _TextModel:
+    """What the rest of the trainer asks of the config of a language model."""
+
+    model: TransformerConfig
+    data: TextConfig
+
+    @property
+    def moe(self) -> MoEConfig | None:
+        return self.model.moe
+
+    @property
+    def group(self) -> int:
+        return self.model.moe.group if self.model.moe else 1
+
+    @property
+    def tokens_per_sample(self) -> int:
+        return self.data.seq_len
+
+
 @dataclass(frozen=True, kw_only=True)
-class LanguageConfig:
+class LanguageConfig(_TextModel):
     """A decoder-only transformer that predicts the next token; dense where `model.moe` is null."""
 
     name: Literal["moe_lm"] = "moe_lm"
@@ -50,7 +69,7 @@ class LanguageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedLanguageConfig:
+class MaskedLanguageConfig(_TextModel):
     """A bidirectional transformer that restores masked tokens (Devlin et al. 2019, section 3.1, task 1)."""
 
     name: Literal["masked_lm"] = "masked_lm"
@@ -72,6 +91,7 @@ class LanguageObjective:
     """The loss is the cross-entropy of the targets, and of the router's losses each group's mean counts for its targets."""
 
     phases: tuple[str, ...] = ("model",)
+    averaged: tuple[str, ...] = ("model",)
 
     def __init__(self, config: LanguageConfig | MaskedLanguageConfig, seed: int):
         from data.tokenizers import load_tokenizer
@@ -82,9 +102,10 @@ class LanguageObjective:
             raise ValueError(f"run.objective.data.tokenizer: {config.data.tokenizer} has no mask token, which masked_lm needs; use bytes, or one that has")
         self.model = Transformer(config.model, self.tokenizer.vocab_size)
         self.networks: dict[str, nn.Module] = {"model": self.model}
-        self.tokens_per_sample = config.data.seq_len
+        self.rates: Mapping[str, float] = {"model": 1.0}
+        self.tokens_per_sample = config.tokens_per_sample
         self.flops_per_sample = config.data.seq_len * flops_per_token(config.model, self.tokenizer.vocab_size, config.data.seq_len)
-        self.group = config.model.moe.group if config.model.moe else 1
+        self.group = config.group
 
     def stream(self, share: "Share", state: Mapping[str, Any] | None) -> "Stream":
         from data.stream import TextStream
@@ -121,7 +142,10 @@ class LanguageObjective:
     def weight(self, phase: str, batch: "Batch") -> Tensor:
         return (self._targets(batch)[1] != IGNORE).sum().double()
 
-    def loss(self, phase: str, net: nn.Module, batch: "Batch") -> tuple[Tensor, "Sums"]:
+    def is_due(self, phase: str, step: int) -> bool:
+        return True
+
+    def loss(self, phase: str, net: nn.Module, batch: "Batch", step: int) -> tuple[Tensor, "Sums"]:
         inputs_BT, targets_BT = self._targets(batch)
         segments_BT = batch.get("segments")
         if segments_BT is not None:
@@ -140,7 +164,7 @@ class LanguageObjective:
 
     @torch.no_grad()
     def evaluate(self, nets: Mapping[str, nn.Module], batch: "Batch") -> "Sums":
-        _, sums = self.loss("model", nets["model"], batch)
+        _, sums = self.loss("model", nets["model"], batch, 0)
         return sums | {"bytes": batch["bytes"].sum()}
 
     def report(self, sums: "Sums") -> dict[str, float]:
@@ -158,6 +182,12 @@ class LanguageObjective:
             load_LE = add_over_ranks(sums["load_LE"].clone())
             for layer, load_E in zip(self.model.moe_layers, load_LE, strict=True):
                 layer.after_step(load_E)
+
+    def quality(self, nets: Mapping[str, nn.Module], share: "Share", gather: "Gather") -> dict[str, float]:
+        return {}
+
+    def alarms(self, quality: Mapping[str, float]) -> list[str]:
+        return []
 
     def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> "Samples":
         from trainer.objectives import Samples
