@@ -9,6 +9,7 @@ import numpy.typing as npt
 import xxhash
 
 from data.packing import Tokens, join, windows
+from data.rows import Place
 from data.tokenizers import Text, Tokenizer, texts_of
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class TextMaker:
         self._seq_len = seq_len
         self._dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
 
-    def documents(self, table: "pa.Table") -> list[Text]:
+    def documents(self, table: "pa.Table", place: Place) -> list[Text]:
         return self._documents.training(table)
 
     def first_carry(self) -> list[int]:

@@ -9,6 +9,7 @@ ENDINGS = {
     "parquet": (".parquet", ".pq"),
     "json": (".json", ".jsonl", ".ndjson"),
     "text": (".txt", ".text", ".md"),
+    "image": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"),
 }
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 MAGIC = frozenset("*?[")
@@ -23,7 +24,7 @@ def list_files(source: Files) -> list[str]:
 
 
 def file_format(source: Files, files: list[str]) -> str:
-    """`parquet`, `json` or `text`: the name of the builder in `datasets`."""
+    """`parquet`, `json` or `text`: the name of the builder in `datasets`; or `image` (image_files.py)."""
     if source.format != "auto":
         return source.format
     formats = {_format_of(file) for file in files}
@@ -88,4 +89,4 @@ def _format_of(file: str) -> str:
         if name.lower().endswith(endings):
             return kind
     known = ", ".join(ending for endings in ENDINGS.values() for ending in endings)
-    raise ValueError(f"data.source.format = auto cannot tell the format of {file} (known endings: {known}); set it to parquet, json or text")
+    raise ValueError(f"data.source.format = auto cannot tell the format of {file} (known endings: {known}); set it to parquet, json, text or image")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from data.rows import Position, Rows
+from data.rows import Place, Position, Rows
 from data.shuffle import permutation
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ Samples = npt.NDArray[Any]
 class Maker(Protocol):
     """What makes samples of documents: packing for text, decoding for images."""
 
-    def documents(self, table: "pa.Table") -> Sequence[Any]:
-        """The training documents among the rows; `len` of one is about its bytes."""
+    def documents(self, table: "pa.Table", place: Place) -> Sequence[Any]:
+        """The training documents among the rows, which come from `place`; `len` of one is about its bytes."""
 
     def first_carry(self) -> list[int]:
         """What a new lane has left over from nothing."""
@@ -104,7 +104,7 @@ class Lane:
         while len(documents) < self._window and size < WINDOW_BYTES:
             table = self._rows.next()
             if table is not None:
-                documents.extend(self._maker.documents(table))
+                documents.extend(self._maker.documents(table, self._rows.place))
                 size += table.nbytes
             elif documents:
                 break

@@ -5,17 +5,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data.digits import digits_shards
 from data.files import file_tag, list_files
-from data.sources import Files, Hub, PythonStdlib, Source
+from data.images import ImageConfig
+from data.sources import Digits, Files, Hub, PythonStdlib, Source
 from data.stdlib import stdlib_shards
 from data.text import TextConfig
 from data.tokenizers import load_tokenizer
 
 
-def manifest(config: TextConfig, *, seed: int | None = None, lanes: int | None = None) -> dict[str, Any]:
-    """What the order of samples depends on: files with size and tag, lanes, window, seed, tokenizer; and a digest over it. JSON-able.
+def manifest(config: TextConfig | ImageConfig, *, seed: int | None = None, lanes: int | None = None) -> dict[str, Any]:
+    """What the order of samples depends on: files with size and tag, lanes, window, seed, how samples are made; and a digest over it. JSON-able.
 
-    Files of the standard library go by their name and the digest in their folder's, so that the cache may lie elsewhere.
+    Files of our own sources go by their name and the digest in their folder's, so that the cache may lie elsewhere.
     """
     contents: dict[str, Any] = {
         "source": _tags(config.source),
@@ -24,17 +26,26 @@ def manifest(config: TextConfig, *, seed: int | None = None, lanes: int | None =
         "held_out": config.training_held_out,
         "lanes": lanes or config.lanes,
         "window": config.window,
-        "seq_len": config.seq_len,
         "seed": seed,
-        "tokenizer": load_tokenizer(config.tokenizer).digest,
+        **_samples(config),
     }
     return {**contents, "digest": hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()}
 
 
+def _samples(config: TextConfig | ImageConfig) -> dict[str, Any]:
+    """How samples are made of documents."""
+    match config:
+        case TextConfig():
+            return {"seq_len": config.seq_len, "tokenizer": load_tokenizer(config.tokenizer).digest}
+        case ImageConfig():
+            return {"size": config.size, "channels": config.channels, "flip": config.flip}
+
+
 def _tags(source: Source) -> list[dict[str, Any]]:
     match source:
-        case PythonStdlib():
-            return [{"name": path.name, "size": path.stat().st_size, "tag": path.parent.name} for path in stdlib_shards()]
+        case PythonStdlib() | Digits():
+            shards = stdlib_shards() if isinstance(source, PythonStdlib) else digits_shards()
+            return [{"name": path.name, "size": path.stat().st_size, "tag": path.parent.name} for path in shards]
         case Files():
             return [file_tag(file) for file in list_files(source)]
         case Hub():

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -34,6 +34,18 @@ class Position:
     """Rows read of that shard, those of other lanes included."""
 
 
+class Place(NamedTuple):
+    """Which rows of which shard a table holds, for messages: `first`, `first` + `every`, ..."""
+
+    name: str
+    first: int
+    every: int
+
+    def row(self, index: int) -> str:
+        """The row at `index` of the table."""
+        return f"{self.name}, row {self.first + index * self.every}"
+
+
 class Rows:
     """The rows of lane `lane` of `lanes`: shards lane, lane + lanes, ..., in an order of (seed, lane, epoch).
 
@@ -51,24 +63,25 @@ class Rows:
         self._tables: Iterator[pa.Table] | None = None
         self._ordered: tuple[int, list[int]] | None = None
         self.position = position
+        self.place = Place("", 0, 1)
 
     def names(self) -> list[str]:
         """The shards of this lane, for messages."""
         return [self._shards.name(shard) for shard in self._mine]
 
     def next(self) -> "pa.Table | None":
-        """The next table (it may have no rows), and `position` moves on; None where an epoch ends."""
+        """The next table (it may have no rows), which `place` tells of, and `position` moves on; None where an epoch ends."""
         at = self.position
         while at.shard < len(self._mine):
-            table = self._read(self._order(at.epoch)[at.shard])
+            table = self._read(shard := self._order(at.epoch)[at.shard])
             if table is None:
                 self._tables = None
                 self.position = at = Position(epoch=at.epoch, shard=at.shard + 1)
                 continue
             self.position = replace(at, row=at.row + table.num_rows)
-            if self._turns == 1:
-                return table
-            return table.take(np.arange((self._turn - at.row) % self._turns, table.num_rows, self._turns))
+            first = (self._turn - at.row) % self._turns
+            self.place = Place(self._shards.name(shard), at.row + first, self._turns)
+            return table if self._turns == 1 else table.take(np.arange(first, table.num_rows, self._turns))
         self.position = Position(epoch=at.epoch + 1)
         return None
 

@@ -7,11 +7,13 @@ Each shard is streamed alone (`IterableDataset.shard`), in its own order, by `.i
 import logging
 from collections.abc import Iterator, Sequence
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from data.digits import digits_shards
 from data.files import file_format, list_files
+from data.image_files import COLUMNS, ImageFileShards
 from data.retry import Backoff, passes, reason
-from data.sources import Files, Hub, PythonStdlib, Source, is_url
+from data.sources import Digits, Files, Hub, PythonStdlib, Source, is_url
 from data.stdlib import stdlib_shards
 
 if TYPE_CHECKING:
@@ -21,7 +23,19 @@ if TYPE_CHECKING:
 PARQUET_ROWS = 1024  # at a time; the default is those of the first row group, which may be none or a gigabyte
 
 
-class Shards:
+class Shards(Protocol):
+    """Numbered shards of rows."""
+
+    count: int
+
+    def name(self, shard: int) -> str:
+        """What a person knows the shard by."""
+
+    def read(self, shard: int, row: int, batch: int) -> "Iterator[pa.Table]":
+        """Tables of `batch` rows (the last may be shorter), from `row` of `shard` on."""
+
+
+class StreamedShards:
     """`columns` of a dataset, as `count` shards; `names` are its files, where they are known."""
 
     def __init__(self, dataset: "IterableDataset", columns: Sequence[str], names: Sequence[str]) -> None:
@@ -31,11 +45,10 @@ class Shards:
         self.count: int = dataset.num_shards
 
     def name(self, shard: int) -> str:
-        """What a person knows the shard by: its file, where there is one for each."""
+        """Its file, where there is one for each."""
         return self._names[shard] if len(self._names) == self.count else f"shard {shard} of {self.count} of {self._names[0]}"
 
     def read(self, shard: int, row: int, batch: int) -> "Iterator[pa.Table]":
-        """Tables of `batch` rows (the last may be shorter), from `row` of `shard` on."""
         rows = self._dataset.shard(num_shards=self.count, index=shard)
         for table in (rows.skip(row) if row else rows).iter(batch):
             yield table.select(self._columns)
@@ -58,6 +71,10 @@ def open_shards(source: Source, columns: Sequence[str], *, at_least: int = 1, re
 
 
 def _open(source: Source, columns: Sequence[str], at_least: int) -> Shards:
+    if isinstance(source, Files) and file_format(source, files := list_files(source)) == "image":
+        if missing := set(columns) - set(COLUMNS):
+            raise ValueError(missing_column(source, min(missing), COLUMNS))
+        return ImageFileShards(files, columns, at_least)
     import datasets
     from datasets.packaged_modules.parquet.parquet import ParquetConfig
 
@@ -66,8 +83,8 @@ def _open(source: Source, columns: Sequence[str], at_least: int) -> Shards:
     files, split = [], "train"
     try:
         match source:
-            case PythonStdlib():
-                files = [str(path) for path in stdlib_shards()]
+            case PythonStdlib() | Digits():
+                files = [str(path) for path in (stdlib_shards() if isinstance(source, PythonStdlib) else digits_shards())]
                 builder = datasets.load_dataset_builder("parquet", data_files={"train": files})
             case Files():
                 files = list_files(source)
@@ -89,7 +106,7 @@ def _open(source: Source, columns: Sequence[str], at_least: int) -> Shards:
     names = files or [f"{source.dataset} ({split})" if isinstance(source, Hub) else ""]
     if dataset.num_shards < at_least and isinstance(config, ParquetConfig):
         dataset = dataset.reshard()
-    return Shards(dataset.with_format("arrow"), columns, names)
+    return StreamedShards(dataset.with_format("arrow"), columns, names)
 
 
 def _files_builder(datasets: Any, source: Files, files: list[str]) -> "DatasetBuilder":
@@ -111,14 +128,15 @@ def _check_columns(source: Source, builder: "DatasetBuilder", dataset: "Iterable
 
 def missing_column(source: Source, column: str, there: Sequence[str]) -> str:
     """The line for a column that is not there."""
-    return f"{_field(source)} has no column {column!r} (it has {', '.join(map(repr, there))}); set data.text_column or data.key_column"
+    fix = "set data.text_column, data.image_column, data.label_column or data.key_column"
+    return f"{_field(source)} has no column {column!r} (it has {', '.join(map(repr, there))}); {fix}"
 
 
 def _field(source: Source) -> str:
     """The config field and its value, for messages."""
     match source:
-        case PythonStdlib():
-            return "data.source = python_stdlib"
+        case PythonStdlib() | Digits():
+            return f"data.source = {source.name}"
         case Files(paths=paths):
             return f"data.source.paths = {', '.join(paths)}"
         case Hub():
@@ -136,7 +154,7 @@ def _explain(source: Source, error: Exception) -> str:
     match source:
         case Hub():
             fix = "check the name, config, split and revision, HF_TOKEN (private and gated data) and the network"
-        case PythonStdlib() | Files():
+        case PythonStdlib() | Digits() | Files():
             fix = "check the files, their format, the credentials and the network"
     return f"{_field(source)}: {said.rstrip('.')}; {fix}"
 

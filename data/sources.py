@@ -14,14 +14,21 @@ class PythonStdlib:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Digits:
+    """The 1,797 handwritten digits of 8 x 8 grey pixels that ship inside scikit-learn: real images, with no network."""
+
+    name: Literal["sklearn_digits"] = "sklearn_digits"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Files:
-    """Parquet, JSON (lines) or text files, local or remote."""
+    """Parquet, JSON (lines), text or image files, local or remote."""
 
     name: Literal["files"] = "files"
     paths: tuple[str, ...]
     """Paths, globs, and URLs of any kind that fsspec knows: http://, https://, s3://, gs://, hf://..."""
-    format: Literal["auto", "parquet", "json", "text"] = "auto"
-    """auto: by the names' endings."""
+    format: Literal["auto", "parquet", "json", "text", "image"] = "auto"
+    """auto: by the names' endings. The label of an image file is its folder's place among the folders' names, sorted."""
     sample_by: Literal["line", "paragraph", "document"] = "paragraph"
     """Text files only: what one document is. A paragraph ends at an empty line; document: the whole file."""
 
@@ -40,7 +47,7 @@ class Hub:
     """Branch, tag or commit; None: the newest."""
 
 
-Source = PythonStdlib | Files | Hub
+Source = PythonStdlib | Digits | Files | Hub
 
 
 def absolute(source: Source, folder: Path) -> Source:
@@ -48,7 +55,7 @@ def absolute(source: Source, folder: Path) -> Source:
     match source:
         case Files(paths=paths):
             return dataclasses.replace(source, paths=tuple(path if is_url(path) else str(folder / Path(path).expanduser()) for path in paths))
-        case PythonStdlib() | Hub():
+        case PythonStdlib() | Digits() | Hub():
             return source
 
 

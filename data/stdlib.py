@@ -2,20 +2,19 @@
 
 import hashlib
 import os
-import shutil
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data.cache import cache_folder, write_shards
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SHARDS = 16
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-
-
-def cache_folder() -> Path:
-    """Where prepared data live: $SWITCHWORK_CACHE, or ~/.cache/switchwork."""
-    return Path(os.environ.get("SWITCHWORK_CACHE") or Path.home() / ".cache" / "switchwork").expanduser().absolute()
 
 
 def stdlib_shards() -> list[Path]:
@@ -29,7 +28,7 @@ def stdlib_shards() -> list[Path]:
         digest.update(f"\0{key}\0{len(text)}\0".encode() + text)
     folder = cache_folder() / f"python_stdlib-{sys.version_info.major}.{sys.version_info.minor}-{digest.hexdigest()[:16]}"
     if not folder.is_dir():
-        _write(folder, files)
+        write_shards(folder, (_table(files[shard::SHARDS]) for shard in range(SHARDS)))
     return sorted(folder.glob("*.parquet"))
 
 
@@ -51,23 +50,8 @@ def _is_utf8(text: bytes) -> bool:
     return True
 
 
-def _write(folder: Path, files: list[tuple[str, bytes]]) -> None:
+def _table(files: list[tuple[str, bytes]]) -> "pa.Table":
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise ValueError(f"cannot write to the cache {folder.parent} ({error.strerror}); set SWITCHWORK_CACHE to a folder that can be written") from error
     schema = pa.schema({"key": pa.string(), "text": pa.string()})
-    try:
-        for shard in range(SHARDS):
-            rows = [{"key": key, "text": text.decode()} for key, text in files[shard::SHARDS]]
-            pq.write_table(pa.Table.from_pylist(rows, schema), scratch / f"{shard:05d}.parquet", row_group_size=64)
-        scratch.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # else another process was first, with the same content
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    return pa.Table.from_pylist([{"key": key, "text": text.decode()} for key, text in files], schema)

@@ -78,8 +78,8 @@ class Share:
 class Collate(Protocol):
     """How samples become a batch."""
 
-    def empty(self, count: int) -> npt.NDArray[Any]:
-        """Room for `count` samples."""
+    def room(self, count: int, like: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Room for `count` samples that are like those of a lane."""
 
     def batch(self, samples: npt.NDArray[Any], numbers: npt.NDArray[np.int64]) -> Batch:
         """The tensors of one micro-batch."""
@@ -167,14 +167,18 @@ class LaneStream:
         share = self._share
         states = {str(number): lane.state() for number, lane in self._lanes.items()}
         while True:
-            samples = self._collate.empty(share.size)
-            groups = samples.reshape(-1, share.group, *samples.shape[1:])
+            groups, samples = share.size // share.group, None
             first = step * share.global_batch // share.group + share.rank
-            for place in range(min(len(self._lanes), len(groups))):
+            for place in range(min(len(self._lanes), groups)):
                 number = (first + place * share.world) % self._total
-                part = groups[place :: len(self._lanes)]
-                part[...] = self._lanes[number].take(len(part) * share.group).reshape(part.shape)
+                count = len(range(place, groups, len(self._lanes)))
+                part = self._lanes[number].take(count * share.group)
+                if samples is None:
+                    samples = self._collate.room(share.size, part)
+                into = samples.reshape(groups, share.group, *part.shape[1:])[place :: len(self._lanes)]
+                into[...] = part.reshape(into.shape)
                 states[str(number)] = self._lanes[number].state()
+            assert samples is not None, "a rank has at least one lane and one group"
             state = {"step": step + 1, "samples": (step + 1) * share.global_batch, "lanes": dict(states)}
             yield Step(micro_batches=self._micro_batches(samples, share.numbers(step)), state=state)
             step += 1

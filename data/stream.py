@@ -1,6 +1,7 @@
 """The training stream of one rank, for text."""
 
 from threading import Event
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +19,11 @@ from data.tokenizers import Tokenizer, load_tokenizer
 class TextCollate:
     """Windows to {"tokens": int64 (m, seq_len + 1), "sample": int64 (m,)} and, asked for, "segments" of the shape of tokens."""
 
-    def __init__(self, *, seq_len: int, eod: int | None) -> None:
-        self._seq_len = seq_len
+    def __init__(self, *, eod: int | None) -> None:
         self._eod = eod
 
-    def empty(self, count: int) -> npt.NDArray[np.int64]:
-        return np.empty((count, self._seq_len + 1), np.int64)
+    def room(self, count: int, like: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        return np.empty((count, *like.shape[1:]), np.int64)
 
     def batch(self, samples: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64]) -> Batch:
         import torch
@@ -52,7 +52,7 @@ class TextStream(LaneStream):
         shards = open_shards(config.source, config.training_columns, at_least=total, retry_seconds=config.retry_seconds, closing=closing)
         saved = state["lanes"] if state else {}
         lanes = {lane: _lane(config, tokenizer, shards, seed, lane, total, saved.get(str(lane)), closing) for lane in range(rank, total, world)}
-        collate = TextCollate(seq_len=config.seq_len, eod=tokenizer.eod if config.document_mask else None)
+        collate = TextCollate(eod=tokenizer.eod if config.document_mask else None)
         super().__init__(lanes, collate, share, total=total, prefetch=config.prefetch, step=step, closing=closing)
 
 

@@ -6,13 +6,13 @@ A text is an array of its UTF-8 bytes: a view of arrow's memory, as it comes fro
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from data.arrow import views
 from data.packing import Tokens
 
 if TYPE_CHECKING:
@@ -115,13 +115,7 @@ def texts_of(array: "pa.Array") -> list[Text]:
 
     if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
         array = array.cast(pa.large_string())
-    width: type[np.integer] = np.int64 if pa.types.is_large_string(array.type) else np.int32
-    _, offsets, values = array.buffers()
-    if len(array) == 0:
-        return []
-    data = np.frombuffer(values or b"", np.uint8)
-    places = np.frombuffer(offsets, width, count=len(array) + 1, offset=array.offset * np.dtype(width).itemsize)
-    return [data[start:end] for start, end in pairwise(places.tolist())]
+    return views(array)
 
 
 def _from_hub(name: str) -> Tokenizer:
