@@ -135,6 +135,31 @@ def verify(target: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help=
         raise typer.Exit(1)
 
 
+prove = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Experiments that show what a part of this is worth, with intervals.")
+app.add_typer(prove, name="prove")
+
+
+@prove.callback()
+def prove_group() -> None:
+    """Makes `prove` a group while it has one member."""
+
+
+@prove.command("moe")
+def prove_moe(
+    overrides: Overrides = None,
+    job: Annotated[str | None, typer.Option("--job", metavar="JOB.yaml", help="default: the recipe launch/configs/prove_moe.yaml")] = None,
+    experts: Annotated[str, typer.Option("--experts", help="numbers of experts beside the job's own")] = "4,8,16",
+    seeds: Annotated[int, typer.Option("--seeds", help="how many, from the job's own on")] = 4,
+    minutes: Annotated[float | None, typer.Option("--minutes", help="time for all of it: the speed is measured, and the steps follow")] = None,
+    processes: Annotated[int | None, typer.Option("--processes", help="runs at a time; default: as many as there are cores for")] = None,
+    folder: Annotated[str, typer.Option("--folder", help="runs, results.json and proof.png; runs that are there already are kept")] = "proofs/moe",
+) -> None:
+    """Switch beside dense at equal FLOPs, steps and data, with a frozen and a permuted router as controls: leads with intervals, and a verdict."""
+    from launch.prove_moe import RECIPE, Options, prove
+
+    prove(console, job or RECIPE, overrides or [], Options(experts=experts, seeds=seeds, processes=processes, minutes=minutes, folder=folder))
+
+
 @app.command()
 def ui(host: str = "127.0.0.1", port: int = 5000) -> None:
     """Open MLflow on the runs here."""

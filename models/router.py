@@ -42,7 +42,7 @@ class Router(nn.Module):
             self.register_buffer("bias_E", torch.empty(experts))
         if remembers:
             self.register_buffer("last_load_E", torch.empty(experts))
-        if frozen:  # they take no gradient (see `forward`) and no decay, and are saved and sharded as the weights that they are
+        if frozen:  # a gradient of zero (see `_linear`) and no decay leave them alone; they are saved and sharded as ever
             for parameter in self.parameters():
                 no_decay(parameter)
         self.reset_parameters()
@@ -75,8 +75,10 @@ class Router(nn.Module):
             return self._choose(x_GND, self._linear(x_GND, self.weight), keys_B)
 
     def _linear(self, x_GND: Tensor, weight_ED: Tensor) -> Tensor:
-        """x W^T; the weights get no gradient from it where the router is frozen, the input does."""
-        return F.linear(x_GND, (weight_ED.detach() if self.frozen else weight_ED).to(x_GND.dtype))
+        """x W^T. Where the router is frozen the gradient of its weights is zero, and not missing: DDP waits for that of every parameter."""
+        if self.frozen:
+            weight_ED = weight_ED.detach() + 0 * weight_ED
+        return F.linear(x_GND, weight_ED.to(x_GND.dtype))
 
     def _choose(self, x_GND: Tensor, logits_GNE: Tensor, keys_B: Tensor) -> Routing:
         match self.config:

@@ -62,6 +62,12 @@ def place_in_environment() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def stand_alone() -> None:
+    """Forget what the environment says of other ranks: this process is to be a world of its own, beside others of the kind."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+
+
 @contextmanager
 def joined(device: Device = "auto", threads: int | None = None, timeout_s: float = 600.0) -> Iterator[World]:
     """Join the ranks that the environment names (torchrun, Ray Train, or nobody: a world of one), and leave them at the end."""

@@ -1,0 +1,117 @@
+"""Many runs side by side on one machine, each in a process of its own through the same worker; what is done already is kept.
+
+A run's folder is named after a digest of its settings: the same command finds it again, finished or half-way, and goes on.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from launch.progress import clock
+from trainer.config import RunConfig
+from trainer.parsing import parse, plain
+from trainer.run_folder import prepare, settle
+from trainer.storage import Folder
+from trainer.worker import run_worker
+from trainer.world import stand_alone
+
+
+def named(run: RunConfig, label: str, root: str) -> RunConfig:
+    """`run`, settled for one process, in a folder below `root` that is called after `label` and a digest of all its settings."""
+    settings = plain(settle(replace(run, name="unnamed", root=""), "", workers=1, resume=False)) | {"root": ""}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    return settle(replace(run, name=f"{label}-{digest}", root=root), label, workers=1, resume=False)
+
+
+def default_processes(run: RunConfig) -> int:
+    """As many as the cores of this machine can give `run.threads` threads each."""
+    return max(1, (os.cpu_count() or 1) // (run.threads or 1))
+
+
+def summaries(console: Console, runs: Sequence[RunConfig], processes: int, what: str) -> list[dict[str, Any]]:
+    """The summary of each run, in order, once all are done; `processes` of them at a time, started in this order.
+
+    Raises ValueError if a run was stopped half-way: the same command goes on with it.
+    """
+    missing = [run for run in runs if _summary(run) is None]
+    context = multiprocessing.get_context("forkserver")  # which imports once what takes seconds to import
+    context.set_forkserver_preload(["trainer.worker", "data.stream", *(f"trainer.engines.{run.engine.name}_engine" for run in missing[:1])])
+    with _progress(console, runs, what) as show, ProcessPoolExecutor(processes, context, max_tasks_per_child=1) as pool:
+        waiting = {pool.submit(_train, plain(run)): run for run in missing}
+        try:
+            while waiting:
+                for done in wait(waiting, timeout=1, return_when=FIRST_COMPLETED).done:
+                    run = waiting.pop(done)
+                    done.result()
+                    if _summary(run) is None:
+                        raise ValueError(f"run {run.root}/{run.name}: stopped before its last step; give the same command again to go on with it")
+                show()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # what is under way ends: of itself, or by the same Ctrl-C, with a checkpoint
+            raise
+    found = [_summary(run) for run in runs]
+    return [summary for summary in found if summary is not None]
+
+
+def _train(values: dict[str, Any]) -> None:
+    """In a process of its own: the run, from the start or from its last checkpoint."""
+    stand_alone()
+    folder = Folder(f"{values['root']}/{values['name']}")
+    prepare(parse(RunConfig, values, "run"), folder.exists("attempts.jsonl"), {})
+    run_worker(values, say=lambda line: None, started=psutil.Process().create_time())
+
+
+def _summary(run: RunConfig) -> dict[str, Any] | None:
+    """The summary of a run that has done all its steps."""
+    folder = Folder(f"{run.root}/{run.name}")
+    summary = json.loads(folder.read("summary.json")) if folder.exists("summary.json") else {}
+    return summary if summary.get("step") == run.stop.steps else None
+
+
+@contextmanager
+def _progress(console: Console, runs: Sequence[RunConfig], what: str) -> Iterator[Any]:
+    """A function to call now and then: it moves the bar where there is a terminal, and prints a line for each run that ends."""
+    total, begin, first = sum(run.stop.steps or 0 for run in runs), time.monotonic(), sum(map(_steps_done, runs))
+    ended = {run.name for run in runs if _summary(run)}
+    if ended:
+        console.print(f"{len(ended)} of {len(runs)} runs are there already", highlight=False)
+    columns = (TextColumn(what), BarColumn(), TextColumn("{task.completed}/{task.total} steps"), TextColumn("{task.fields[left]}"))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(what, total=total, completed=first, left="")
+
+        def show() -> None:
+            done = sum(map(_steps_done, runs))
+            left = f"{clock((time.monotonic() - begin) * (total - done) / (done - first))} left" if done > first else ""
+            progress.update(bar, completed=done, left=left)
+            for run in runs:
+                if run.name not in ended and (summary := _summary(run)):
+                    ended.add(run.name)
+                    console.print(
+                        f"{run.name}: {curve(run)[-1][1]:.4f} in {clock(summary['train_seconds'])}  ({len(ended)} of {len(runs)} runs)  {left}", highlight=False
+                    )
+
+        yield show
+
+
+def curve(run: RunConfig) -> list[tuple[int, float]]:
+    """Held-out cross-entropy by step; of a step that was replayed after a stop, the last counts."""
+    rows = [json.loads(line) for line in Folder(f"{run.root}/{run.name}").read("metrics.jsonl").splitlines()]
+    return sorted({row["step"]: float(row["eval/cross_entropy"]) for row in rows if "eval/cross_entropy" in row}.items())
+
+
+def _steps_done(run: RunConfig) -> int:
+    """The last step that a run has written down."""
+    folder = Folder(f"{run.root}/{run.name}")
+    lines = folder.read("metrics.jsonl").splitlines() if folder.exists("metrics.jsonl") else []
+    return int(json.loads(lines[-1])["step"]) if lines else 0

@@ -1,0 +1,166 @@
+"""The proof of the mixture of experts: intervals against SciPy's paired test, variants that differ in their experts alone, and a small proof in full."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import tiny_job
+from rich.console import Console
+from scipy.stats import ttest_rel
+
+from launch.paired import lead
+from launch.prove_moe import CURVE, Options, prove, steps_that_fit, variants
+from launch.prove_moe_report import sentence
+from models.flops import flops_per_token, parameters
+from models.moe import MoELayer
+from models.transformer import Transformer
+from trainer.config import RunConfig
+from trainer.parsing import parse
+from trainer.worker import build_training
+from trainer.world import joined
+
+
+def tiny(corpus: Path, **changes: Any) -> dict[str, Any]:
+    job = tiny_job(corpus, stop={"steps": 4}, tracking={"enabled": False}, engine={"name": "accelerate"}) | changes
+    job["objective"]["model"]["moe"]["capacity_factor"] = None
+    return job
+
+
+def variants_of(corpus: Path, **changes: Any) -> dict[str, RunConfig]:
+    run = parse(RunConfig, tiny(corpus, **changes), "run")
+    assert run.objective.model.moe is not None
+    return variants(run, run.objective.model.moe, (2, 8))
+
+
+def test_interval_is_that_of_the_paired_t_test() -> None:
+    theirs, ours = [1.52, 1.49, 1.55, 1.50], [1.45, 1.46, 1.47, 1.47]
+    found, test = lead(theirs, ours), ttest_rel(theirs, ours)
+    interval = test.confidence_interval(0.95)
+    assert (found.low, found.high, found.n) == (pytest.approx(interval.low), pytest.approx(interval.high), 4)
+    assert found.mean == pytest.approx(sum(theirs) / 4 - sum(ours) / 4)
+    assert (test.pvalue < 0.05) == (found.verdict == "ahead")
+
+
+@pytest.mark.parametrize(("ours", "verdict"), [([1.0, 1.1, 1.2], "ahead"), ([3.0, 3.1, 3.2], "behind"), ([1.0, 2.1, 3.2], "not decided")])
+def test_verdict_follows_from_where_the_interval_lies(ours: list[float], verdict: str) -> None:
+    found = lead([2.0, 2.11, 2.2], ours)
+    assert found.verdict == verdict
+    assert verdict.split()[0] in sentence("ours", "theirs", found)
+
+
+def test_variants_differ_in_their_experts_alone(corpus: Path) -> None:
+    runs = variants_of(corpus)
+    assert list(runs) == ["dense", "2 experts", "4 experts", "8 experts", "frozen router", "permuted router"]
+    reference = runs["4 experts"]
+    for run in runs.values():
+        model = replace(run.objective.model, moe=reference.objective.model.moe, ffn=reference.objective.model.ffn)
+        assert replace(run, objective=replace(run.objective, model=model)) == reference
+    for name, control in (("frozen router", "frozen"), ("permuted router", "permuted")):
+        moe = runs[name].objective.model.moe
+        assert moe is not None
+        assert (moe.control, replace(moe, control="none")) == (control, reference.objective.model.moe)
+
+
+@pytest.mark.parametrize("layers", ["all", "alternate"])
+def test_dense_model_costs_no_less_than_any_other_and_not_a_unit_more(corpus: Path, layers: str) -> None:
+    job = tiny(corpus)
+    job["objective"]["model"] |= {"moe_layers": layers, "layers": 4}
+    models = {name: run.objective.model for name, run in variants_of(corpus, **job).items()}
+    cost = {name: flops_per_token(model, 257, 32) for name, model in models.items()}
+    assert cost["dense"] >= max(cost.values())
+    dense = models["dense"]
+    assert flops_per_token(replace(dense, ffn=dense.ffn - 1), 257, 32) < max(value for name, value in cost.items() if name != "dense")
+    assert parameters(dense, 257).total == sum(each.numel() for each in Transformer(dense, 257).parameters())
+
+
+def test_a_seed_gives_all_variants_the_same_start_and_the_same_data(corpus: Path) -> None:
+    states, batches = [], []
+    with joined("cpu", threads=1) as world:
+        for run in variants_of(corpus).values():
+            training = build_training(run, world)
+            stream = training.objective.stream(_share(), None)
+            batches.append(next(iter(stream)).micro_batches[0]["tokens"])
+            stream.close()
+            network = training.objective.networks["model"]
+            assert isinstance(network, Transformer)
+            assert sum(isinstance(module, MoELayer) for module in network.modules()) in (0, 2)
+            states.append({name: value for name, value in network.state_dict().items() if ".ffn." not in name})
+    for state, batch in zip(states[1:], batches[1:], strict=True):
+        assert state.keys() == states[0].keys()
+        assert all(torch.equal(value, states[0][name]) for name, value in state.items())
+        assert torch.equal(batch, batches[0])
+
+
+def _share() -> Any:
+    from data.steps import Share
+
+    return Share(rank=0, world=1, global_batch=16, micro_batch=4)
+
+
+def test_a_small_proof_in_full_and_again(corpus: Path, tmp_path: Path) -> None:
+    job, folder = tmp_path / "job.yaml", tmp_path / "proof"
+    job.write_text(yaml.safe_dump({"run": tiny(corpus)}))
+    options = Options(experts="4", seeds=2, processes=2, minutes=None, folder=str(folder))
+    console = Console(width=160, record=True)
+    prove(console, str(job), [], options)
+    results = json.loads((folder / "results.json").read_text())
+    losses = {each["name"]: each["losses"] for each in results["variants"]}
+    for name, values in losses.items():
+        for seed, value in enumerate(values):
+            (run,) = (folder / "runs").glob(f"{name.replace(' ', '-')}-seed{seed}-*")
+            assert json.loads((run / "summary.json").read_text())["eval"]["cross_entropy"] == value
+            assert len({step for step, _ in next(each for each in results["variants"] if each["name"] == name)["curve"]}) == 4
+    assert len({value for values in losses.values() for value in values}) == 8, "two runs are the same"
+    leads = {(each["of"], each["over"]): each for each in results["leads"]}
+    assert set(leads) == {("4 experts", "dense"), ("4 experts", "permuted router"), ("4 experts", "frozen router")} | {
+        (control, "dense") for control in ("permuted router", "frozen router")
+    }
+    test = ttest_rel(losses["dense"], losses["4 experts"])
+    assert leads["4 experts", "dense"]["low"] == pytest.approx(test.confidence_interval(0.95).low)
+    printed = console.export_text()
+    assert "8 of 8 runs" in printed
+    assert f"{leads['4 experts', 'dense']['mean']:+.4f}" in printed
+    assert (folder / "proof.png").read_bytes().startswith(b"\x89PNG")
+
+    (lost,) = (folder / "runs").glob("dense-seed1-*")
+    written = {path: path.stat().st_mtime_ns for path in (folder / "runs").glob("*/summary.json")}
+    (lost / "summary.json").unlink()
+    again = Console(width=160, record=True)
+    prove(again, str(job), [], options)
+    assert "7 of 8 runs are there already" in again.export_text()
+    assert [path.parent.name for path, when in written.items() if path.stat().st_mtime_ns != when] == [lost.name]
+    assert json.loads((folder / "results.json").read_text())["variants"] == results["variants"]
+
+
+def test_steps_that_fit_use_the_time_that_is_left() -> None:
+    short = {"step": 60, "seconds": {"data": 0.6, "step": 5.4, "hooks": 1.0}, "seconds_to_first_step": 2.0, "train_seconds": 7.0}
+    seeds, processes, minutes, count = 3, 2, 10.0, 4
+    steps = steps_that_fit(minutes, [short] * count, seeds, processes)
+
+    def minutes_of(steps: int) -> float:
+        return (count * 9.0 / processes + seeds * count * (2.0 + CURVE * 1.0 + 0.1 * steps) / processes) / 60
+
+    assert minutes_of(steps) <= 0.95 * minutes < minutes_of(steps + 1)
+    with pytest.raises(ValueError, match="--minutes: 1 is too short"):
+        steps_that_fit(1.0, [short] * count, seeds, processes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags", "words"),
+    [
+        ({}, {"seeds": 1}, "--seeds: 1"),
+        ({}, {"processes": 0}, "--processes: 0"),
+        ({}, {"experts": "1,4"}, "--experts: '1,4'"),
+        ({}, {"experts": "many"}, "--experts: 'many'"),
+        ({"stop": {"hours": 1}, "optimizer": {"schedule": {"name": "constant"}}}, {}, "run.stop.steps"),
+    ],
+)
+def test_wrong_proofs_are_refused(corpus: Path, tmp_path: Path, changes: dict[str, Any], flags: dict[str, Any], words: str) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(yaml.safe_dump({"run": tiny(corpus) | changes}))
+    with pytest.raises(ValueError, match=words):
+        prove(Console(), str(job), [], Options(**({"experts": "4", "seeds": 2, "processes": 1, "minutes": None, "folder": str(tmp_path / "proof")} | flags)))
