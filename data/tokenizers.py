@@ -97,13 +97,19 @@ def load_tokenizer(name: str) -> Tokenizer:
     """
     if name == "bytes":
         return ByteTokenizer()
+    file, *config = files_of(name)
+    return HuggingFaceTokenizer(file, _special_tokens(config[0]) if config else {}, name)
+
+
+def files_of(name: str) -> list[Path]:
+    """The tokenizer.json that `name` (not `bytes`) means, and its tokenizer_config.json, where there is one. ValueError, in one line, for neither."""
     path = Path(name).expanduser()
     if path.is_dir():
         path = path / "tokenizer.json"
         if not path.is_file():
             raise ValueError(f"data.tokenizer = {name!r}: the folder holds no tokenizer.json; save it with save_pretrained() of a fast tokenizer")
     if path.is_file():
-        return HuggingFaceTokenizer(path, _special_tokens(path.with_name("tokenizer_config.json")), name)
+        return [file for file in (path, path.with_name("tokenizer_config.json")) if file.is_file()]
     if path.suffix == ".json" or path.is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise ValueError(f"data.tokenizer = {name!r}: no such file or folder; give `bytes`, a path or a Hub repository")
     return _from_hub(name)
@@ -118,26 +124,25 @@ def texts_of(array: "pa.Array") -> list[Text]:
     return views(array)
 
 
-def _from_hub(name: str) -> Tokenizer:
+def _from_hub(name: str) -> list[Path]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         path = Path(hf_hub_download(name, "tokenizer.json"))
         try:
-            special = _special_tokens(Path(hf_hub_download(name, "tokenizer_config.json")))
+            return [path, Path(hf_hub_download(name, "tokenizer_config.json"))]
         except LocalEntryNotFoundError:
             raise
         except EntryNotFoundError:
-            special = {}
+            return [path]
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         said = f"not `bytes`, no such path, and the Hub gave no tokenizer.json ({_first_line(error)})"
         raise ValueError(f"data.tokenizer = {name!r}: {said}; check the name, HF_TOKEN and the network") from error
-    return HuggingFaceTokenizer(path, special, name)
 
 
 def _special_tokens(file: Path) -> dict[str, Any]:
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def _special_id(vocabulary: dict[str, int], configured: object, usual: Sequence[str]) -> int | None:

@@ -127,6 +127,14 @@ def evaluate(run: RunFolder, as_json: Json = False) -> None:
 
 
 @app.command()
+def export(run: RunFolder, to: Annotated[str, typer.Option("--to", metavar="FOLDER", help="a new folder or URL")]) -> None:
+    """The weights of a run's last checkpoint as a folder that Hugging Face transformers loads."""
+    from launch.export import export as write
+
+    write(console, run, to)
+
+
+@app.command()
 def verify(target: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="a run, or one of its checkpoints")]) -> None:
     """Derive the receipts of a checkpoint again, offline."""
     from launch.inspect import verify_checkpoints

@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaForCausalLM,
+    MixtralForCausalLM,
+    PreTrainedModel,
+    Qwen2MoeForCausalLM,
+    Qwen3ForCausalLM,
+    Qwen3MoeForCausalLM,
+)
 
 from models.attention import rotary_table, rotate
 from models.flops import flops_per_token, forward_flops_per_token, parameters
@@ -17,6 +26,8 @@ from models.moe import MoEConfig, router_loss
 from models.norm import RMSNorm
 from models.routing import BiasBalancedRouter, ExpertChoiceRouter, NoisyTopKRouter, SwitchRouter, TopKRouter
 from models.transformer import Transformer, TransformerConfig
+from models.transformers_format import to_config
+from models.transformers_names import to_transformers
 
 VOCAB, LENGTH = 50, 24
 MOE = MoEConfig(experts=4, ffn=16, router=TopKRouter(k=2))
@@ -37,58 +48,14 @@ def loss(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), tokens_BT[:, 1:].flatten())
 
 
-def hugging_face_weights(model: Transformer, router: str) -> dict[str, Tensor]:
-    """Our weights under Hugging Face's names; `router` is the name of its mixture-of-experts block."""
-    weights = {"model.embed_tokens.weight": model.embedding.weight, "model.norm.weight": model.norm.weight}
-    weights["lm_head.weight"] = model.embedding.weight if model.head is None else model.head.weight
-    for index, block in enumerate(model.blocks):
-        attention, layer = block.attention, f"model.layers.{index}."
-        parts = attention.qkv.weight.split([heads * attention.head_dim for heads in (attention.heads, attention.kv_heads, attention.kv_heads)])
-        weights |= {f"{layer}self_attn.{name}_proj.weight": part for name, part in zip("qkv", parts, strict=True)}
-        weights |= {f"{layer}self_attn.o_proj.weight": attention.out.weight}
-        weights |= {f"{layer}input_layernorm.weight": block.attention_norm.weight, f"{layer}post_attention_layernorm.weight": block.ffn_norm.weight}
-        if attention.q_norm is not None:
-            weights |= {f"{layer}self_attn.q_norm.weight": attention.q_norm.weight, f"{layer}self_attn.k_norm.weight": attention.k_norm.weight}
-        if block.ffn in model.moe_layers:
-            weights[f"{layer}{router}.gate.weight"] = block.ffn.router.weight
-            weights[f"{layer}{router}.experts.gate_up_proj"] = block.ffn.experts.gate_up
-            weights[f"{layer}{router}.experts.down_proj"] = block.ffn.experts.down
-        else:
-            weights |= {f"{layer}mlp.{name}_proj.weight": getattr(block.ffn, name).weight for name in ("gate", "up", "down")}
-    return weights
-
-
-def shared_options(config: TransformerConfig) -> dict[str, object]:
-    return {
-        "vocab_size": VOCAB,
-        "hidden_size": config.d_model,
-        "intermediate_size": config.ffn,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_head_count,
-        "head_dim": config.head_width,
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tie_embeddings,
-        "rope_theta": config.rope_theta,
-        "pad_token_id": None,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
-
-
-def qwen3_moe(model: Transformer) -> Qwen3MoeForCausalLM:
-    config, router = model.config, model.config.moe.router
-    theirs = Qwen3MoeForCausalLM(
-        Qwen3MoeConfig(
-            **shared_options(config),
-            moe_intermediate_size=config.moe.ffn,
-            num_experts=config.moe.experts,
-            num_experts_per_tok=1 if isinstance(router, SwitchRouter) else router.k,
-            norm_topk_prob=not isinstance(router, SwitchRouter) and router.normalise,
-            mlp_only_layers=[index for index in range(config.layers) if index not in config.moe_indices],
-        )
-    )
-    theirs.load_state_dict(hugging_face_weights(model, "mlp"))
+def in_transformers(model: Transformer) -> PreTrainedModel:
+    """The same model there: its config, and our weights under its names."""
+    values = to_config(model.config, VOCAB, positions=LENGTH, end_of_text=0) | {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**values))
+    weights = to_transformers(model.state_dict(), model.config, VOCAB, stacked=True)
+    if model.config.tie_embeddings:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    theirs.load_state_dict(weights)
     return theirs.eval()
 
 
@@ -108,27 +75,32 @@ def check_equal(model: Transformer, theirs: PreTrainedModel) -> None:
 def test_loss_is_qwen3_moe(router: TopKRouter, layers: str, tie: bool) -> None:
     moe = replace(MOE, router=router)
     model = make(replace(SMALL, qk_norm=True, moe=moe, moe_layers=layers, tie_embeddings=tie, rope_theta=5000.0))
-    check_equal(model, qwen3_moe(model))
+    theirs = in_transformers(model)
+    assert isinstance(theirs, Qwen3MoeForCausalLM)
+    check_equal(model, theirs)
 
 
-def test_loss_is_mixtral() -> None:
-    model = make(replace(SMALL, moe=replace(MOE, ffn=48)))
-    theirs = MixtralForCausalLM(MixtralConfig(**shared_options(model.config), num_local_experts=4, num_experts_per_tok=2, sliding_window=None))
-    theirs.load_state_dict(hugging_face_weights(model, "mlp"))
-    check_equal(model, theirs.eval())
-
-
-def test_loss_is_qwen3_dense() -> None:
-    model = make(replace(SMALL, qk_norm=True))
-    theirs = Qwen3ForCausalLM(Qwen3Config(**shared_options(model.config)))
-    theirs.load_state_dict(hugging_face_weights(model, "mlp"))
-    check_equal(model, theirs.eval())
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        (replace(SMALL, moe=replace(MOE, ffn=48)), MixtralForCausalLM),
+        (replace(SMALL, qk_norm=True), Qwen3ForCausalLM),
+        (replace(SMALL, norm_eps=1e-4), LlamaForCausalLM),
+        (replace(SMALL, moe=replace(MOE, router=SwitchRouter(), shared_expert=24), moe_layers=(1,)), Qwen2MoeForCausalLM),
+    ],
+    ids=["mixtral", "qwen3", "llama", "qwen2_moe"],
+)
+def test_loss_is_that_of_the_other_layouts(config: TransformerConfig, kind: type[PreTrainedModel]) -> None:
+    model = make(config)
+    theirs = in_transformers(model)
+    assert isinstance(theirs, kind)
+    check_equal(model, theirs)
 
 
 def test_greedy_generation_is_hugging_face() -> None:
     model = make(replace(SMALL, qk_norm=True, moe=MOE))
     prompt = tokens(2)[:, :5]
-    theirs = qwen3_moe(model).generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=15, do_sample=False)
+    theirs = in_transformers(model).generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=15, do_sample=False)
     assert torch.equal(generate(model, prompt, 15, temperature=0), theirs)
 
 

@@ -105,7 +105,7 @@ def load(folder: Folder, manifest: dict[str, Any], fragments: Sequence[Fragment]
         readers: dict[str, Any] = {}
         try:
             for fragment in fragments:
-                _fill(fragment, tensors[fragment.key]["pieces"], readers, folder, Path(scratch))
+                fill(fragment, tensors[fragment.key]["pieces"], readers, folder, Path(scratch))
         except (SafetensorError, OSError) as error:
             raise ValueError(f"checkpoint {folder}: {error}; use an earlier one") from None
     check_receipts(folder, tensors, fragments, world)
@@ -119,7 +119,8 @@ def _misfit(fragment: Fragment, tensor: dict[str, Any] | None) -> str:
     return ""
 
 
-def _fill(fragment: Fragment, pieces: Iterable[Any], readers: dict[str, Any], folder: Folder, scratch: Path) -> None:
+def fill(fragment: Fragment, pieces: Iterable[Any], readers: dict[str, Any], folder: Folder, scratch: Path) -> None:
+    """Copy into `fragment` what the `pieces` (file, start, number of elements) of its tensor have of it; `readers` are the files opened so far."""
     begin, end = fragment.start, fragment.start + fragment.values.numel()
     for name, start, numel in pieces:
         low, high = max(begin, start), min(end, start + numel)

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from data.sources import absolute as absolute_source
+from trainer import init_from
 from trainer.config import RunConfig
 from trainer.parsing import plain
 from trainer.storage import Folder, absolute, check_writable
@@ -29,7 +30,7 @@ def settle(run: RunConfig, stem: str, workers: int, resume: bool, numbered: bool
     data = run.objective.data
     held_out = data.eval_source and absolute_source(data.eval_source, Path.cwd())
     data = replace(data, lanes=data.lanes or math.lcm(8, workers), source=absolute_source(data.source, Path.cwd()), eval_source=held_out)
-    return replace(run, root=root, tracking=tracking, name=name, source=stem, objective=replace(run.objective, data=data))
+    return replace(run, root=root, tracking=tracking, name=name, source=stem, objective=init_from.settle(replace(run.objective, data=data), resume))
 
 
 def _numbered(root: Folder, stem: str, resume: bool) -> str:

@@ -14,7 +14,7 @@ import torch
 
 from data.steps import Share, merge_states
 from models.init import initialise
-from trainer import restore
+from trainer import init_from, restore
 from trainer.checkpoint import Checkpointer
 from trainer.config import RunConfig, check
 from trainer.control import Control
@@ -77,6 +77,10 @@ def _train(run: RunConfig, world: World, say: Say, started: float) -> dict[str, 
     say = _recorded(say, folder, attempt, world)
     training = build_training(run, world)
     state = resume(training, folder, say)
+    if not state and init_from.start(run.objective, fragments(training), say):
+        for engine in training.engines.values():
+            engine.refresh()
+        training.ema.restart()
     tracker = _tracker(run, folder, attempt, training.objective, world, say)
     share = Share(rank=world.rank, world=world.size, global_batch=run.batch.global_batch, micro_batch=run.batch.micro_batch, group=training.objective.group)
     with tempfile.TemporaryDirectory() as scratch, _closing(tracker), Control(training, folder, run.stop.hours):

@@ -5,7 +5,7 @@ Legend: B samples, T positions, V vocabulary, G routing groups, E experts.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -17,12 +17,14 @@ from models.flops import flops_per_token
 from models.generate import generate
 from models.moe import MoEConfig, router_loss
 from models.random import derive, integers, sample_keys, uniform
-from models.routing import BiasBalancedRouter
+from models.routing import BiasBalancedRouter, TopKRouter
 from models.transformer import Transformer, TransformerConfig
+from models.upcycle import UpcycleConfig
 from trainer.objectives.routing_report import routing_figures, routing_sums
 
 if TYPE_CHECKING:
     from data.steps import Share
+    from data.tokenizers import Tokenizer
     from trainer.objectives import Batch, Gather, Samples, Stream, Sums
 
 IGNORE = -100
@@ -56,6 +58,13 @@ class LanguageConfig(_TextModel):
     """The network."""
     data: TextConfig
     """The text, how it becomes tokens, and what is held out."""
+    init_from: str | None = None
+    """Folder whose weights training starts from, unless it resumes: a run of ours, or one that transformers saved (safetensors; Qwen3,
+    Qwen3-MoE, Qwen2-MoE without biases, Llama, Mixtral)."""
+    upcycle: UpcycleConfig | None = None
+    """Make a mixture of experts from the dense model in `init_from`."""
+    vocab_size: int | None = None
+    """Rows of the embedding, where they are to be more than the tokenizer has ids; null: as many."""
     sample_tokens: int = 200
     """Length of a generated sample."""
     temperature: float = 0.8
@@ -66,6 +75,7 @@ class LanguageConfig(_TextModel):
     def __post_init__(self) -> None:
         if not self.model.causal:
             raise ValueError("objective moe_lm with model.causal false; use true, or the objective masked_lm")
+        object.__setattr__(self, "model", started(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +87,13 @@ class MaskedLanguageConfig(_TextModel):
     """The network; `causal` must be false."""
     data: TextConfig
     """The text, how it becomes tokens, and what is held out."""
+    init_from: str | None = None
+    """Folder whose weights training starts from, unless it resumes: a run of ours, or one that transformers saved (safetensors; Qwen3,
+    Qwen3-MoE, Qwen2-MoE without biases, Llama, Mixtral)."""
+    upcycle: UpcycleConfig | None = None
+    """Make a mixture of experts from the dense model in `init_from`."""
+    vocab_size: int | None = None
+    """Rows of the embedding, where they are to be more than the tokenizer has ids; null: as many."""
     mask_rate: float = 0.15
     """Share of the tokens that are to be restored: of them 80 % become the mask, 10 % a random token, 10 % stay."""
 
@@ -85,6 +102,29 @@ class MaskedLanguageConfig(_TextModel):
             raise ValueError("objective masked_lm with model.causal true; use false, or the objective moe_lm")
         if not 0 < self.mask_rate < 1:
             raise ValueError(f"mask_rate is {self.mask_rate}; it must be between 0 and 1")
+        object.__setattr__(self, "model", started(self))
+
+
+def started(config: LanguageConfig | MaskedLanguageConfig) -> TransformerConfig:
+    """The model that `config` trains: its own, with the mixture of experts that `upcycle` asks for."""
+    model, upcycle = config.model, config.upcycle
+    if upcycle is None:
+        return model
+    if config.init_from is None:
+        raise ValueError(f"upcycle.experts: {upcycle.experts}, but there is no dense model; set init_from to the folder of one")
+    moe = model.moe or MoEConfig(experts=upcycle.experts, ffn=model.ffn, router=TopKRouter(k=2))
+    if (moe.experts, moe.ffn) != (upcycle.experts, model.ffn):
+        fix = f"use experts {upcycle.experts} and ffn {model.ffn}, as each expert starts as a copy of the dense feed-forward network"
+        raise ValueError(f"model.moe: experts {moe.experts} and ffn {moe.ffn} beside upcycle.experts {upcycle.experts} and model.ffn {model.ffn}; {fix}")
+    return replace(model, moe=moe)
+
+
+def vocabulary(config: LanguageConfig | MaskedLanguageConfig, tokenizer: "Tokenizer") -> int:
+    """Rows of the embedding. ValueError if they are fewer than the tokenizer's ids."""
+    if config.vocab_size is not None and config.vocab_size < tokenizer.vocab_size:
+        fix = f"use {tokenizer.vocab_size} or more, or null"
+        raise ValueError(f"run.objective.vocab_size: {config.vocab_size} is less than the {tokenizer.vocab_size} ids of the tokenizer; {fix}")
+    return config.vocab_size or tokenizer.vocab_size
 
 
 class LanguageObjective:
@@ -100,11 +140,12 @@ class LanguageObjective:
         self.tokenizer = load_tokenizer(config.data.tokenizer)
         if isinstance(config, MaskedLanguageConfig) and self.tokenizer.mask is None:
             raise ValueError(f"run.objective.data.tokenizer: {config.data.tokenizer} has no mask token, which masked_lm needs; use bytes, or one that has")
-        self.model = Transformer(config.model, self.tokenizer.vocab_size)
+        vocab_size = vocabulary(config, self.tokenizer)
+        self.model = Transformer(config.model, vocab_size)
         self.networks: dict[str, nn.Module] = {"model": self.model}
         self.rates: Mapping[str, float] = {"model": 1.0}
         self.tokens_per_sample = config.tokens_per_sample
-        self.flops_per_sample = config.data.seq_len * flops_per_token(config.model, self.tokenizer.vocab_size, config.data.seq_len)
+        self.flops_per_sample = config.data.seq_len * flops_per_token(config.model, vocab_size, config.data.seq_len)
         self.group = config.group
 
     def stream(self, share: "Share", state: Mapping[str, Any] | None) -> "Stream":
@@ -198,7 +239,8 @@ class LanguageObjective:
         prompt = [self.tokenizer.eod, *(self.tokenizer.encode([self.config.prompt])[0].tolist() if self.config.prompt else [])]
         prompt_BT = torch.tensor(prompt, device=device).repeat(n, 1)
         tokens_BT = generate(self.model, prompt_BT, self.config.sample_tokens, self.config.temperature, generator=generator)
-        return Samples(text={f"sample-{index}": self.tokenizer.decode(tokens[1:].tolist()) for index, tokens in enumerate(tokens_BT)})
+        known = [[token for token in tokens[1:].tolist() if token < self.tokenizer.vocab_size] for tokens in tokens_BT]
+        return Samples(text={f"sample-{index}": self.tokenizer.decode(tokens) for index, tokens in enumerate(known)})
 
     def baselines(self) -> dict[str, float]:
         from data.baseline import xz_bits_per_byte

@@ -1,0 +1,56 @@
+"""The files from which transformers' AutoTokenizer makes the same tokenizer."""
+
+import json
+
+from data.tokenizers import ByteTokenizer, files_of, load_tokenizer
+
+EOD, MASK = "<eod>", "<mask>"
+
+
+def tokenizer_files(name: str) -> dict[str, bytes]:
+    """Contents of tokenizer.json and tokenizer_config.json by name, for a `data.tokenizer` of a job."""
+    if name == "bytes":
+        return _byte_files()
+    tokenizer = load_tokenizer(name)
+    files = {file.name: file.read_bytes() for file in files_of(name)}
+    config = json.loads(files.get("tokenizer_config.json", b"{}"))
+    config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+    config["eos_token"] = config.get("eos_token") or tokenizer.decode([tokenizer.eod])
+    return files | {"tokenizer_config.json": json.dumps(config, indent=2).encode()}
+
+
+def _byte_files() -> dict[str, bytes]:
+    """A byte-pair encoding without pairs: exactly the ids of `ByteTokenizer`.
+
+    Special tokens added, a text begins with `<eod>`, as each document did in training; without them the ids are the bytes. A text that
+    holds `<eod>` is five characters, as in training (`split_special_tokens`).
+    """
+    from tokenizers import AddedToken, Tokenizer
+    from tokenizers.decoders import ByteLevel as ByteDecoder
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import ByteLevel
+    from tokenizers.processors import TemplateProcessing
+
+    rust = Tokenizer(BPE({character: byte for byte, character in enumerate(_characters())}, []))
+    rust.pre_tokenizer, rust.decoder = ByteLevel(add_prefix_space=False, use_regex=False), ByteDecoder()
+    rust.add_special_tokens([AddedToken(EOD, special=True, normalized=False), AddedToken(MASK, special=True, normalized=False)])
+    assert (rust.token_to_id(EOD), rust.token_to_id(MASK)) == (ByteTokenizer.eod, ByteTokenizer.mask)
+    rust.post_processor = TemplateProcessing(single=f"{EOD} $A", pair=f"{EOD} $A {EOD} $B", special_tokens=[(EOD, ByteTokenizer.eod)])
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": EOD,
+        "eos_token": EOD,
+        "pad_token": EOD,
+        "mask_token": MASK,
+        "split_special_tokens": True,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    return {"tokenizer.json": rust.to_str(pretty=True).encode(), "tokenizer_config.json": json.dumps(config, indent=2).encode()}
+
+
+def _characters() -> list[str]:
+    """The printable character by which byte-level tokenizers write each byte (Radford et al. 2019): itself, or one from 256 on."""
+    plain = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in plain else next(others)) for byte in range(256)]

@@ -1,0 +1,34 @@
+"""`switchwork export`: a run's weights in the format that the rest of the world reads. One process, no Ray, no cluster."""
+
+from rich.console import Console
+
+from launch.inspect import read_run
+from trainer.config import RunConfig
+from trainer.export import check_exportable, write_transformers
+from trainer.inference import load_objective
+from trainer.objectives.language import LanguageConfig, LanguageObjective, MaskedLanguageConfig
+from trainer.run_folder import find_run
+from trainer.storage import Folder, absolute, check_writable
+
+
+def export(console: Console, run: str, to: str) -> None:
+    """Write the last checkpoint of `run` to the new or empty folder `to`. ValueError for what the format cannot hold."""
+    folder, target = find_run(run), Folder(absolute(to))
+    config = read_run(folder)
+    if target.names():
+        raise ValueError(f"--to: {to} is not empty; name a new folder")
+    step, loads, notes = _write(config, folder, target, console)
+    console.print(f"{config.name}, step {step}, to {target}: {loads}", highlight=False, markup=False)
+    for note in notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
+
+
+def _write(config: RunConfig, folder: Folder, target: Folder, console: Console) -> tuple[int, str, list[str]]:
+    """Step of the checkpoint, what loads the folder, and what it cannot say."""
+    match config.objective:
+        case LanguageConfig() | MaskedLanguageConfig():
+            check_exportable(config.objective)
+            objective, step = load_objective(config, folder, console.print)
+            assert isinstance(objective, LanguageObjective)
+            check_writable(target.url, "--to")
+            return step, "transformers.AutoModelForCausalLM.from_pretrained loads it", write_transformers(objective, target)

@@ -1,0 +1,183 @@
+"""Which layout of Hugging Face transformers holds a transformer of ours, and its config.json, both ways. The tensors' names: models/transformers_names.py."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from models.moe import MoEConfig
+from models.routing import BiasBalancedRouter, ExpertChoiceRouter, NoisyTopKRouter, RouterConfig, SwitchRouter, TopKRouter
+from models.transformer import TransformerConfig
+
+Layout = Literal["llama", "qwen3", "mixtral", "qwen2_moe", "qwen3_moe"]
+"""A `model_type` of transformers."""
+
+ARCHITECTURES: dict[Layout, str] = {
+    "llama": "LlamaForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
+
+
+def layout(config: TransformerConfig) -> Layout:
+    """The layout that gives the same logits in evaluation. ValueError, naming the field and what is possible, where there is none."""
+    if not config.causal:
+        raise ValueError("model.causal: false has no layout in transformers, whose decoders are causal; only causal: true can be exchanged")
+    if config.moe is None or not config.moe_indices:
+        return "qwen3" if config.qk_norm else "llama"
+    if config.moe.control == "permuted":
+        raise ValueError("model.moe.control: permuted has no layout in transformers; only none and frozen can be exchanged")
+    _, normalised = gates(config.moe.router)
+    shared = config.moe.shared_expert
+    if config.qk_norm and shared:
+        raise ValueError(f"model.moe.shared_expert: {shared} beside qk_norm true has no layout in transformers; only shared_expert: 0, or qk_norm: false")
+    if config.qk_norm:
+        return "qwen3_moe"
+    return "mixtral" if normalised and not shared and len(config.moe_indices) == config.layers else "qwen2_moe"
+
+
+def gates(router: RouterConfig) -> tuple[int, bool]:
+    """Experts of a token, and whether their softmax gates are divided by their sum, in evaluation. ValueError for gates of another kind."""
+    match router:
+        case SwitchRouter():
+            return 1, False
+        case TopKRouter(k=k, normalise=normalise):
+            return k, normalise
+        case NoisyTopKRouter(k=k):
+            return k, True  # without the noise, a softmax over the chosen
+        case BiasBalancedRouter() | ExpertChoiceRouter():
+            raise ValueError(f"model.moe.router: {router.name} has no layout in transformers that fits; only switch, top_k and noisy_top_k can be exchanged")
+
+
+def to_config(config: TransformerConfig, vocab_size: int, positions: int, end_of_text: int) -> dict[str, Any]:
+    """config.json for weights under the names of `models.transformers_names`; `positions` is the length that the model was trained on."""
+    kind, moe = layout(config), config.moe
+    values: dict[str, Any] = {
+        "architectures": [ARCHITECTURES[kind]],
+        "model_type": kind,
+        "vocab_size": vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.ffn,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_head_count,
+        "head_dim": config.head_width,
+        "hidden_act": "silu",
+        "max_position_embeddings": positions,
+        "initializer_range": config.weight_std,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,  # transformers 4
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},  # transformers 5
+        "tie_word_embeddings": config.tie_embeddings,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "use_sliding_window": False,
+        "sliding_window": None,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "pad_token_id": end_of_text,
+        "torch_dtype": "float32",
+    }
+    if moe is None or kind in ("llama", "qwen3"):
+        return values
+    k, normalised = gates(moe.router)
+    values |= {"num_experts_per_tok": k, "router_aux_loss_coef": moe.balance_loss}
+    if kind == "mixtral":
+        return values | {"intermediate_size": moe.ffn, "num_local_experts": moe.experts}
+    dense = [index for index in range(config.layers) if index not in config.moe_indices]
+    values |= {"num_experts": moe.experts, "moe_intermediate_size": moe.ffn, "norm_topk_prob": normalised, "decoder_sparse_step": 1, "mlp_only_layers": dense}
+    return values | ({"qkv_bias": False, "shared_expert_intermediate_size": moe.shared_expert} if kind == "qwen2_moe" else {})
+
+
+def from_config(values: Mapping[str, Any]) -> tuple[TransformerConfig, int]:
+    """The transformer that a config.json describes, and its vocabulary's size. ValueError for what ours cannot compute."""
+    kind = values.get("model_type")
+    if kind not in ARCHITECTURES:
+        raise ValueError(f"config.json: model_type is {kind!r}; possible are {', '.join(ARCHITECTURES)}")
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    fixed: list[tuple[str, Any, Any]] = [
+        ("hidden_act", values.get("hidden_act", "silu"), "silu"),
+        ("attention_bias", values.get("attention_bias", False), False),
+        ("mlp_bias", values.get("mlp_bias", False), False),
+        ("qkv_bias", values.get("qkv_bias", kind == "qwen2_moe"), False),
+        ("rope_type", rope.get("rope_type", rope.get("type", "default")), "default"),
+        ("use_sliding_window", values.get("use_sliding_window", False), False),
+        ("sliding_window", values.get("sliding_window") if kind == "mixtral" else None, None),
+    ]
+    for name, value, possible in fixed:
+        if value != possible:
+            raise ValueError(f"config.json: {name} is {value!r}; only {possible!r} is possible")
+    try:
+        return _transformer(kind, values, float(rope.get("rope_theta") or values["rope_theta"])), int(values["vocab_size"])
+    except KeyError as missing:
+        raise ValueError(f"config.json: no {missing.args[0]}; it must be the one that was saved with the weights") from None
+
+
+def _transformer(kind: Layout, values: Mapping[str, Any], rope_theta: float) -> TransformerConfig:
+    layers, moe = int(values["num_hidden_layers"]), None
+    moe_layers: tuple[int, ...] = ()
+    if kind in ("mixtral", "qwen2_moe", "qwen3_moe"):
+        moe = _moe(kind, values)
+        every = values.get("decoder_sparse_step", 1)
+        moe_layers = tuple(index for index in range(layers) if index not in (values.get("mlp_only_layers") or ()) and (index + 1) % every == 0)
+    return TransformerConfig(
+        layers=layers,
+        d_model=values["hidden_size"],
+        heads=values["num_attention_heads"],
+        kv_heads=values.get("num_key_value_heads"),
+        head_dim=values["head_dim"] if kind == "qwen3" else values.get("head_dim"),
+        ffn=values["intermediate_size"],
+        qk_norm=kind in ("qwen3", "qwen3_moe"),
+        rope_theta=rope_theta,
+        norm_eps=values["rms_norm_eps"],
+        tie_embeddings=values.get("tie_word_embeddings", False),
+        moe=moe,
+        moe_layers=moe_layers,
+    )
+
+
+def _moe(kind: Layout, values: Mapping[str, Any]) -> MoEConfig:
+    k = values["num_experts_per_tok"]
+    normalised = kind == "mixtral" or bool(values["norm_topk_prob"])
+    router: RouterConfig = SwitchRouter() if (k, normalised) == (1, False) else TopKRouter(k=k, normalise=normalised)
+    return MoEConfig(
+        experts=values["num_experts"] if "num_experts" in values else values["num_local_experts"],
+        ffn=values["intermediate_size"] if kind == "mixtral" else values["moe_intermediate_size"],
+        router=router,
+        shared_expert=values["shared_expert_intermediate_size"] if kind == "qwen2_moe" else 0,
+    )
+
+
+def shape_of(config: TransformerConfig) -> dict[str, Any]:
+    """All fields of `config` that decide the shapes and the meaning of its weights, by their names in a job: equal ones can exchange weights."""
+    fields: dict[str, Any] = {
+        "layers": config.layers,
+        "d_model": config.d_model,
+        "heads": config.heads,
+        "kv_heads": config.kv_head_count,
+        "head_dim": config.head_width,
+        "qk_norm": config.qk_norm,
+        "rope_theta": config.rope_theta,
+        "norm_eps": config.norm_eps,
+        "tie_embeddings": config.tie_embeddings,
+        "moe_layers": list(config.moe_indices),
+    }
+    if len(config.moe_indices) < config.layers:
+        fields["ffn"] = config.ffn
+    if config.moe is not None and config.moe_indices:
+        moe = config.moe
+        fields |= {"moe.experts": moe.experts, "moe.ffn": moe.ffn, "moe.shared_expert": moe.shared_expert, "moe.router": _meaning(moe.router)}
+    return fields
+
+
+def _meaning(router: RouterConfig) -> str:
+    match router:
+        case BiasBalancedRouter(k=k, normalise=normalise, scale=scale):
+            return f"bias_balanced with k {k}, normalise {str(normalise).lower()}, scale {scale:g}"
+        case ExpertChoiceRouter(experts_per_token=mean):
+            return f"expert_choice with experts_per_token {mean:g}"
+        case SwitchRouter() | TopKRouter(k=1):
+            return "switch"
+        case _:
+            k, normalised = gates(router)
+            return f"top_k with k {k}, normalise {str(normalised).lower()}"

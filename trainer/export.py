@@ -1,0 +1,55 @@
+"""Writing a language model's weights as a folder that transformers loads: safetensors, config, generation config, tokenizer."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import save_torch_state_dict
+
+from data.tokenizer_files import tokenizer_files
+from models.routing import NoisyTopKRouter
+from models.transformers_format import to_config
+from models.transformers_names import to_transformers
+from trainer.objectives.language import LanguageConfig, LanguageObjective, MaskedLanguageConfig
+from trainer.storage import Folder
+
+LARGEST_FILE = "5GB"
+
+
+def check_exportable(config: LanguageConfig | MaskedLanguageConfig) -> None:
+    """Raises ValueError, naming the field and what is possible, for a model that no layout of transformers holds."""
+    try:
+        to_config(config.model, vocab_size=1, positions=1, end_of_text=0)
+    except ValueError as error:
+        raise ValueError(f"run.objective.{error}") from None
+
+
+def write_transformers(objective: LanguageObjective, target: Folder) -> list[str]:
+    """Fill the empty folder `target`; returns what of the run the folder cannot say, a line each."""
+    config, tokenizer, vocab_size = objective.config, objective.tokenizer, objective.model.vocab_size
+    values = to_config(config.model, vocab_size, positions=config.data.seq_len, end_of_text=tokenizer.eod)
+    generation = {name: values[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    files = tokenizer_files(config.data.tokenizer) | {"config.json": _json(values), "generation_config.json": _json(generation)}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(target.make().path) if target.is_local else Path(scratch)
+        weights = to_transformers(objective.model.state_dict(), config.model, vocab_size)
+        save_torch_state_dict(weights, folder, max_shard_size=LARGEST_FILE)
+        for file in Path(scratch).iterdir():
+            target.put(file, file.name)
+    for name, content in files.items():
+        target.write(name, content)
+    return _left_behind(config)
+
+
+def _left_behind(config: LanguageConfig | MaskedLanguageConfig) -> list[str]:
+    moe, lines = config.model.moe, []
+    if moe is not None and moe.eval_capacity_factor is not None:
+        lines.append(f"model.moe.eval_capacity_factor is {moe.eval_capacity_factor:g}; transformers drops no token")
+    if moe is not None and isinstance(moe.router, NoisyTopKRouter):
+        lines.append("the router's noise, which is for training only, is left out")
+    return lines
+
+
+def _json(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, indent=2).encode() + b"\n"
