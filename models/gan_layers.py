@@ -74,7 +74,7 @@ class ImageSelfAttention(nn.Module):
         self.key = SpectralConv2d(channels, inner, 1, bias=False)
         self.value = SpectralConv2d(channels, channels // 2, 1, bias=False)
         self.output = SpectralConv2d(channels // 2, channels, 1, bias=False)
-        self.gain = nn.Parameter(torch.empty(()))
+        self.gain = nn.Parameter(torch.empty(1))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

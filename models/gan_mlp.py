@@ -68,7 +68,8 @@ class MLPGenerator(nn.Module):
         layers: list[nn.Module] = []
         width = self.condition.width
         for hidden in config.generator_hidden:
-            layers.append(nn.Linear(width, hidden))
+            # A bias before batch norm does nothing, but rounding gives it gradients, and Adam makes steps of them.
+            layers.append(nn.Linear(width, hidden, bias=not config.batch_norm))
             if config.batch_norm:
                 layers.append(ScaledBatchNorm(hidden, config.batch_norm_group))
             layers.append(nn.ReLU())

@@ -46,11 +46,12 @@ class GeneratorBlock(nn.Module):
         def gain(inputs: int, outputs: int) -> nn.Linear:
             return SpectralLinear(inputs, outputs, bias=False)
 
+        # No biases: a batch norm follows on every path and takes them out again, but Adam would make steps of their rounding errors.
         self.norm1 = ConditionalBatchNorm(inputs, condition, group, gain)
-        self.conv1 = SpectralConv2d(inputs, outputs, 3, padding=1)
+        self.conv1 = SpectralConv2d(inputs, outputs, 3, padding=1, bias=False)
         self.norm2 = ConditionalBatchNorm(outputs, condition, group, gain)
-        self.conv2 = SpectralConv2d(outputs, outputs, 3, padding=1)
-        self.shortcut = SpectralConv2d(inputs, outputs, 1)
+        self.conv2 = SpectralConv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.shortcut = SpectralConv2d(inputs, outputs, 1, bias=False)
 
     def forward(self, x: Tensor, condition_MD: Tensor) -> Tensor:
         h = self.conv1(F.interpolate(F.relu(self.norm1(x, condition_MD)), scale_factor=2.0))

@@ -97,7 +97,7 @@ class Gaussian(Likelihood):
         self.config = config
         self.parameters_per_value = 2 if config.variance == "per_pixel" else 1
         if config.variance == "shared":
-            self.log_std = nn.Parameter(torch.empty(()))
+            self.log_std = nn.Parameter(torch.empty(1))
             self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -81,9 +81,9 @@ class UpLevel(Level):
         self.upsamplers = nn.ModuleList([] if last else [Resample(outputs, "up")])
 
     def forward(self, x: Tensor, skips: list[Tensor], embedding_ME: Tensor) -> Tensor:
-        """Take one skip connection from the end of `skips` for each block."""
-        for i in range(len(self.resnets)):
-            x = self.block(i, torch.cat([x, skips.pop()], dim=1), embedding_ME)
+        """`skips` are the connections that its blocks take, the last one first."""
+        for i, skip in enumerate(reversed(skips)):
+            x = self.block(i, torch.cat([x, skip], dim=1), embedding_ME)
         for upsample in self.upsamplers:
             x = upsample(x)
         return x
@@ -145,5 +145,6 @@ class UNet(nn.Module):
             skips += level(skips[-1], embedding_ME)
         h = self.mid_block(skips[-1], embedding_ME)
         for level in self.up_blocks:
-            h = level(h, skips, embedding_ME)
+            left = len(skips) - self.config.layers_per_level - 1
+            h, skips = level(h, skips[left:], embedding_ME), skips[:left]
         return self.conv_out(F.silu(self.conv_norm_out(h)))
