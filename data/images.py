@@ -10,6 +10,8 @@ from data.sources import Digits, Source
 class ImageConfig:
     """Which images a run trains on, and how they become samples."""
 
+    name: Literal["images"] = "images"
+    """Selects images, where toy data could be meant."""
     source: Source = field(default_factory=Digits)
     """Training images."""
     eval_source: Source | None = None

@@ -11,28 +11,44 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from data.images import ImageConfig
 from data.steps import Share
+from data.text import TextConfig
 from launch.config import load
 from launch.show import printable
 from trainer import checkpoint, restore
 from trainer.config import RunConfig
 from trainer.hooks import quiet, write_samples
 from trainer.inference import load_objective, measure
+from trainer.objectives import Samples
+from trainer.objectives.image_data import grid_of
 from trainer.parsing import parse
 from trainer.run_folder import find_run
 from trainer.storage import Folder, absolute
 
 
 def show_data(console: Console, path: str, overrides: Sequence[str], n: int) -> None:
-    """Print the first `n` decoded training samples of a job."""
+    """Print (texts) or draw (images) the first `n` decoded training samples of a job."""
     from data.prepare import prepare
-    from data.stream import preview
 
     job = load(path, overrides)
-    prepare(job.run.objective.data)
-    for index, text in enumerate(preview(job.run.objective.data, job.run.seed, n)):
-        console.rule(f"sample {index}", align="left", style="dim")
-        console.print(printable(text), markup=False, highlight=False)
+    match job.run.objective.data:
+        case TextConfig() as data:
+            from data.stream import preview
+
+            prepare(data)
+            for index, text in enumerate(preview(data, job.run.seed, n)):
+                console.rule(f"sample {index}", align="left", style="dim")
+                console.print(printable(text), markup=False, highlight=False)
+        case ImageConfig() as data:
+            from data.image_stream import preview_images
+
+            prepare(data)
+            picture = grid_of(preview_images(data, job.run.seed, n).float() / 127.5 - 1, columns=round(n**0.5))
+            for file in write_samples(Samples(images={"data": picture}), Path("samples"), str(job.run.name)):
+                console.print(f"wrote {file}")
+        case toy:
+            raise ValueError(f"run.objective.data: {toy.name} is made while training and has no rows to show; train, and look at the samples")
 
 
 def read_run(folder: Folder) -> RunConfig:

@@ -9,6 +9,8 @@ import typer
 import yaml
 from rich.console import Console
 
+from data.images import ImageConfig
+from data.text import TextConfig
 from launch.config import JobConfig, load
 from launch.progress import Watch
 from launch.show import summary
@@ -50,7 +52,9 @@ def train(console: Console, path: str, overrides: Sequence[str], resume: bool, s
 def _prepare_data(job: JobConfig) -> None:
     from data.prepare import prepare as prepare_data
 
-    prepare_data(job.run.objective.data)
+    data = job.run.objective.data
+    if isinstance(data, TextConfig | ImageConfig):  # toy data need nothing
+        prepare_data(data)
 
 
 def _import_ray() -> None:

@@ -3,6 +3,7 @@
 Generators map (z of shape (M, latent), labels (M,) or None) to samples (M, *shape); discriminators map (samples, labels or None) to logits (M / pack,).
 """
 
+import math
 from collections.abc import Sequence
 
 from torch import nn
@@ -14,6 +15,19 @@ from models.gan_residual import ResidualGanConfig, ResidualGenerator, residual_d
 from models.gan_style import StyleGanConfig, StyleGenerator, style_discriminator
 
 GanNetworkConfig = MLPGanConfig | DCGANConfig | ResidualGanConfig | StyleGanConfig
+
+
+def samples_together(config: GanNetworkConfig, pack: int = 1) -> int:
+    """Consecutive samples that must stay in one micro-batch: those that share a batch norm, a standard deviation or a verdict."""
+    match config:
+        case MLPGanConfig():
+            return math.lcm(pack, config.batch_norm_group if config.batch_norm else 1)
+        case DCGANConfig():
+            return math.lcm(config.batch_norm_group, pack * (config.batch_norm_group if config.discriminator_norm == "batch" else 1))
+        case ResidualGanConfig():
+            return math.lcm(pack, config.batch_norm_group)
+        case StyleGanConfig():
+            return pack * config.std_group
 
 
 def build_generator(config: GanNetworkConfig, shape: Sequence[int], num_classes: int | None = None) -> nn.Module:

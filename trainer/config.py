@@ -7,6 +7,7 @@ from trainer.checkpoint import CheckpointConfig
 from trainer.ema import EmaConfig
 from trainer.engines import DeepSpeedConfig, EngineConfig, Precision
 from trainer.objectives import ObjectiveConfig
+from trainer.objectives.gan import GanConfig
 from trainer.optim import Constant, OptimizerConfig
 from trainer.profiling import ProfileConfig
 from trainer.tracking import TrackingConfig
@@ -143,7 +144,7 @@ def check(run: RunConfig, workers: int) -> None:
             f"run.batch.micro_batch: {batch.micro_batch} is no multiple of the {group} samples that stay together (routing, batch norm, packs); "
             f"use a multiple of {group}"
         )
-    lanes = run.objective.data.lanes
+    lanes = run.objective.lanes
     if lanes is not None and lanes % workers:
         raise ValueError(f"run.objective.data.lanes: {lanes} is no multiple of {workers} workers; use {-(-lanes // workers) * workers}")
     if run.ep > 1:
@@ -155,6 +156,8 @@ def check(run: RunConfig, workers: int) -> None:
             raise ValueError(f"run.engine.ep: {run.ep} does not divide the {workers} workers; use a divisor of both {moe.experts} experts and {workers}")
     if isinstance(engine, DeepSpeedConfig) and engine.zero == 3 and run.ep > 1:
         raise ValueError(f"run.engine.zero: 3 with ep {run.ep}: DeepSpeed has no ZeRO 3 for experts over ranks; use zero 2, or ep 1")
+    if isinstance(engine, DeepSpeedConfig) and engine.zero == 3 and isinstance(run.objective, GanConfig) and run.objective.penalised:
+        raise ValueError("run.engine.zero: 3 with a gradient penalty: DeepSpeed takes no second derivatives of sharded weights; use zero 2, or penalty 0")
     schedule = run.optimizer.schedule
     if run.steps(run.objective.tokens_per_sample) is None and not isinstance(schedule, Constant):
         fix = "set stop.steps or stop.tokens, or use the schedule constant"

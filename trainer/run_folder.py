@@ -11,7 +11,9 @@ from typing import Any
 
 import yaml
 
+from data.images import ImageConfig
 from data.sources import absolute as absolute_source
+from data.text import TextConfig
 from trainer import init_from
 from trainer.config import RunConfig
 from trainer.parsing import plain
@@ -28,8 +30,9 @@ def settle(run: RunConfig, stem: str, workers: int, resume: bool, numbered: bool
     tracking = replace(run.tracking, uri=tracking_uri(run.tracking))
     name = run.name or (_numbered(Folder(root), stem, resume) if numbered else stem)
     data = run.objective.data
-    held_out = data.eval_source and absolute_source(data.eval_source, Path.cwd())
-    data = replace(data, lanes=data.lanes or math.lcm(8, workers), source=absolute_source(data.source, Path.cwd()), eval_source=held_out)
+    if isinstance(data, TextConfig | ImageConfig):
+        held_out = data.eval_source and absolute_source(data.eval_source, Path.cwd())
+        data = replace(data, lanes=data.lanes or math.lcm(8, workers), source=absolute_source(data.source, Path.cwd()), eval_source=held_out)
     return replace(run, root=root, tracking=tracking, name=name, source=stem, objective=init_from.settle(replace(run.objective, data=data), resume))
 
 

@@ -193,7 +193,7 @@ def _tracker(run: RunConfig, folder: Folder, attempt: int, objective: Objective,
         return JsonlTracker(folder, attempt)
     params = dict(_flat("", plain(run))) | {"world": world.size, "device": str(world.device)}
     tags = {"run_folder": folder.url, "objective": run.objective.name, "torch": torch.__version__, "python": platform.python_version()}
-    facts = RunFacts(str(run.name), run.objective.data.source.name, params, tags, objective.manifest())
+    facts = RunFacts(str(run.name), run.objective.dataset, params, tags, objective.manifest())
     return MlflowTracker(folder, attempt, run.tracking, facts, say)
 
 

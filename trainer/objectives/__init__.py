@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from data.steps import Share
+from trainer.objectives.diffusion import DDPMConfig, DDPMObjective
+from trainer.objectives.gan import GanConfig, GanObjective
 from trainer.objectives.language import LanguageConfig, LanguageObjective, MaskedLanguageConfig
+from trainer.objectives.vae import VAEConfig, VAEObjective
 
 Batch = dict[str, Tensor]
 Sums = dict[str, Tensor]
@@ -17,7 +20,7 @@ Sums = dict[str, Tensor]
 Gather = Callable[[Any], list[Any]]
 """What every rank gives, as a list over the ranks, on each of them."""
 
-ObjectiveConfig = LanguageConfig | MaskedLanguageConfig
+ObjectiveConfig = LanguageConfig | MaskedLanguageConfig | VAEConfig | DDPMConfig | GanConfig
 
 
 @dataclass(frozen=True)
@@ -100,3 +103,9 @@ def build_objective(config: ObjectiveConfig, seed: int) -> Objective:
     match config:
         case LanguageConfig() | MaskedLanguageConfig():
             return LanguageObjective(config, seed)
+        case VAEConfig():
+            return VAEObjective(config, seed)
+        case DDPMConfig():
+            return DDPMObjective(config, seed)
+        case GanConfig():
+            return GanObjective(config, seed)

@@ -48,6 +48,14 @@ class _TextModel:
     def tokens_per_sample(self) -> int:
         return self.data.seq_len
 
+    @property
+    def lanes(self) -> int | None:
+        return self.data.lanes
+
+    @property
+    def dataset(self) -> str:
+        return self.data.source.name
+
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageConfig(_TextModel):

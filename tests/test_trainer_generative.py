@@ -1,0 +1,135 @@
+"""VAE, DDPM and GAN: the same global batches give the same losses and the same moving averages for every number of ranks and ZeRO stage."""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from distributed import run_distributed
+
+STEPS = 5
+DIGITS = {"source": {"name": "sklearn_digits"}, "classes": 10, "lanes": 8, "window": 64, "prefetch": 0}
+GRID = {"name": "gaussian_grid", "held_out": 64}
+MLP_GAN = {"name": "mlp", "generator_hidden": [16, 16], "discriminator_hidden": [16, 16], "batch_norm_group": 4, "data_scale": 2.8}
+
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "vae-mlp": {"name": "vae", "data": DIGITS, "network": {"name": "mlp", "latent": 4, "hidden": [32]}, "likelihood": {"name": "bernoulli"}},
+    "vae-convolutional": {
+        "name": "vae",
+        "data": DIGITS,
+        "network": {"latent": 4, "channels": [8, 16], "hidden": 32},
+        "likelihood": {"name": "discretised_logistic", "levels": 17},
+        "free_bits": 0.1,
+        "free_bits_group": 4,
+        "kl_warmup_steps": 3,
+    },
+    "vae-gaussian": {"name": "vae", "data": DIGITS, "network": {"name": "mlp", "latent": 4, "hidden": [16]}, "likelihood": {"variance": "shared"}},
+    "ddpm-unet": {
+        "name": "ddpm",
+        "data": DIGITS,
+        "network": {"channels": [8, 16], "layers_per_level": 1, "norm_groups": 4},
+        "diffusion": {"loss": {"name": "hybrid"}, "schedule": {"name": "cosine", "steps": 100}},
+        "conditional": True,
+    },
+    "ddpm-points": {"name": "ddpm", "data": GRID, "network": {"name": "mlp", "hidden": 16, "blocks": 2}, "diffusion": {"prediction": "v"}},
+    "gan-mlp-packed": {"name": "gan", "data": GRID, "network": MLP_GAN, "pack": 2},
+    "gan-wasserstein": {
+        "name": "gan",
+        "data": GRID,
+        "network": MLP_GAN | {"batch_norm": False, "maxout": 0},
+        "loss": "wasserstein",
+        "penalty": {"gradient_penalty": 10.0},
+        "generator_every": 2,
+    },
+    "gan-dcgan": {"name": "gan", "data": DIGITS, "network": {"latent": 8, "channels": [8, 8], "batch_norm_group": 4}, "discriminator_rate": 2.0},
+    "gan-residual": {
+        "name": "gan",
+        "data": DIGITS,
+        "network": {"name": "residual", "latent": 8, "channels": [8, 8], "class_embedding": 8, "batch_norm_group": 4, "attention_level": 0},
+        "loss": "hinge",
+        "conditional": True,
+    },
+    "gan-style": {
+        "name": "gan",
+        "data": DIGITS,
+        "network": {"name": "style", "latent": 8, "channels": [8, 8], "std_group": 4},
+        "loss": "relativistic",
+        "penalty": {"r1": 1.0, "r2": 1.0, "every": 2},
+    },
+}
+PENALISED = ("gan-wasserstein", "gan-style")
+CASES = [(name, world, zero) for name in OBJECTIVES for world in (1, 2, 4) for zero in (0, 1, 2, 3) if not (zero == 3 and name in PENALISED)]
+
+Curve = list[dict[str, float]]
+Averages = dict[str, npt.NDArray[np.float32]]
+
+
+def job_of(name: str, zero: int) -> dict[str, Any]:
+    return {
+        "objective": OBJECTIVES[name],
+        "batch": {"global_batch": 32, "micro_batch": 4},
+        "optimizer": {"lr": 0.003, "weight_decay": 0.01, "schedule": {"name": "constant"}},
+        "engine": {"name": "deepspeed", "zero": zero},
+        "ema": {"decay": 0.9},
+        "stop": {"steps": STEPS},
+        "device": "cpu",
+        "threads": 1,
+    }
+
+
+def curves(world: Any, cases: list[tuple[str, int]]) -> dict[tuple[str, int], tuple[Curve, Averages]]:
+    """Loss of each phase and gradient norms at every step, and this rank's part of the final averages, for every (objective, ZeRO stage)."""
+    from data.steps import Share
+    from trainer.config import RunConfig, check
+    from trainer.loop import fit, over_ranks
+    from trainer.parsing import parse
+    from trainer.worker import build_training
+
+    found = {}
+    for name, zero in cases:
+        run = parse(RunConfig, job_of(name, zero), "run")
+        check(run, world.size)
+        training, curve = build_training(run, world), []
+
+        def note(training: Any, curve: Curve = curve) -> None:
+            sums = over_ranks(training.sums, training.world)
+            training.sums = {}
+            losses = {key: value for key, value in training.objective.report(sums).items() if key.startswith(("loss", "gradient_penalty"))}
+            curve.append(losses | {f"norm/{phase}": float(norm) for phase, norm in training.norms.items()})
+
+        share = Share(rank=world.rank, world=world.size, global_batch=32, micro_batch=4, group=training.objective.group)
+        stream = training.objective.stream(share, None)
+        fit(training, stream, STEPS, [(1, training.ema), (1, note)])
+        stream.close()
+        owned = {f"{f.key}@{f.start + f.owned.start}": f.values[f.owned].numpy().copy() for f in training.ema.fragments}
+        found[name, zero] = (curve, owned)
+    return found
+
+
+@cache
+def results(world: int) -> list[dict[tuple[str, int], tuple[Curve, Averages]]]:
+    return run_distributed(curves, world, [(name, zero) for name, w, zero in CASES if w == world])
+
+
+def whole(parts: list[Averages]) -> Averages:
+    """The averages of all ranks put together."""
+    pieces: dict[str, list[tuple[int, Any]]] = {}
+    for part in parts:
+        for key, values in part.items():
+            name, _, start = key.rpartition("@")
+            pieces.setdefault(name, []).append((int(start), values))
+    return {name: np.concatenate([values for _, values in sorted(found, key=lambda each: each[0])]) for name, found in pieces.items()}
+
+
+@pytest.mark.parametrize(("name", "world", "zero"), CASES)
+def test_losses_and_averages_do_not_depend_on_the_layout(name: str, world: int, zero: int) -> None:
+    (reference, average), (curve, _) = results(1)[0][name, 0], results(world)[0][name, zero]
+    assert len(curve) == STEPS
+    for step, expected in zip(curve, reference, strict=True):
+        assert step == pytest.approx(expected, abs=1e-5, rel=1e-4)
+    assert reference[0] != reference[-1]
+    averages, expected = whole([rank[name, zero][1] for rank in results(world)]), whole([average])
+    assert averages.keys() == expected.keys()
+    for key, values in expected.items():
+        np.testing.assert_allclose(averages[key], values, atol=2e-5, err_msg=key)

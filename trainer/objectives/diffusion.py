@@ -1,0 +1,232 @@
+"""Denoising diffusion (Ho et al. 2020; Nichol & Dhariwal 2021) as an objective.
+
+M samples with values in [-1, 1], T timesteps.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from data.images import ImageConfig
+from models.diffusion import DiffusionConfig, diffusion_loss, loss_by_timestep, squared_error
+from models.diffusion_networks import DiffusionNetworkConfig, build_diffusion_network
+from models.parameterisation import Denoiser, Prediction, clipped, denoiser, guided, predict, split_variance
+from models.random import derive, integers, normal, sample_keys, uniform
+from models.samplers import Watch, ddim, ddpm, dpm_solver, timesteps
+from models.schedules import Schedule, betas
+from models.unet import UNetConfig
+from models.vlb import prior_term, vlb_terms
+from trainer.objectives.image_data import ImageModel, Images, Points, ToyConfig, cloud_of, grid_of
+from trainer.objectives.image_objective import ImageObjective
+from trainer.objectives.quality import QualityConfig, check_quality
+
+if TYPE_CHECKING:
+    from trainer.objectives import Batch, Samples, Sums
+
+_BUCKETS = 10
+_STRIP = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPMSampler:
+    """Ancestral sampling (Ho et al. 2020, algorithm 2)."""
+
+    name: Literal["ddpm"] = "ddpm"
+    """Selects this sampler."""
+    steps: int | None = None
+    """Steps; null: all of the schedule's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDIMSampler:
+    """DDIM (Song et al. 2021)."""
+
+    name: Literal["ddim"] = "ddim"
+    """Selects this sampler."""
+    steps: int = 50
+    """Steps."""
+    eta: float = 0.0
+    """0: deterministic; 1: as random as DDPM."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPMSolverSampler:
+    """DPM-Solver++(2M) (Lu et al. 2022)."""
+
+    name: Literal["dpm_solver"] = "dpm_solver"
+    """Selects this sampler."""
+    steps: int = 20
+    """Steps."""
+
+
+SamplerConfig = DDPMSampler | DDIMSampler | DPMSolverSampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPMConfig(ImageModel):
+    """A diffusion model, class-conditional where asked for."""
+
+    name: Literal["ddpm"] = "ddpm"
+    data: ImageConfig | ToyConfig = field(default_factory=ImageConfig)
+    """Images, or points of a toy distribution."""
+    network: DiffusionNetworkConfig = field(default_factory=UNetConfig)
+    """The network: `unet` for images, `mlp` for points."""
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    """Schedule, what is predicted, and the loss."""
+    conditional: bool = False
+    """Tell the network the class."""
+    label_dropout: float = 0.1
+    """Share of the samples whose class is withheld in training, for classifier-free guidance (Ho & Salimans 2022)."""
+    guidance: float = 1.0
+    """Scale of the guidance when sampling; 1: none."""
+    sampler: SamplerConfig = field(default_factory=DDIMSampler)
+    """How samples are made."""
+    bound_timesteps: int = 50
+    """Timesteps, evenly spaced, on which evaluation estimates the variational bound; 0: it does not."""
+    quality: QualityConfig | None = None
+    """How samples are measured against real data; null: not at all."""
+
+    def __post_init__(self) -> None:
+        check_quality(self.quality, self.data)
+        if self.conditional and not (isinstance(self.data, ImageConfig) and self.data.classes):
+            raise ValueError("conditional is true, but data.classes is not set; set it to the number of classes, or conditional false")
+        if self.guidance != 1.0 and not self.conditional:
+            raise ValueError(f"guidance is {self.guidance} without conditional; use 1, or conditional true")
+        if self.sampler.steps and self.sampler.steps > self.diffusion.schedule.steps:
+            raise ValueError(f"sampler.steps is {self.sampler.steps}, but the schedule has {self.diffusion.schedule.steps} timesteps; use at most as many")
+
+    @property
+    def group(self) -> int:
+        return 1
+
+
+class DDPMObjective(ImageObjective):
+    """The loss is the weighted mean squared error of the prediction, at one random timestep a sample."""
+
+    def __init__(self, config: DDPMConfig, seed: int):
+        super().__init__(config.data, config.quality, config.group, seed)
+        self.config = config
+        self.classes = self.data.classes if config.conditional else None
+        self.schedule = Schedule(betas(config.diffusion.schedule))
+        self.model = build_diffusion_network(config.network, self.data.shape, config.diffusion.output_multiple, self.classes)
+        self.networks: dict[str, nn.Module] = {"model": self.model}
+
+    def _noised(self, batch: "Batch", purpose: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x0, t (M,), noise and x_t of a batch, drawn from its samples' numbers."""
+        if self.schedule.betas_T.device != batch["sample"].device:
+            self.schedule = self.schedule.to(batch["sample"].device)
+        keys_M, x0 = sample_keys(self.seed, batch["sample"], purpose), self.data.values(batch)
+        t_M = integers(derive(keys_M, "timestep"), self.schedule.steps)
+        noise = normal(derive(keys_M, "noise"), self.data.shape)
+        return x0, t_M, noise, self.schedule.diffuse(x0, t_M, noise)
+
+    def _labels(self, batch: "Batch") -> Tensor | None:
+        """Classes (M,), some of them withheld; None for a network that knows none."""
+        if self.classes is None:
+            return None
+        dropped_M = uniform(sample_keys(self.seed, batch["sample"], "label dropout")) < self.config.label_dropout
+        return batch["label"].where(~dropped_M, self.classes)
+
+    def loss(self, phase: str, net: nn.Module, batch: "Batch", step: int) -> tuple[Tensor, "Sums"]:
+        x0, t_M, noise, x_t = self._noised(batch, "diffusion")
+        output = net(x_t, t_M, self._labels(batch))
+        loss_M = diffusion_loss(self.config.diffusion, self.schedule, output, x0, t_M, noise)
+        loss = loss_M.sum()
+        return loss, {"loss": loss.detach().double(), "samples": t_M.new_tensor(len(t_M), dtype=torch.float64)}
+
+    @torch.no_grad()
+    def evaluate(self, nets: Mapping[str, nn.Module], batch: "Batch") -> "Sums":
+        x0, t_M, noise, x_t = self._noised(batch, "held-out diffusion")
+        labels_M = batch["label"] if self.classes is not None else None
+        output, there_M = nets["model"](x_t, t_M, labels_M), batch["mask"]
+        loss_M = diffusion_loss(self.config.diffusion, self.schedule, output, x0, t_M, noise)
+        error_M = squared_error(self.config.diffusion.prediction, self.schedule, split_variance(output, x0)[0], x0, t_M, noise)
+        buckets = loss_by_timestep(error_M[there_M], t_M[there_M], self.schedule.steps, _BUCKETS)
+        sums = {"loss": loss_M[there_M].sum().double(), "samples": there_M.sum().double(), "buckets": buckets}
+        if self.config.bound_timesteps and isinstance(self.data, Images):
+            sums |= self._bound(x0, labels_M, batch["sample"], there_M)
+        return sums
+
+    def _bound(self, x0: Tensor, labels_M: Tensor | None, samples_M: Tensor, there_M: Tensor) -> "Sums":
+        """The terms of the variational bound in bits per dimension: the prior's, the KL terms' (all, estimated from some), and the decoder's."""
+        later = torch.linspace(1, self.schedule.steps - 1, min(self.config.bound_timesteps, self.schedule.steps) - 1).round().long().tolist()
+        keys_M = sample_keys(self.seed, samples_M, "bound")
+
+        def noise(t: int) -> Tensor:
+            return normal(derive(keys_M, t), self.data.shape)
+
+        terms = vlb_terms(
+            self._denoiser(labels_M, 1.0),
+            self.schedule,
+            x0,
+            noise,
+            [0, *later],
+            fixed=self.config.diffusion.fixed_variance,
+            levels=self.config.diffusion.levels,
+        )[:, there_M].double()
+        kl = terms[1:].mean(0).sum() * (self.schedule.steps - 1) if later else terms.new_zeros(())
+        return {"bound_prior": prior_term(self.schedule, x0)[there_M].sum().double(), "bound_kl": kl, "bound_decoder": terms[0].sum()}
+
+    def report(self, sums: "Sums") -> dict[str, float]:
+        weight = sums["samples"].item()
+        figures = {"loss": sums["loss"].item() / weight}
+        if "buckets" in sums:
+            total, count = sums["buckets"]
+            figures["l_simple"] = (total.sum() / count.sum()).item()
+            figures |= {f"l_simple/{10 * i}-{10 * (i + 1)}%": (total[i] / count[i]).item() for i in range(_BUCKETS) if count[i] > 0}
+        if "bound_kl" in sums:
+            terms = {name: sums[f"bound_{name}"].item() / weight for name in ("prior", "kl", "decoder")}
+            figures |= {"bits_per_dimension": sum(terms.values())} | {f"bound/{name}": value for name, value in terms.items()}
+        return figures
+
+    def _denoiser(self, labels_M: Tensor | None, guidance: float) -> Denoiser:
+        """The network as the samplers take it, with labels and guidance applied."""
+        kind, schedule = self.config.diffusion.prediction, self.schedule
+        inner = denoiser(lambda x_t, t_M: self.model(x_t, t_M, labels_M), kind, schedule)
+        if labels_M is not None and guidance != 1.0:
+            assert self.classes is not None, "labels come with classes"
+
+            def network(x_t: Tensor, t_M: Tensor, labels: Tensor) -> Prediction:
+                return predict(kind, schedule, self.model(x_t, t_M, labels), x_t, t_M)
+
+            inner = guided(network, labels_M, self.classes, guidance)
+        return clipped(inner, schedule) if isinstance(self.data, Images) else inner
+
+    def draw(self, keys_M: Tensor, labels_M: Tensor) -> Tensor:
+        return self._sampled(keys_M, labels_M)
+
+    @torch.no_grad()
+    def _sampled(self, keys_M: Tensor, labels_M: Tensor, watch: Watch | None = None) -> Tensor:
+        self.schedule = self.schedule.to(keys_M.device)
+        denoise = self._denoiser(labels_M if self.classes is not None else None, self.config.guidance)
+        x = normal(derive(keys_M, "start"), self.data.shape)
+        watching = {"watch": watch} if watch else {}
+
+        def noise(t: int) -> Tensor:
+            return normal(derive(keys_M, "step", t), self.data.shape)
+
+        match self.config.sampler:
+            case DDPMSampler(steps=steps):
+                times = timesteps(self.schedule.steps, steps or self.schedule.steps)
+                return ddpm(denoise, self.schedule, x, times, noise, self.config.diffusion.fixed_variance, **watching)
+            case DDIMSampler(steps=steps, eta=eta):
+                return ddim(denoise, self.schedule, x, timesteps(self.schedule.steps, steps), noise, eta, **watching)
+            case DPMSolverSampler(steps=steps):
+                return dpm_solver(denoise, self.schedule, x, timesteps(self.schedule.steps, steps), **watching)
+
+    def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> "Samples":
+        """A grid of samples, and a denoising strip: the estimate of the clean image from first to last step."""
+        from trainer.objectives import Samples
+
+        keys_M = sample_keys(int(torch.randint(1 << 62, (), generator=generator, device=generator.device)), torch.arange(n, device=generator.device), "sample")
+        labels_M = torch.arange(n, device=generator.device) % (self.classes or 1)
+        seen: list[Tensor] = []
+        x = self._sampled(keys_M, labels_M, watch=lambda t, x0: seen.append(x0[:8]))
+        if isinstance(self.data, Points):
+            return Samples(images={"samples": cloud_of(x, self.data.mixture)})
+        chosen = [seen[round(i * (len(seen) - 1) / (_STRIP - 1))] for i in range(_STRIP)]
+        strip = torch.stack(chosen, dim=1).flatten(0, 1)
+        return Samples(images={"samples": grid_of(x, columns=self.classes or round(n**0.5)), "denoising": grid_of(strip, columns=_STRIP)})

@@ -1,0 +1,204 @@
+"""What the image objectives train on: images, or points of a toy distribution whose density is known, behind one face.
+
+M samples; images are (C, H, W), points (D,).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from data.image_stream import ImageStream, image_shape
+from data.images import ImageConfig
+from data.steps import Share, Step
+from models.moe import MoEConfig
+from models.random import normal, sample_keys, uniform
+from models.toy import GaussianMixture, grid, ring
+
+if TYPE_CHECKING:
+    from trainer.objectives import Batch, Stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridConfig:
+    """A square grid of Gaussians; by default the 25 of PacGAN (Lin et al. 2018, section 4.1)."""
+
+    name: Literal["gaussian_grid"] = "gaussian_grid"
+    """Selects this data."""
+    side: int = 5
+    """Modes along each side."""
+    spacing: float = 2.0
+    """Distance between neighbours."""
+    std: float = 0.05
+    """Standard deviation of a mode."""
+    held_out: int = 2500
+    """Held-out samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RingConfig:
+    """Gaussians evenly on a circle; by default PacGAN's 2D-ring."""
+
+    name: Literal["gaussian_ring"] = "gaussian_ring"
+    """Selects this data."""
+    modes: int = 8
+    """Number of Gaussians."""
+    radius: float = 1.0
+    """Of the circle."""
+    std: float = 0.01
+    """Standard deviation of a mode."""
+    held_out: int = 2500
+    """Held-out samples."""
+
+
+ToyConfig = GridConfig | RingConfig
+
+
+class ImageModel:
+    """What the rest of the trainer asks of the config of an image objective."""
+
+    data: ImageConfig | ToyConfig
+
+    @property
+    def moe(self) -> MoEConfig | None:
+        return None
+
+    @property
+    def tokens_per_sample(self) -> int:
+        return 0
+
+    @property
+    def lanes(self) -> int | None:
+        return self.data.lanes if isinstance(self.data, ImageConfig) else None
+
+    @property
+    def dataset(self) -> str:
+        return self.data.source.name if isinstance(self.data, ImageConfig) else self.data.name
+
+
+class Images:
+    """Images of a data set, as networks take them: in [-1, 1]."""
+
+    def __init__(self, config: ImageConfig, seed: int):
+        self.config, self.seed = config, seed
+        self.shape: tuple[int, ...] = image_shape(config)
+        self.classes = config.classes
+
+    def stream(self, share: Share, state: Mapping[str, Any] | None) -> "Stream":
+        """This rank's part of the training data."""
+        return ImageStream(
+            self.config,
+            seed=self.seed,
+            rank=share.rank,
+            world=share.world,
+            global_batch=share.global_batch,
+            micro_batch=share.micro_batch,
+            group=share.group,
+            state=dict(state) if state else None,
+        )
+
+    def held_out(self, share: Share) -> "list[Batch]":
+        """This rank's part of the held-out images."""
+        from data.held_out_images import held_out_images
+
+        return held_out_images(self.config, rank=share.rank, world=share.world, micro_batch=share.micro_batch)
+
+    def values(self, batch: "Batch") -> Tensor:
+        """Float32 (M, C, H, W) in [-1, 1]."""
+        return batch["image"].float() / 127.5 - 1
+
+    def manifest(self) -> dict[str, Any]:
+        from data.manifest import manifest
+
+        return manifest(self.config, seed=self.seed, lanes=self.config.lanes)
+
+
+class Points:
+    """Samples of a mixture of Gaussians, each a function of (seed, its number)."""
+
+    def __init__(self, config: ToyConfig, seed: int):
+        self.config, self.seed = config, seed
+        self.mixture = build_mixture(config)
+        self.shape: tuple[int, ...] = tuple(self.mixture.means_KD.shape[1:])
+        self.classes = None
+
+    def stream(self, share: Share, state: Mapping[str, Any] | None) -> "Stream":
+        return _PointStream(self, share, dict(state) if state else None)
+
+    def held_out(self, share: Share) -> "list[Batch]":
+        each = -(-self.config.held_out // (share.world * share.micro_batch))
+        places = (torch.arange(each)[:, None] * share.world + share.rank) * share.micro_batch + torch.arange(share.micro_batch)
+        return [self.batch(place_M, "held out") | {"mask": place_M < self.config.held_out} for place_M in places]
+
+    def batch(self, number_M: Tensor, split: str) -> "Batch":
+        """The samples numbered `number_M`."""
+        keys_M = sample_keys(self.seed, number_M, "points", split)
+        point_MD = self.mixture.sample(uniform(keys_M), normal(keys_M, self.shape))
+        return {"image": point_MD, "label": torch.zeros_like(number_M), "sample": number_M}
+
+    def values(self, batch: "Batch") -> Tensor:
+        """Float32 (M, D)."""
+        return batch["image"]
+
+    def manifest(self) -> dict[str, Any]:
+        return {"source": [], "name": self.config.name, "seed": self.seed, "digest": str(self.config)}
+
+
+class _PointStream:
+    def __init__(self, points: Points, share: Share, state: dict[str, Any] | None):
+        self.points, self.share, self.step = points, share, share.first_step(state)
+
+    def __iter__(self) -> Iterator[Step]:
+        while True:
+            numbers = torch.from_numpy(self.share.numbers(self.step))
+            self.step += 1
+            batches = [self.points.batch(part, "training") for part in numbers.split(self.share.micro_batch)]
+            yield Step(micro_batches=batches, state={"step": self.step, "samples": self.step * self.share.global_batch, "lanes": {}})
+
+    def close(self) -> None:
+        pass
+
+
+def build_data(config: ImageConfig | ToyConfig, seed: int) -> Images | Points:
+    """The data that `config` names."""
+    return Images(config, seed) if isinstance(config, ImageConfig) else Points(config, seed)
+
+
+def build_mixture(config: ToyConfig) -> GaussianMixture:
+    """The distribution of toy data."""
+    match config:
+        case GridConfig(side=side, spacing=spacing, std=std):
+            return grid(side, spacing, std)
+        case RingConfig(modes=modes, radius=radius, std=std):
+            return ring(modes, radius, std)
+
+
+def grid_of(images_MCHW: Tensor, columns: int, tile: int = 48) -> Tensor:
+    """Images in [-1, 1] as one picture (3, H, W) in [0, 1], each about `tile` pixels high, a thin line between them."""
+    scale = max(1, tile // images_MCHW.shape[-2])
+    images = ((images_MCHW.detach().float().cpu() + 1) / 2).clamp(0, 1).repeat_interleave(scale, -2).repeat_interleave(scale, -1)
+    images = images.expand(-1, 3, -1, -1)
+    images = torch.nn.functional.pad(images, (1, 1, 1, 1), value=0.35)
+    missing = -len(images) % columns
+    images = torch.cat([images, images.new_full((missing, *images.shape[1:]), 0.35)])
+    rows = images.unflatten(0, (-1, columns))
+    return torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2)
+
+
+def cloud_of(points_MD: Tensor, mixture: GaussianMixture, side: int = 400) -> Tensor:
+    """Points in the plane as one picture (3, H, W) in [0, 1]: how many fell where, with the centres of the modes in red."""
+    reach = 1.3 * mixture.means_KD.abs().max()
+    picture = torch.ones(3, side, side)
+
+    def place(xy: Tensor) -> tuple[Tensor, Tensor]:
+        pixel = ((xy.cpu() / reach + 1) / 2 * (side - 1)).round().long().clamp(0, side - 1)
+        return side - 1 - pixel[:, 1], pixel[:, 0]
+
+    counts = torch.zeros(side, side).index_put_(place(points_MD.detach()), torch.ones(len(points_MD)), accumulate=True)
+    picture *= (-counts.sqrt()).exp()
+    row, column = place(mixture.means_KD)
+    for dy, dx in ((0, -4), (0, 4), (-4, 0), (4, 0)):
+        picture[:, (row + dy).clamp(0, side - 1), (column + dx).clamp(0, side - 1)] = torch.tensor([0.9, 0.1, 0.1])[:, None]
+    return picture

@@ -1,0 +1,147 @@
+"""The variational auto-encoder (Kingma & Welling 2014) as an objective.
+
+M samples, L latent dimensions, K importance samples.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from data.images import ImageConfig
+from models.elbo import LatentStatistics, bits_per_dimension, free_bits, importance_bound, kl_weight
+from models.likelihoods import GaussianConfig, LikelihoodConfig
+from models.random import normal, sample_keys
+from models.vae import VAE, ConvVAEConfig, VAENetworkConfig
+from trainer.objectives.image_data import ImageModel, grid_of
+from trainer.objectives.image_objective import ImageObjective
+from trainer.objectives.quality import QualityConfig, check_quality
+
+if TYPE_CHECKING:
+    from trainer.objectives import Batch, Samples, Sums
+
+_SHOWN = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEConfig(ImageModel):
+    """A VAE with a Gaussian posterior and the prior N(0, I)."""
+
+    name: Literal["vae"] = "vae"
+    data: ImageConfig = field(default_factory=ImageConfig)
+    """Images."""
+    network: VAENetworkConfig = field(default_factory=ConvVAEConfig)
+    """Encoder and decoder."""
+    likelihood: LikelihoodConfig = field(default_factory=GaussianConfig)
+    """p(x | z)."""
+    beta: float = 1.0
+    """Weight of the KL term (Higgins et al. 2017); 1 gives the ELBO."""
+    kl_warmup_steps: int = 0
+    """Steps over which the weight of the KL term rises from 0."""
+    free_bits: float = 0.0
+    """Nats of each latent dimension that cost nothing (Kingma et al. 2016)."""
+    free_bits_group: int = 1
+    """Consecutive samples over which the KL of a dimension is averaged before it is compared with `free_bits`."""
+    importance_samples: int = 64
+    """K of the importance-weighted bound in evaluation (Burda et al. 2016)."""
+    quality: QualityConfig | None = None
+    """How samples are measured against real images; null: not at all."""
+
+    def __post_init__(self) -> None:
+        check_quality(self.quality, self.data)
+
+    @property
+    def group(self) -> int:
+        return self.free_bits_group if self.free_bits else 1
+
+
+class VAEObjective(ImageObjective):
+    """The loss is the negative ELBO in nats a sample."""
+
+    def __init__(self, config: VAEConfig, seed: int):
+        super().__init__(config.data, config.quality, config.group, seed)
+        self.config = config
+        self.model = VAE(config.network, config.likelihood, self.data.shape)
+        self.networks: dict[str, nn.Module] = {"model": self.model}
+        self.dimensions = math.prod(self.data.shape)
+
+    def _values(self, batch: "Batch") -> Tensor:
+        """Images in [0, 1], as the likelihoods take them."""
+        return (self.data.values(batch) + 1) / 2
+
+    def loss(self, phase: str, net: nn.Module, batch: "Batch", step: int) -> tuple[Tensor, "Sums"]:
+        keys_M = sample_keys(self.seed, batch["sample"], "posterior")
+        elbo = net(self._values(batch), normal(keys_M, (self.model.latent,)))
+        kl_M = elbo.kl_ML.sum(1)
+        charged_M = free_bits(elbo.kl_ML, self.config.free_bits, self.config.free_bits_group) if self.config.free_bits else kl_M
+        loss = -(elbo.log_likelihood_M - kl_weight(step, self.config.beta, self.config.kl_warmup_steps) * charged_M).sum()
+        return loss, {"loss": loss.detach().double()} | _parts(elbo.log_likelihood_M, kl_M, torch.ones_like(kl_M))
+
+    @torch.no_grad()
+    def evaluate(self, nets: Mapping[str, nn.Module], batch: "Batch") -> "Sums":
+        x, keys_M, mask_M = self._values(batch), sample_keys(self.seed, batch["sample"], "held-out posterior"), batch["mask"].float()
+        noise_MKL = normal(keys_M, (self.config.importance_samples + 1, self.model.latent))
+        elbo = nets["model"](x, noise_MKL[:, 0])
+        kl_M = elbo.kl_ML.sum(1)
+        bound_M = importance_bound(self.model.log_weights(x, noise_MKL[:, 1:].transpose(0, 1)))
+        sums = _parts(elbo.log_likelihood_M, kl_M, mask_M) | {"importance": (bound_M * mask_M).sum().double()}
+        sums["loss"] = sums["kl"] - sums["log_likelihood"]
+        there_M = batch["mask"]
+        latent = LatentStatistics.of(elbo.mean_ML[there_M], elbo.log_var_ML[there_M])
+        return sums | {"kl_L": latent.kl_L, "mean_L": latent.mean_L, "square_L": latent.square_L}
+
+    def report(self, sums: "Sums") -> dict[str, float]:
+        weight = sums["samples"].item()
+        elbo = (sums["log_likelihood"] - sums["kl"]).item() / weight
+        figures = {
+            "loss": sums["loss"].item() / weight,
+            "elbo": elbo,
+            "bits_per_dimension": self._bits(elbo),
+            "reconstruction": sums["log_likelihood"].item() / weight,
+            "kl": sums["kl"].item() / weight,
+        }
+        if "importance" not in sums:
+            return figures
+        bound = sums["importance"].item() / weight
+        figures |= {f"iwae_{self.config.importance_samples}": bound, "iwae_bits_per_dimension": self._bits(bound)}
+        latent = LatentStatistics(count=sums["samples"], kl_L=sums["kl_L"], mean_L=sums["mean_L"], square_L=sums["square_L"])
+        figures["active_dimensions"] = float((latent.activity() > 0.01).sum())
+        for index, (kl, activity) in enumerate(zip(latent.kl().tolist(), latent.activity().tolist(), strict=True)):
+            figures |= {f"latent_kl/{index}": kl, f"latent_activity/{index}": activity}
+        return figures
+
+    def _bits(self, nats: float) -> float:
+        bin_width = 1.0 if self.model.likelihood.discrete else 1 / 255
+        return bits_per_dimension(torch.tensor(nats, dtype=torch.float64), self.dimensions, bin_width).item()
+
+    def draw(self, keys_M: Tensor, labels_M: Tensor) -> Tensor:
+        """Images in [-1, 1] from the prior, one for each key."""
+        return self.model.generate(normal(keys_M, (self.model.latent,))) * 2 - 1
+
+    def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> "Samples":
+        """Prior samples, reconstructions beside originals, and ways through the latent space between two images."""
+        from data.held_out_images import image_set
+        from trainer.objectives import Samples
+
+        z_ML = torch.randn(n, self.model.latent, generator=generator, device=generator.device)
+        images = {"prior": grid_of(self.model.generate(z_ML) * 2 - 1, columns=round(n**0.5))}
+        real = (image_set(self.config.data, "held_out" if self.config.data.held_out else "train", min(n, _SHOWN))[0].float() / 127.5 - 1).to(generator.device)
+        pairs = torch.stack([real, self.model.reconstruct((real + 1) / 2) * 2 - 1], dim=1).flatten(0, 1)
+        images["reconstructions"] = grid_of(pairs, columns=2 * max(1, round(len(real) ** 0.5 / 2)))
+        if len(real) > 1:
+            mean_ML = self.model.encode((real[: len(real) // 2 * 2] + 1) / 2)[0]
+            t_S11 = torch.linspace(0, 1, 10, device=generator.device)[:, None, None]
+            path_SML = torch.lerp(mean_ML[0::2], mean_ML[1::2], t_S11)[:, :8]
+            images["interpolations"] = grid_of(self.model.generate(path_SML.transpose(0, 1).flatten(0, 1)) * 2 - 1, columns=10)
+        return Samples(images=images)
+
+
+def _parts(log_likelihood_M: Tensor, kl_M: Tensor, mask_M: Tensor) -> "Sums":
+    return {
+        "log_likelihood": (log_likelihood_M.detach() * mask_M).sum().double(),
+        "kl": (kl_M.detach() * mask_M).sum().double(),
+        "samples": mask_M.sum().double(),
+    }
