@@ -5,8 +5,12 @@ from rich.console import Console
 from launch.inspect import read_run
 from trainer.config import RunConfig
 from trainer.export import check_exportable, write_transformers
+from trainer.export_diffusers import check_diffusers, write_diffusers
 from trainer.inference import load_objective
+from trainer.objectives.diffusion import DDPMConfig, DDPMObjective
+from trainer.objectives.gan import GanConfig
 from trainer.objectives.language import LanguageConfig, LanguageObjective, MaskedLanguageConfig
+from trainer.objectives.vae import VAEConfig
 from trainer.run_folder import find_run
 from trainer.storage import Folder, absolute, check_writable
 
@@ -32,3 +36,11 @@ def _write(config: RunConfig, folder: Folder, target: Folder, console: Console) 
             assert isinstance(objective, LanguageObjective)
             check_writable(target.url, "--to")
             return step, "transformers.AutoModelForCausalLM.from_pretrained loads it", write_transformers(objective, target)
+        case DDPMConfig():
+            check_diffusers(config.objective)
+            objective, step = load_objective(config, folder, console.print)
+            assert isinstance(objective, DDPMObjective)
+            check_writable(target.url, "--to")
+            return step, "diffusers.DDPMPipeline.from_pretrained loads it", write_diffusers(objective, target)
+        case VAEConfig() | GanConfig():
+            raise ValueError(f"run {folder}: no format elsewhere holds a {config.objective.name}; read its checkpoints (safetensors and JSON)")

@@ -25,6 +25,7 @@ from models.flops import flops_per_token, parameters
 from models.moe import MoEConfig
 from models.transformer import TransformerConfig
 from trainer.config import RunConfig, StopConfig, check
+from trainer.objectives.language import LanguageConfig
 from trainer.parsing import parse, plain, read_job
 from trainer.storage import Folder, absolute, check_writable
 
@@ -81,7 +82,7 @@ def prove(console: Console, path: str, overrides: Sequence[str], options: Option
     run = parse(JobConfig, read_job(path, overrides)).run
     moe = _checked(run, path)
     check_writable(absolute(options.folder), "--folder")
-    prepare_data(run.objective.data)
+    prepare_data(_language(run).data)
     root = f"{absolute(options.folder)}/runs"
     processes = options.processes or default_processes(run)
     runs = variants(run, moe, options.numbers)
@@ -108,6 +109,8 @@ def prove(console: Console, path: str, overrides: Sequence[str], options: Option
 
 def _checked(run: RunConfig, path: str) -> MoEConfig:
     """The job's experts, if it can serve a proof."""
+    if not isinstance(run.objective, LanguageConfig):
+        raise ValueError(f"run.objective.name: {run.objective.name} in {path}; the proof is about language models, use moe_lm")
     check(run, 1)
     moe = run.objective.model.moe
     if moe is None or moe.control != "none":
@@ -120,21 +123,27 @@ def _checked(run: RunConfig, path: str) -> MoEConfig:
     return moe
 
 
+def _language(run: RunConfig) -> LanguageConfig:
+    assert isinstance(run.objective, LanguageConfig), "refused before"
+    return run.objective
+
+
 def switch_name(experts: int) -> str:
     return f"{experts} experts"
 
 
 def variants(run: RunConfig, moe: MoEConfig, experts: Sequence[int]) -> dict[str, RunConfig]:
     """Name -> run: dense, each number of experts in ascending order, and the two controls with the job's own number."""
-    model = run.objective.model
+    objective = _language(run)
+    model = objective.model
     routed = {switch_name(n): replace(moe, experts=n) for n in sorted({moe.experts, *experts})}
     routed |= {"frozen router": replace(moe, control="frozen"), "permuted router": replace(moe, control="permuted")}
     models = {name: replace(model, moe=each) for name, each in routed.items()}
-    vocab_size = load_tokenizer(run.objective.data.tokenizer).vocab_size
+    vocab_size = load_tokenizer(objective.data.tokenizer).vocab_size
     models = {"dense": dense_of(list(models.values()), vocab_size)} | models
     every = max(1, -(-(run.stop.steps or 1) // CURVE))
     base = replace(run, evaluate=replace(run.evaluate, every=every, samples=0))
-    return {name: replace(base, objective=replace(base.objective, model=each)) for name, each in models.items()}
+    return {name: replace(base, objective=replace(objective, model=each)) for name, each in models.items()}
 
 
 def dense_of(models: Sequence[TransformerConfig], vocab_size: int) -> TransformerConfig:
@@ -151,7 +160,7 @@ def _slug(name: str) -> str:
 
 def _outcome(name: str, run: RunConfig, runs: Sequence[RunConfig]) -> Outcome:
     """What the `runs` of one variant, by seed, have left in their folders."""
-    model, data = run.objective.model, run.objective.data
+    model, data = _language(run).model, _language(run).data
     vocab_size = load_tokenizer(data.tokenizer).vocab_size
     curves = [curve(each) for each in runs]
     means = [(points[0][0], sum(loss for _, loss in points) / len(points)) for points in zip(*curves, strict=True)]

@@ -29,11 +29,12 @@ def settle(run: RunConfig, stem: str, workers: int, resume: bool, numbered: bool
     root = absolute(run.root)
     tracking = replace(run.tracking, uri=tracking_uri(run.tracking))
     name = run.name or (_numbered(Folder(root), stem, resume) if numbered else stem)
-    data = run.objective.data
-    if isinstance(data, TextConfig | ImageConfig):
+    objective: Any = run.objective
+    if isinstance(data := objective.data, TextConfig | ImageConfig):
         held_out = data.eval_source and absolute_source(data.eval_source, Path.cwd())
         data = replace(data, lanes=data.lanes or math.lcm(8, workers), source=absolute_source(data.source, Path.cwd()), eval_source=held_out)
-    return replace(run, root=root, tracking=tracking, name=name, source=stem, objective=init_from.settle(replace(run.objective, data=data), resume))
+    objective = init_from.settle(replace(objective, data=data), resume)
+    return replace(run, root=root, tracking=tracking, name=name, source=stem, objective=objective)
 
 
 def _numbered(root: Folder, stem: str, resume: bool) -> str:

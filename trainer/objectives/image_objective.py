@@ -50,7 +50,7 @@ class ImageObjective(ABC):
     def is_due(self, phase: str, step: int) -> bool:
         return True
 
-    def after_step(self, sums: "Sums", add_over_ranks: Callable[[Tensor], Tensor]) -> None:
+    def after_step(self, sums: "Sums", add_over_ranks: Callable[[Tensor], Tensor]) -> None:  # noqa: B027
         """Nothing: all changes by gradients here."""
 
     def quality(self, nets: Mapping[str, nn.Module], share: "Share", gather: "Gather") -> dict[str, float]:
