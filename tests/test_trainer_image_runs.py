@@ -140,5 +140,5 @@ def test_a_classifier_without_classes_is_refused(tmp_path: Path) -> None:
     from trainer.parsing import parse
 
     objective = {"name": "vae", "data": {key: value for key, value in DIGITS.items() if key != "classes"}, "quality": QUALITY}
-    with pytest.raises(ValueError, match="quality.network: the classifier needs labels"):
+    with pytest.raises(ValueError, match=r"quality\.network: the classifier needs labels"):
         parse(RunConfig, job_of(tmp_path, "refused", objective, 1), "run")
