@@ -1,21 +1,17 @@
 """The mixture-of-experts layer, forward and backward, beside its peers and the floor: a dense SwiGLU of the same active FLOPs.
 
-    python tests/bench/moe_layer.py [--json FILE] [--quick] [--profile] [--device cuda]
+    python tests/bench/moe_layer.py [--json FILE] [--rounds 9] [--profile] [--device cuda] [--dtype float32 bfloat16] [--threads 1 2] [--tokens 512 1024 4096]
 
 Peers: DeepSpeed's MoE (capacity 1.25: it pads and drops, all others are dropless), Hugging Face's Qwen3-MoE block with grouped_mm and
-its Switch block (k = 1 only; its two-matrix experts are half as wide again, for equal FLOPs). All sides run in turn in every round;
-ratios are medians over rounds of ours / theirs within the round, so that a busy machine strikes all sides alike.
-`--profile` prints what the layer's time is spent on instead.
+its Switch block (k = 1 only; its two-matrix experts are half as wide again, for equal FLOPs). A time is one forward and backward pass, with
+the gradients of input and weights made anew. `--profile` prints what the layer's time is spent on instead.
 """
 
-import argparse
 import itertools
-import json
 import logging
 import os
 import statistics
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +23,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.moe.layer import MoE as DeepSpeedMoE
+from paired import arguments, in_turn, ratio, write
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import Qwen3MoeConfig, SwitchTransformersConfig
@@ -86,18 +83,20 @@ def switch_side(tokens: int) -> Side:
     return module, lambda x_BTD: (module(x_BTD), None)
 
 
-def milliseconds(side: Side, x_BTD: Tensor, grad_BTD: Tensor) -> float:
-    """Time of one forward and backward pass, gradients of input and weights included."""
+def pass_through(side: Side, x_BTD: Tensor, grad_BTD: Tensor) -> Callable[[], None]:
+    """One forward and backward pass, from no gradients to all of them."""
     module, run = side
-    module.zero_grad(set_to_none=True)
-    x_BTD = x_BTD.clone().requires_grad_()
-    wait(x_BTD.device)
-    start = time.perf_counter()
-    y_BTD, auxiliary = run(x_BTD)
-    roots = [(y_BTD, grad_BTD)] if auxiliary is None else [(y_BTD, grad_BTD), (auxiliary, None)]
-    torch.autograd.backward(*map(list, zip(*roots)))  # type: ignore[arg-type]
-    wait(x_BTD.device)
-    return 1000 * (time.perf_counter() - start)
+    leaf_BTD = x_BTD.clone().requires_grad_()
+
+    def once() -> None:
+        module.zero_grad(set_to_none=True)
+        leaf_BTD.grad = None
+        y_BTD, auxiliary = run(leaf_BTD)
+        roots = [(y_BTD, grad_BTD)] if auxiliary is None else [(y_BTD, grad_BTD), (auxiliary, None)]
+        torch.autograd.backward(*map(list, zip(*roots)))  # type: ignore[arg-type]
+        wait(x_BTD.device)
+
+    return once
 
 
 def wait(device: torch.device) -> None:
@@ -110,17 +109,11 @@ def measure(dtype: str, threads: int, k: int, tokens: int, rounds: int, device: 
     """One row: medians in ms, paired ratios, all samples."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    all_sides = {name: (module.to(device, DTYPES[dtype]), run) for name, (module, run) in sides(k, tokens).items()}
     x_BTD = torch.randn(tokens // SEQ_LEN, SEQ_LEN, D_MODEL).to(device, DTYPES[dtype])
-    grad_BTD, samples = torch.randn_like(x_BTD), defaultdict(list)
-    names = list(all_sides)
-    for turn in range(rounds + 2):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            elapsed = milliseconds(all_sides[name], x_BTD, grad_BTD)
-            if turn >= 2:
-                samples[name].append(elapsed)
+    grad_BTD = torch.randn_like(x_BTD)
+    passes = {name: pass_through((module.to(device, DTYPES[dtype]), run), x_BTD, grad_BTD) for name, (module, run) in sides(k, tokens).items()}
+    samples = {name: [1e3 * value for value in values] for name, values in in_turn(passes, rounds).items()}
     medians = {name: statistics.median(values) for name, values in samples.items()}
-    ratios = {name: statistics.median(a / b for a, b in zip(samples["ours"], samples[name])) for name in names if name != "ours"}
     return {
         "dtype": dtype,
         "threads": threads,
@@ -128,9 +121,9 @@ def measure(dtype: str, threads: int, k: int, tokens: int, rounds: int, device: 
         "tokens": tokens,
         "ours_ms": medians["ours"],
         "floor_ms": medians["floor"],
-        "peers": {name: medians[name] for name in names if name not in ("ours", "floor")},
-        "ratios": ratios,
-        "samples_ms": dict(samples),
+        "peers": {name: value for name, value in medians.items() if name not in ("ours", "floor")},
+        "ratios": {name: ratio(samples["ours"], values) for name, values in samples.items() if name != "ours"},
+        "samples_ms": samples,
     }
 
 
@@ -139,8 +132,8 @@ def show(row: dict[str, object]) -> None:
     cells = [f"{row['dtype']:8} {row['threads']} threads k={row['k']} {row['tokens']:5} tokens"]
     for name, values in row["samples_ms"].items():  # type: ignore[attr-defined]
         first, median, third = statistics.quantiles(values, n=4)
-        ratio = "" if name == "ours" else f" x{row['ratios'][name]:.2f}"  # type: ignore[index]
-        cells.append(f"{name} {median:7.1f} ± {(third - first) / 2:4.1f} ms{ratio}")
+        beside = "" if name == "ours" else f" x{row['ratios'][name]:.2f}"  # type: ignore[index]
+        cells.append(f"{name} {median:7.1f} ± {(third - first) / 2:4.1f} ms{beside}")
     print(" | ".join(cells), flush=True)
 
 
@@ -157,11 +150,12 @@ def show_profile(dtype: str, threads: int, k: int, tokens: int, device: str) -> 
     side = sides(k, tokens)["ours"]
     side[0].to(device, DTYPES[dtype])
     x_BTD = torch.randn(tokens // SEQ_LEN, SEQ_LEN, D_MODEL).to(device, DTYPES[dtype])
+    once = pass_through(side, x_BTD, x_BTD)
     for _ in range(3):
-        milliseconds(side, x_BTD, x_BTD)
+        once()
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]) as profiler:
         for _ in range(10):
-            milliseconds(side, x_BTD, x_BTD)
+            once()
     share: dict[str, float] = defaultdict(float)
     for event in profiler.key_averages():
         part = next((part for part, names in PARTS.items() if event.key in names), "routing, losses, statistics, Python")
@@ -172,29 +166,25 @@ def show_profile(dtype: str, threads: int, k: int, tokens: int, device: str) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the rows here")
-    parser.add_argument("--quick", action="store_true", help="512 tokens and 3 rounds only")
+    parser = arguments(__doc__, rounds=9)
     parser.add_argument("--profile", action="store_true", help="print what the layer's time is spent on, at the largest size")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024, 4096])
+    parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=list(DTYPES))
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024, 4096])
     args = parser.parse_args()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     dist.init_process_group("gloo" if args.device == "cpu" else "nccl", store=dist.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed("gloo" if args.device == "cpu" else "nccl")
-    sizes, rounds = ([512], 3) if args.quick else (args.tokens, args.rounds)
-    rows = []
-    for dtype, threads, k, tokens in itertools.product(DTYPES, args.threads, (1, 2), sizes):
-        if args.profile:
-            if tokens == max(sizes):
-                show_profile(dtype, threads, k, tokens, args.device)
-            continue
-        rows.append(measure(dtype, threads, k, tokens, rounds, args.device))
-        show(rows[-1])
-    if args.json and not args.profile:
-        args.json.write_text(json.dumps(rows, indent=1))
+    if args.profile:
+        for dtype, threads, k in itertools.product(args.dtype, args.threads, (1, 2)):
+            show_profile(dtype, threads, k, max(args.tokens), args.device)
+    else:
+        rows = []
+        for dtype, threads, k, tokens in itertools.product(args.dtype, args.threads, (1, 2), args.tokens):
+            rows.append(measure(dtype, threads, k, tokens, args.rounds, args.device))
+            show(rows[-1])
+        write(args.json, rows)
     dist.destroy_process_group()
 
 
