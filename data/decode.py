@@ -34,8 +34,12 @@ class Stored:
         return self.path if self.path and "/" in self.path else place.row(row)
 
 
+class Unreadable(ValueError):
+    """An image that cannot be decoded."""
+
+
 class Decoder:
-    """Images of `channels`, scaled and cut to `size` where it is given. Raises ValueError that names the image for what cannot be read."""
+    """Images of `channels`, scaled and cut to `size` where it is given. Raises Unreadable, which names the image."""
 
     def __init__(self, channels: int, size: int | None) -> None:
         self._channels = channels
@@ -63,8 +67,10 @@ class Decoder:
             with Image.open(io.BytesIO(image.data.data)) as opened:
                 return self._scaled(opened)
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's PNG reader raises SyntaxError
-            said = "no bytes" if image.data.size == 0 else " ".join(str(error).split())
-            raise ValueError(f"data.source: {image}: no image that can be read ({said}); mend it, or take it out of the source") from error
+            said = "in no known format" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
+            said = said if image.data.size else "no such file, or no bytes in it"
+            fix = "mend it, take it out of the source, or set data.on_unreadable to skip"
+            raise Unreadable(f"data.source: {image}: no image that can be read ({said}); {fix}") from error
 
     def _fitted(self, image: Stored) -> Pixels:
         """An array, its channels first and as many as asked for."""

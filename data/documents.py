@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from data.packing import Tokens, join, windows
+from data.lanes import Made
+from data.packing import join, windows
 from data.rows import Place
 from data.tokenizers import Text, Tokenizer, texts_of
 
@@ -27,11 +28,15 @@ class Documents:
         self._key_column = key_column
         self._limit = int(held_out * 2.0**64)
 
+    def all(self, table: "pa.Table") -> list[Text]:
+        """All texts, as views of the table's memory."""
+        return [text for text in text_column(table, self._text_column) if len(text)]
+
     def training(self, table: "pa.Table") -> list[Text]:
-        """The texts that are not held out, as views of the table's memory."""
-        texts = text_column(table, self._text_column)
+        """The texts that are not held out."""
         if self._limit == 0:
-            return [text for text in texts if len(text)]
+            return self.all(table)
+        texts = text_column(table, self._text_column)
         return [text for text, held in zip(texts, self._held_out(table, texts), strict=True) if not held and len(text)]
 
     def held_out(self, table: "pa.Table") -> list[Text]:
@@ -42,7 +47,7 @@ class Documents:
     def _held_out(self, table: "pa.Table", texts: list[Text]) -> list[bool]:
         keys = texts if self._key_column == self._text_column else column(table, self._key_column)
         limit, digest = self._limit, xxhash.xxh3_64_intdigest
-        return [digest(key.data) < limit for key in keys]
+        return [digest(key) < limit for key in keys]  # type: ignore[arg-type]  # numpy is not typed as the buffer that it is
 
 
 class TextMaker:
@@ -60,10 +65,10 @@ class TextMaker:
     def first_carry(self) -> list[int]:
         return [self._tokenizer.eod]
 
-    def make(self, documents: Sequence[Text], carry: list[int]) -> tuple[Tokens, list[int]]:
+    def make(self, documents: Sequence[Text], carry: list[int]) -> Made:
         stream = join(np.array(carry, self._dtype), self._tokenizer.encode(documents), self._tokenizer.eod)
         samples, rest = windows(stream, self._seq_len)
-        return samples, rest.tolist()
+        return Made(samples, rest.tolist(), 0)
 
 
 def text_column(table: "pa.Table", name: str) -> list[Text]:

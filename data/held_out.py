@@ -4,21 +4,18 @@ They are read in a fixed order, without windows or lanes, and packed as training
 context token is `eod`. The last window is filled up, and so is the last batch of each rank, with targets that do not count.
 """
 
-from collections.abc import Iterator
-from threading import Event
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 from data.documents import Documents
 from data.packing import Tokens, segments
-from data.rows import Position, Rows
-from data.shards import open_shards
+from data.scan import scan
+from data.sources import Plain
 from data.steps import Batch
 from data.text import TextConfig
 from data.tokenizers import Text, Tokenizer, load_tokenizer
-
-SCAN = "held out"  # the seed of the scan's shard order: one for all runs
 
 
 def held_out(config: TextConfig, *, rank: int, world: int, micro_batch: int) -> list[Batch]:
@@ -95,14 +92,8 @@ def _documents(config: TextConfig, tokenizer: Tokenizer) -> Iterator[tuple[Text,
 
 def _texts(config: TextConfig) -> Iterator[list[Text]]:
     """The held-out texts, table by table."""
-    if config.eval_source:
-        source, columns = config.eval_source, [config.text_column]
-        choose = Documents(text_column=config.text_column, key_column=config.text_column, held_out=0.0).training  # all of them
-    else:
-        source, columns = config.source, config.training_columns
-        choose = Documents(text_column=config.text_column, key_column=config.key, held_out=config.held_out).held_out
-    shards = open_shards(source, columns, retry_seconds=config.retry_seconds)
-    rows = Rows(shards, lane=0, lanes=1, seed=SCAN, position=Position(), retry_seconds=config.retry_seconds, closing=Event())
-    while (table := rows.next()) is not None:
-        if texts := choose(table):
+    columns: Callable[[Plain], list[str]] = (lambda _: config.eval_columns) if config.eval_source else config.columns
+    for table, _, part in scan(config.eval_source or config.source, columns, retry_seconds=config.retry_seconds, skip=config.on_unreadable == "skip"):
+        documents = Documents(text_column=config.text_column, key_column=config.key(part), held_out=config.training_held_out)
+        if texts := documents.all(table) if config.eval_source else documents.held_out(table):
             yield texts

@@ -1,17 +1,15 @@
 """Images in a fixed order, without windows or lanes: the held-out set, the same for every world, and sets for metrics and classifiers."""
 
-from collections.abc import Iterator
-from threading import Event
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from data.decode import Stored
-from data.held_out import SCAN
 from data.image_rows import Images, ImageSamples
 from data.images import ImageConfig
-from data.rows import Position, Rows
-from data.shards import open_shards
+from data.scan import scan
+from data.sources import Plain
 from data.steps import Batch
 
 if TYPE_CHECKING:
@@ -48,7 +46,7 @@ def image_set(config: ImageConfig, split: Literal["train", "held_out"] = "train"
 
     samples, parts, left = ImageSamples(config), [], limit
     for images in _stored(config, split):
-        parts.append(samples.of(images[:left]))
+        parts.append(samples.of(images[:left], skip=config.on_unreadable == "skip"))
         if left is not None and (left := left - len(parts[-1])) == 0:
             break
     if not parts:
@@ -60,13 +58,10 @@ def image_set(config: ImageConfig, split: Literal["train", "held_out"] = "train"
 
 def _stored(config: ImageConfig, split: Literal["train", "held_out"]) -> Iterator[list[Stored]]:
     """The images of a split, table by table."""
-    if split == "held_out" and config.eval_source:
-        source, columns, choose = config.eval_source, config.eval_columns, Images(config, held_out=0.0).training  # all of them
-    else:
-        images = Images(config, held_out=config.training_held_out)
-        source, columns, choose = config.source, config.training_columns, images.training if split == "train" else images.held_out
-    shards = open_shards(source, columns, retry_seconds=config.retry_seconds)
-    rows = Rows(shards, lane=0, lanes=1, seed=SCAN, position=Position(), retry_seconds=config.retry_seconds, closing=Event())
-    while (table := rows.next()) is not None:
-        if found := choose(table, rows.place):
+    images = Images(config, held_out=config.training_held_out)
+    apart = split == "held_out" and config.eval_source
+    choose = images.all if apart else images.training if split == "train" else images.held_out
+    columns: Callable[[Plain], list[str]] = (lambda _: config.eval_columns) if apart else config.columns
+    for table, place, _ in scan(apart or config.source, columns, retry_seconds=config.retry_seconds, skip=config.on_unreadable == "skip"):
+        if found := choose(table, place):
             yield found

@@ -1,22 +1,22 @@
 """Rows with images: which are held out, and how they become samples."""
 
+import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
 from data.arrow import views
-from data.decode import Decoder, Pixels, Stored
-from data.image_files import read_file
+from data.decode import Decoder, Pixels, Stored, Unreadable
 from data.images import ImageConfig
+from data.lanes import Made, Samples
 from data.rows import Place
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Samples = npt.NDArray[Any]
+log = logging.getLogger(__name__)
 
 
 class Images:
@@ -56,6 +56,7 @@ class ImageMaker:
     def __init__(self, config: ImageConfig) -> None:
         self._images = Images(config, held_out=config.training_held_out)
         self._samples = ImageSamples(config)
+        self._skip = config.on_unreadable == "skip"
 
     def documents(self, table: "pa.Table", place: Place) -> list[Stored]:
         return self._images.training(table, place)
@@ -63,8 +64,9 @@ class ImageMaker:
     def first_carry(self) -> list[int]:
         return []
 
-    def make(self, documents: Sequence[Stored], carry: list[int]) -> tuple[Samples, list[int]]:
-        return self._samples.of(documents), carry
+    def make(self, documents: Sequence[Stored], carry: list[int]) -> Made:
+        samples = self._samples.of(documents, skip=self._skip)
+        return Made(samples, carry, len(documents) - len(samples))
 
 
 class ImageSamples:
@@ -73,16 +75,30 @@ class ImageSamples:
     def __init__(self, config: ImageConfig) -> None:
         self._config = config
         self._decoder = Decoder(config.channels, config.size)
+        self._said: set[str] = set()
         self.shape: tuple[int, ...] | None = (config.channels, config.size, config.size) if config.size else None
 
-    def of(self, images: Sequence[Stored]) -> Samples:
-        """(N,) records of "image" and "label"."""
-        pixels = [self._checked(image) for image in images]
-        assert self.shape is not None, "no images, no shape"
-        samples = np.empty(len(images), np.dtype([("image", np.uint8, self.shape), ("label", np.int64)]))
-        np.stack(pixels, out=samples["image"])
-        samples["label"] = [image.label for image in images]
+    def of(self, images: Sequence[Stored], *, skip: bool = False) -> Samples:
+        """(N,) records of "image" and "label"; with `skip` without those that cannot be read, else these raise ValueError."""
+        pixels, labels = [], []
+        for image in images:
+            try:
+                pixels.append(self._checked(image))
+                labels.append(image.label)
+            except Unreadable as error:
+                if not skip:
+                    raise
+                self._log_once(error)
+        samples = np.empty(len(pixels), np.dtype([("image", np.uint8, self.shape or (1, 1, 1)), ("label", np.int64)]))
+        if pixels:
+            np.stack(pixels, out=samples["image"])
+            samples["label"] = labels
         return samples
+
+    def _log_once(self, error: Unreadable) -> None:
+        if str(error) not in self._said:
+            self._said.add(str(error))
+            log.warning("%s; skipped", error)
 
     def _checked(self, image: Stored) -> Pixels:
         classes = self._config.classes
@@ -108,12 +124,7 @@ def images_of(array: "pa.Array", name: str) -> list[tuple[Pixels, str | None]]:
     kind = array.type
     if pa.types.is_struct(kind) and {"bytes", "path"} <= {kind.field(i).name for i in range(kind.num_fields)}:
         paths = pc.struct_field(array, "path").to_pylist()
-        encoded = pc.struct_field(array, "bytes")
-        found = views(encoded)
-        if encoded.null_count:  # an `Image` feature may name files instead of holding them
-            missing = pc.is_null(encoded).to_pylist()
-            found = [np.frombuffer(read_file(path), np.uint8) if gone and path else data for data, path, gone in zip(found, paths, missing)]
-        return list(zip(found, paths, strict=True))
+        return list(zip(views(pc.struct_field(array, "bytes")), paths, strict=True))
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return [(data, None) for data in views(array)]
     if _depth(kind) in (2, 3):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data.sources import Digits, Source
+from data.sources import Digits, Plain, Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +40,15 @@ class ImageConfig:
     """Evaluate on the first so many held-out images; None: on all, which reads the whole source."""
     prefetch: int = 8
     """Steps made ready in the background; 0: none."""
+    processes: int = 0
+    """Processes of a worker that read and decode ahead, its lanes divided among them; 0: a thread of the worker does it."""
     retry_seconds: float = 300.0
-    """How long a source that does not answer is tried again before the run ends."""
+    """How long a source that does not answer is tried again before it counts as unreadable."""
+    on_unreadable: Literal["fail", "skip"] = "fail"
+    """What cannot be read ends the run, with its name; or that image, or the rest of that shard, is left out, counted and logged."""
 
     def __post_init__(self) -> None:
-        for name, least in (("window", 1), ("prefetch", 0), ("retry_seconds", 0)):
+        for name, least in (("window", 1), ("prefetch", 0), ("processes", 0), ("retry_seconds", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"data.{name} = {getattr(self, name)} is less than {least}; set it to {least} or more")
         for name in ("size", "classes", "lanes", "max_eval_samples"):
@@ -54,16 +58,15 @@ class ImageConfig:
             raise ValueError(f"data.held_out = {self.held_out} is not a share from 0 up to (not including) 1; the usual one is 0.1")
 
     @property
-    def training_columns(self) -> list[str]:
-        """What is read of `source`."""
+    def training_held_out(self) -> float:
+        """The share of `source` that is not trained on."""
+        return 0.0 if self.eval_source else self.held_out
+
+    def columns(self, source: Plain) -> list[str]:
+        """What is read of a part of `source`."""
         return [*self.eval_columns, *([self.key_column] if self.key_column and self.training_held_out else [])]
 
     @property
     def eval_columns(self) -> list[str]:
         """What is read of `eval_source`."""
         return [self.image_column, *([self.label_column] if self.label_column else [])]
-
-    @property
-    def training_held_out(self) -> float:
-        """The share of `source` that is not trained on."""
-        return 0.0 if self.eval_source else self.held_out

@@ -1,16 +1,15 @@
 """Before workers start: that the data are there, and can be read."""
 
-from collections.abc import Callable, Sequence
-from threading import Event
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from data.digits import digits_shards
 from data.documents import text_column
 from data.image_rows import Images, ImageSamples
 from data.images import ImageConfig
-from data.rows import Place, Position, Rows
-from data.shards import open_shards
-from data.sources import Digits, PythonStdlib, Source
+from data.rows import Place
+from data.scan import scan
+from data.sources import Digits, Plain, PythonStdlib, Source, parts_of
 from data.stdlib import stdlib_shards
 from data.text import TextConfig
 from data.tokenizers import load_tokenizer
@@ -30,28 +29,21 @@ def prepare(config: TextConfig | ImageConfig) -> None:
         case TextConfig():
             load_tokenizer(config.tokenizer)
             look: Look = lambda table, place: text_column(table, config.text_column)  # noqa: E731
-            eval_columns = [config.text_column]
         case ImageConfig():
             images, samples = Images(config, held_out=0.0), ImageSamples(config)
             look = lambda table, place: samples.of(images.all(table, place))  # noqa: E731
-            eval_columns = config.eval_columns
-    _check(config.source, config.training_columns, config.retry_seconds, look)
+    _check(config.source, config.columns, config.retry_seconds, look)
     if config.eval_source:
-        _check(config.eval_source, eval_columns, config.retry_seconds, look)
+        _check(config.eval_source, lambda _: config.eval_columns, config.retry_seconds, look)
 
 
-def _check(source: Source, columns: Sequence[str], retry_seconds: float, look: Look) -> None:
-    match source:
-        case PythonStdlib() if "text" in columns:  # ours, and known to be right: nothing to read, nothing heavy to import
-            stdlib_shards()
-            return
-        case Digits() if "image" in columns:
-            digits_shards()
-            return
-    shards = open_shards(source, columns, retry_seconds=retry_seconds)
-    rows = Rows(shards, lane=0, lanes=1, seed=0, position=Position(), retry_seconds=retry_seconds, closing=Event())
-    while (table := rows.next()) is not None:
-        if table.num_rows:
-            look(table, rows.place)
-            return
-    raise ValueError(f"data.source: no rows in {', '.join(rows.names())}; give files with data")
+def _check(source: Source, columns: Callable[[Plain], list[str]], retry_seconds: float, look: Look) -> None:
+    for part in parts_of(source):
+        match part.source:
+            case PythonStdlib() if "text" in columns(part.source):  # ours, and known to be right: nothing to read, nothing heavy to import
+                stdlib_shards()
+            case Digits() if "image" in columns(part.source):
+                digits_shards()
+            case _:
+                table, place, _ = next(scan(part.source, columns, retry_seconds=retry_seconds))
+                look(table, place)

@@ -27,6 +27,8 @@ def passes(error: BaseException) -> bool:
         return status in PASSING_STATUS
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
         return False
+    if type(error) is OSError and error.errno is None:  # what pyarrow raises for a damaged file: no call of the system failed
+        return False
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in NETWORK_MODULES
 
 

@@ -4,8 +4,8 @@ A position is three numbers. Reading on from a position gives the same tables, t
 """
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -46,24 +46,58 @@ class Place(NamedTuple):
         return f"{self.name}, row {self.first + index * self.every}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What to do about a source that fails."""
+
+    retry_seconds: float
+    skip: bool = False
+    """Leave out what stays unreadable, rather than end the run."""
+    closing: Event = field(default_factory=Event)
+    """Set when nobody waits for the rows any more."""
+
+
 class Rows:
     """The rows of lane `lane` of `lanes`: shards lane, lane + lanes, ..., in an order of (seed, lane, epoch).
 
     Where there are fewer shards than lanes, several lanes share a shard and take its rows in turn.
     """
 
-    def __init__(self, shards: Shards, *, lane: int, lanes: int, seed: int | str, position: Position, retry_seconds: float, closing: Event) -> None:
+    def __init__(
+        self,
+        shards: Shards,
+        *,
+        lane: int,
+        lanes: int,
+        seed: int | str,
+        position: Position,
+        reading: Reading,
+        skipped: Sequence[Sequence[int]] = (),
+        wide: bool = False,
+    ) -> None:
         self._shards = shards
         self._key = (seed, "shards", lane)
         self._mine = list(range(lane, shards.count, lanes)) or [lane % shards.count]
         self._turn = lane // shards.count if lane >= shards.count else 0
         self._turns = len(range(self._mine[0], lanes, shards.count)) if shards.count < lanes else 1
-        self._retry_seconds = retry_seconds
-        self._backoff = Backoff(retry_seconds, closing)
+        self.wide = False
+        """Whether the lane reads all shards, because it found nothing in its own."""
+        self._reading = reading
+        self._backoff = Backoff(reading.retry_seconds, reading.closing)
         self._tables: Iterator[pa.Table] | None = None
         self._ordered: tuple[int, list[int]] | None = None
+        if wide:
+            self.widen()
         self.position = position
         self.place = Place("", 0, 1)
+        self.skipped = [list(place) for place in skipped]
+        """[epoch, shard, row] from where on a shard could not be read: it ends there, also when it is read again."""
+
+    def widen(self) -> None:
+        """From now on read all rows of all shards, from the first epoch on."""
+        self._mine, self._turn, self._turns, self.wide = list(range(self._shards.count)), 0, 1, True
+        self._tables = self._ordered = None
+        self.position = Position()
 
     def names(self) -> list[str]:
         """The shards of this lane, for messages."""
@@ -93,24 +127,36 @@ class Rows:
         return self._ordered[1]
 
     def _read(self, shard: int) -> "pa.Table | None":
-        while True:
+        here = [self.position.epoch, shard, self.position.row]
+        while here not in self.skipped:
             try:
                 if self._tables is None:
                     self._tables = self._shards.read(shard, self.position.row, BATCH)
                 table = next(self._tables, None)
             except Exception as error:  # pyarrow, aiohttp, httpx, botocore and fsspec each raise their own
                 self._tables = None
-                self._wait(error, self._shards.name(shard))
+                if not self._again(error, self._shards.name(shard)):
+                    self.skipped.append(here)
             else:
                 self._backoff.progress()
                 return table
+        return None
 
-    def _wait(self, error: Exception, name: str) -> None:
+    def _again(self, error: Exception, name: str) -> bool:
+        """Wait, where the error may pass; False where the shard is to be skipped. Raises what ends the run."""
         behind = reason(error)
         said = " ".join(f"{type(behind).__name__}: {behind}".split())
-        if not passes(behind):
-            raise ValueError(f"data.source: cannot read {name} ({said}); mend the file or take it out of the source") from error
-        log.warning("%s does not answer (%s); trying again", name, said)
-        if not self._backoff.wait():
-            waited = f"{name} has not answered for {self._retry_seconds:g} s ({said})"
-            raise OSError(f"data.source: {waited}; resume when it does, or raise data.retry_seconds") from error
+        if passes(behind):
+            log.warning("%s does not answer (%s); trying again", name, said)
+            if self._backoff.wait():
+                return True
+            said = f"{name} has not answered for {self._reading.retry_seconds:g} s ({said})"
+            problem: Exception = OSError(f"data.source: {said}; resume when it does, or raise data.retry_seconds")
+        else:
+            said = f"cannot read {name} ({said})"
+            problem = ValueError(f"data.source: {said}; mend the file, take it out of the source, or set data.on_unreadable to skip")
+        if not self._reading.skip:
+            raise problem from error
+        log.warning("%s; what is left of it is skipped from row %d on", said, self.position.row)
+        self._backoff.progress()
+        return False

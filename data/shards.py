@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from data.digits import digits_shards
 from data.files import file_format, list_files
-from data.image_files import COLUMNS, ImageFileShards
+from data.image_files import COLUMNS, ImageFileShards, with_bytes
 from data.retry import Backoff, passes, reason
-from data.sources import Digits, Files, Hub, PythonStdlib, Source, is_url
+from data.sources import Digits, Files, Hub, Plain, PythonStdlib, is_url
 from data.stdlib import stdlib_shards
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import DatasetBuilder, IterableDataset
 
+SMALL_BYTES = 1 << 23  # shards up to this size are kept in memory
+CACHE_BYTES = 1 << 27  # and all of them up to this one
+FEW = 4  # shards a lane: below it, a lane may be dealt empty ones alone, so they are looked for
 PARQUET_ROWS = 1024  # at a time; the default is those of the first row group, which may be none or a gigabyte
 
 
@@ -42,19 +45,62 @@ class StreamedShards:
         self._dataset = dataset
         self._columns = list(columns)
         self._names = names
-        self.count: int = dataset.num_shards
+        self._kept = list(range(dataset.num_shards))
+        self._cache: dict[int, pa.Table] = {}
+        self._room = CACHE_BYTES
+        self.count = len(self._kept)
 
     def name(self, shard: int) -> str:
         """Its file, where there is one for each."""
-        return self._names[shard] if len(self._names) == self.count else f"shard {shard} of {self.count} of {self._names[0]}"
+        place, total = self._kept[shard], self._dataset.num_shards
+        return self._names[place] if len(self._names) == total else f"shard {place} of {total} of {self._names[0]}"
 
     def read(self, shard: int, row: int, batch: int) -> "Iterator[pa.Table]":
-        rows = self._dataset.shard(num_shards=self.count, index=shard)
+        place = self._kept[shard]
+        if place in self._cache:
+            table = self._cache[place]
+            return (table.slice(first, batch) for first in range(row, table.num_rows, batch))
+        tables = self._stream(place, row, batch)
+        return self._caching(place, tables) if row == 0 else tables
+
+    def _stream(self, place: int, row: int, batch: int) -> "Iterator[pa.Table]":
+        rows = self._dataset.shard(num_shards=self._dataset.num_shards, index=place)
         for table in (rows.skip(row) if row else rows).iter(batch):
-            yield table.select(self._columns)
+            yield with_bytes(table.select(self._columns))
+
+    def _caching(self, place: int, tables: "Iterator[pa.Table]") -> "Iterator[pa.Table]":
+        """`tables`, kept for the next epoch where they are small: opening a file takes `datasets` as long as reading a megabyte."""
+        import pyarrow as pa
+
+        kept: list[pa.Table] = []
+        size = 0
+        for table in tables:
+            size += table.nbytes
+            if size <= min(SMALL_BYTES, self._room):
+                kept.append(table)
+            yield table
+        if kept and size <= min(SMALL_BYTES, self._room):
+            self._room -= size
+            self._cache[place] = pa.concat_tables(kept).combine_chunks()
+
+    def without_empty(self) -> "StreamedShards":
+        """Only the shards that have rows, if any has: a lane must not be dealt empty ones alone."""
+        full = [shard for shard in range(self.count) if self._has_rows(shard)]
+        if full:
+            self._kept = [self._kept[shard] for shard in full]
+            self.count = len(full)
+        return self
+
+    def _has_rows(self, shard: int) -> bool:
+        try:
+            return next(self.read(shard, 0, 1), None) is not None
+        except Exception as error:  # whatever the file systems and formats raise
+            if passes(reason(error)):
+                raise
+            return True  # damaged: that is for whoever reads it
 
 
-def open_shards(source: Source, columns: Sequence[str], *, at_least: int = 1, retry_seconds: float = 0.0, closing: Event | None = None) -> Shards:
+def open_shards(source: Plain, columns: Sequence[str], *, at_least: int = 1, retry_seconds: float = 0.0, closing: Event | None = None) -> Shards:
     """`source` with `columns`; where it has fewer files than `at_least`, parquet files are split by their row groups.
 
     Raises ValueError, in one line, for what is missing, refused or empty, and after `retry_seconds` for what cannot be reached.
@@ -70,7 +116,7 @@ def open_shards(source: Source, columns: Sequence[str], *, at_least: int = 1, re
                 raise ValueError(_explain(source, error)) from error
 
 
-def _open(source: Source, columns: Sequence[str], at_least: int) -> Shards:
+def _open(source: Plain, columns: Sequence[str], at_least: int) -> Shards:
     if isinstance(source, Files) and file_format(source, files := list_files(source)) == "image":
         if missing := set(columns) - set(COLUMNS):
             raise ValueError(missing_column(source, min(missing), COLUMNS))
@@ -106,7 +152,8 @@ def _open(source: Source, columns: Sequence[str], at_least: int) -> Shards:
     names = files or [f"{source.dataset} ({split})" if isinstance(source, Hub) else ""]
     if dataset.num_shards < at_least and isinstance(config, ParquetConfig):
         dataset = dataset.reshard()
-    return StreamedShards(dataset.with_format("arrow"), columns, names)
+    shards = StreamedShards(dataset.with_format("arrow"), columns, names)
+    return shards.without_empty() if shards.count < FEW * at_least else shards
 
 
 def _files_builder(datasets: Any, source: Files, files: list[str]) -> "DatasetBuilder":
@@ -115,7 +162,7 @@ def _files_builder(datasets: Any, source: Files, files: list[str]) -> "DatasetBu
     return datasets.load_dataset_builder(kind, data_files={"train": files}, **options)
 
 
-def _check_columns(source: Source, builder: "DatasetBuilder", dataset: "IterableDataset", columns: Sequence[str], split: str) -> None:
+def _check_columns(source: Plain, builder: "DatasetBuilder", dataset: "IterableDataset", columns: Sequence[str], split: str) -> None:
     """Each of `columns` is there; where the format does not say before it is read (text), the first rows do (rows.py)."""
     if dataset.column_names is None or set(columns) <= set(dataset.column_names):
         return
@@ -126,13 +173,13 @@ def _check_columns(source: Source, builder: "DatasetBuilder", dataset: "Iterable
     raise ValueError(missing_column(source, missing, builder.as_streaming_dataset(split=split).column_names or []))
 
 
-def missing_column(source: Source, column: str, there: Sequence[str]) -> str:
+def missing_column(source: Plain, column: str, there: Sequence[str]) -> str:
     """The line for a column that is not there."""
     fix = "set data.text_column, data.image_column, data.label_column or data.key_column"
     return f"{_field(source)} has no column {column!r} (it has {', '.join(map(repr, there))}); {fix}"
 
 
-def _field(source: Source) -> str:
+def _field(source: Plain) -> str:
     """The config field and its value, for messages."""
     match source:
         case PythonStdlib() | Digits():
@@ -144,7 +191,7 @@ def _field(source: Source) -> str:
             return f"data.source.dataset = {source.dataset!r} ({', '.join(rest)})"
 
 
-def _explain(source: Source, error: Exception) -> str:
+def _explain(source: Plain, error: Exception) -> str:
     """One line: field, value, what was said, and what to do."""
     said = " ".join(str(error).split())
     if not isinstance(error, ValueError) and reason(error) is not error:

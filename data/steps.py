@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from queue import Empty, Queue
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from data.lanes import Lane, State
+from data.lanes import Samples, State
+from data.mixture import Stream
 from data.retry import Closed
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ class Step:
     micro_batches: list[Batch]
     """In ascending order of `sample`."""
     state: State
-    """{"step": the next one, "samples": how many before it, "lanes": {lane: where it stands}} for the lanes of this rank; JSON-able."""
+    """{"step": the next one, "samples": how many before it, "lanes": {lane: where it stands, None at its start}} for the lanes of this rank; JSON-able."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +61,14 @@ class Share:
         """Samples of one rank and step."""
         return self.global_batch // self.world
 
+    def counts(self, step: int, lanes: int) -> dict[int, int]:
+        """How many samples each of this rank's lanes gives to `step`, in the order of the first of them."""
+        groups = self.global_batch // self.group
+        return _counts((step * groups + self.rank) % lanes, groups // self.world, self.world, self.group, lanes)
+
     def numbers(self, step: int) -> npt.NDArray[np.int64]:
         """The running numbers of this rank's samples in `step`, ascending, (size,)."""
-        groups = np.arange(self.rank, self.global_batch // self.group, self.world, dtype=np.int64)
-        return (step * self.global_batch + groups[:, None] * self.group + np.arange(self.group)).reshape(-1)
+        return _first_numbers(self) + step * self.global_batch
 
     def first_step(self, state: "State | None") -> int:
         """The step that `state` leads to. Raises ValueError where it was made with another global batch."""
@@ -73,6 +79,21 @@ class Share:
             fix = f"set global_batch = {samples // max(step, 1)} to resume it"
             raise ValueError(f"global_batch = {self.global_batch}, but the checkpoint's {step} steps held {samples} samples; {fix}")
         return step
+
+
+@lru_cache(maxsize=1024)
+def _counts(first: int, groups: int, world: int, group: int, lanes: int) -> dict[int, int]:
+    """Samples of each lane in `groups` groups of one rank, of which the first is of lane `first`. Shared: not to be changed."""
+    each, more = divmod(groups, lanes // world)
+    numbers = [(first + place * world) % lanes for place in range(min(groups, lanes // world))]
+    return {number: (each + (place < more)) * group for place, number in enumerate(numbers)}
+
+
+@lru_cache(maxsize=16)
+def _first_numbers(share: Share) -> npt.NDArray[np.int64]:
+    """The numbers of step 0. Shared: not to be changed."""
+    groups = np.arange(share.rank, share.global_batch // share.group, share.world, dtype=np.int64)
+    return (groups[:, None] * share.group + np.arange(share.group)).reshape(-1)
 
 
 class Collate(Protocol):
@@ -108,17 +129,47 @@ def merge_states(states: Sequence[State]) -> State:
     return {**states[0], "lanes": dict(sorted(lanes.items(), key=lambda item: int(item[0])))}
 
 
+class LaneSource(Protocol):
+    """What the lanes of a rank give to each step."""
+
+    def next(self) -> dict[int, tuple[Samples, State]]:
+        """For each lane that takes part in the next step its samples, and its state after them."""
+
+    def close(self) -> None:
+        """Let go of what the lanes hold."""
+
+
+class OwnLanes:
+    """Lanes in this process."""
+
+    def __init__(self, lanes: Mapping[int, Stream], share: Share, *, total: int, step: int) -> None:
+        self._lanes = lanes
+        self._share = share
+        self._total = total
+        self._step = step
+
+    def next(self) -> dict[int, tuple[Samples, State]]:
+        counts = self._share.counts(self._step, self._total)
+        self._step += 1
+        return {number: (lane.take(counts[number]), lane.state()) for number, lane in self._lanes.items() if number in counts}
+
+    def close(self) -> None:
+        pass
+
+
 class LaneStream:
     """Iterates over the steps of one rank, without end. Close it, or use it as a context manager."""
 
-    def __init__(self, lanes: Mapping[int, Lane], collate: Collate, share: Share, *, total: int, prefetch: int, step: int, closing: Event) -> None:
-        self._lanes = lanes
+    def __init__(
+        self, source: LaneSource, collate: Collate, share: Share, *, states: Mapping[str, State | None], total: int, prefetch: int, step: int, closing: Event
+    ) -> None:
+        self._source = source
         self._collate = collate
         self._share = share
         self._total = total
         self._closing = closing
         self._error: Exception | None = None
-        self._steps = self._make_steps(step)
+        self._steps = self._make_steps(step, dict(states))
         self._queue: Queue[Step | Exception] = Queue(maxsize=max(prefetch, 1))
         self._thread = Thread(target=self._fill, name="data", daemon=True) if prefetch else None
         if self._thread:
@@ -133,9 +184,7 @@ class LaneStream:
             raise self._error
         if self._closing.is_set():
             raise StopIteration
-        if self._thread is None:
-            return next(self._steps)
-        item = self._queue.get()
+        item = self._queue.get() if self._thread else self._made()
         if isinstance(item, Exception):
             self._error = item
             raise item
@@ -148,37 +197,42 @@ class LaneStream:
         self.close()
 
     def close(self) -> None:
-        """End the background thread; waits for a read that is under way."""
+        """End what runs in the background; waits for a read that is under way in this process."""
         self._closing.set()
+        self._source.close()
         while self._thread and self._thread.is_alive():
             with suppress(Empty):
                 self._queue.get(timeout=0.02)  # whoever waits for room must see that it is no longer needed
 
     def _fill(self) -> None:
-        try:
-            while not self._closing.is_set():
-                self._queue.put(next(self._steps))
-        except Closed:
-            pass
-        except Exception as error:
-            self._queue.put(error)
+        item: Step | Exception | None = None
+        while not self._closing.is_set() and not isinstance(item, Exception):
+            item = self._made()
+            self._queue.put(item)
 
-    def _make_steps(self, step: int) -> Iterator[Step]:
+    def _made(self) -> Step | Exception:
+        try:
+            return next(self._steps)
+        except Closed:
+            return StopIteration()
+        except Exception as error:
+            return error
+
+    def _make_steps(self, step: int, states: dict[str, State | None]) -> Iterator[Step]:
         share = self._share
-        states = {str(number): lane.state() for number, lane in self._lanes.items()}
         while True:
-            groups, samples = share.size // share.group, None
-            first = step * share.global_batch // share.group + share.rank
-            for place in range(min(len(self._lanes), groups)):
-                number = (first + place * share.world) % self._total
-                count = len(range(place, groups, len(self._lanes)))
-                part = self._lanes[number].take(count * share.group)
-                if samples is None:
-                    samples = self._collate.room(share.size, part)
-                into = samples.reshape(groups, share.group, *part.shape[1:])[place :: len(self._lanes)]
+            parts = self._source.next()
+            counts = share.counts(step, self._total)
+            assert parts.keys() == counts.keys(), "the lanes took part in another step"
+            first, _ = parts[next(iter(counts))]
+            samples = self._collate.room(share.size, first)
+            groups = samples.reshape(-1, share.group, *samples.shape[1:])
+            for place, number in enumerate(counts):
+                part, states[str(number)] = parts[number]
+                if part.dtype != first.dtype:
+                    raise ValueError("data.source: its shards have images of different sizes; set data.size")
+                into = groups[place :: self._total // share.world]
                 into[...] = part.reshape(into.shape)
-                states[str(number)] = self._lanes[number].state()
-            assert samples is not None, "a rank has at least one lane and one group"
             state = {"step": step + 1, "samples": (step + 1) * share.global_batch, "lanes": dict(states)}
             yield Step(micro_batches=self._micro_batches(samples, share.numbers(step)), state=state)
             step += 1

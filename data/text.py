@@ -1,8 +1,9 @@
 """Which text a run trains on: the config alone, with nothing heavy to import."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from data.sources import PythonStdlib, Source
+from data.sources import Plain, PythonStdlib, Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +34,15 @@ class TextConfig:
     """Evaluate on the first so many windows; None: on all, which reads the whole source."""
     prefetch: int = 8
     """Steps made ready in the background; 0: none."""
+    processes: int = 0
+    """Processes of a worker that read and decode ahead, its lanes divided among them; 0: a thread of the worker does it."""
     retry_seconds: float = 300.0
-    """How long a source that does not answer is tried again before the run ends."""
+    """How long a source that does not answer is tried again before it counts as unreadable."""
+    on_unreadable: Literal["fail", "skip"] = "fail"
+    """What cannot be read ends the run, with its name; or the rest of that shard is left out, counted and logged."""
 
     def __post_init__(self) -> None:
-        for name, least in (("seq_len", 1), ("window", 1), ("prefetch", 0), ("retry_seconds", 0)):
+        for name, least in (("seq_len", 1), ("window", 1), ("prefetch", 0), ("processes", 0), ("retry_seconds", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"data.{name} = {getattr(self, name)} is less than {least}; set it to {least} or more")
         for name in ("lanes", "max_eval_samples"):
@@ -47,16 +52,19 @@ class TextConfig:
             raise ValueError(f"data.held_out = {self.held_out} is not a share from 0 up to (not including) 1; the usual one is 0.02")
 
     @property
-    def key(self) -> str:
-        """The column by whose hash documents are held out."""
-        return self.key_column or ("key" if isinstance(self.source, PythonStdlib) else self.text_column)
-
-    @property
-    def training_columns(self) -> list[str]:
-        """What is read of `source`."""
-        return list(dict.fromkeys([self.text_column, self.key])) if self.training_held_out else [self.text_column]
-
-    @property
     def training_held_out(self) -> float:
         """The share of `source` that is not trained on."""
         return 0.0 if self.eval_source else self.held_out
+
+    def key(self, source: Plain) -> str:
+        """The column by whose hash documents of `source` are held out."""
+        return self.key_column or ("key" if isinstance(source, PythonStdlib) else self.text_column)
+
+    def columns(self, source: Plain) -> list[str]:
+        """What is read of a part of `source`."""
+        return list(dict.fromkeys([self.text_column, self.key(source)])) if self.training_held_out else self.eval_columns
+
+    @property
+    def eval_columns(self) -> list[str]:
+        """What is read of `eval_source`."""
+        return [self.text_column]

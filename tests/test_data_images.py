@@ -199,8 +199,8 @@ def test_prepare_and_manifest_know_images(folder):
 
 
 ONE_LINERS = {
-    "unreadable": ({}, r"data.source: .*bad.parquet, row 2: no image that can be read \(cannot identify .*\); mend it, or take it out of the source"),
-    "no bytes": ({"image_column": "none"}, r"data.source: .*bad.parquet, row 0: no image that can be read \(no bytes\); "),
+    "unreadable": ({}, r"data.source: .*bad.parquet, row 2: no image that can be read \(in no known format\); mend it, take it out of the source, or set "),
+    "no bytes": ({"image_column": "none"}, r"data.source: .*bad.parquet, row 0: no image that can be read \(no such file, or no bytes in it\); "),
     "cut": ({"image_column": "cut"}, r"data.source: .*bad.parquet, row 1: no image that can be read \(.*\); "),
     "size": ({"image_column": "sizes"}, "data.source: .*bad.parquet, row 2: images of 7 x 6 and 6 x 6 cannot go into one batch; set data.size"),
     "label": ({"image_column": "good", "classes": 2}, "data.source: .*bad.parquet, row 2: label 2 in 'label', but labels go from 0 to 1; mend it, or set "),

@@ -1,6 +1,5 @@
 import json
 from collections import Counter
-from threading import Event
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,7 +7,7 @@ import pytest
 
 from data.documents import Documents, TextMaker
 from data.lanes import Lane
-from data.rows import Position, Rows
+from data.rows import Position, Reading, Rows
 from data.shards import open_shards
 from data.sources import Files
 from data.tokenizers import ByteTokenizer
@@ -29,7 +28,7 @@ def make_lane(source, *, lane=0, lanes=1, seed=0, window=100, seq_len=LENGTH + 1
     state = json.loads(json.dumps(state)) if state else Lane.first_state(maker)
     shards = open_shards(source, ["text"], at_least=lanes if split else 1)
     position = Position(epoch=state["epoch"], shard=state["shard"], row=state["row"])
-    rows = Rows(shards, lane=lane, lanes=lanes, seed=seed, position=position, retry_seconds=0, closing=Event())
+    rows = Rows(shards, lane=lane, lanes=lanes, seed=seed, position=position, reading=Reading(retry_seconds=0), wide=state["wide"])
     return Lane(rows, maker, lane=lane, seed=seed, window=window, state=state)
 
 
@@ -84,6 +83,13 @@ def test_one_file_of_many_row_groups_is_split_by_them(tmp_path):
         assert sorted(found) == [f"00{row:05d}" for row in range(300) if row // 50 % 4 == lane]
 
 
+def test_empty_shards_are_dealt_to_nobody(tmp_path):
+    """Four lanes over six shards of which three are empty: two share the first."""
+    source = write(tmp_path, [40, 0, 0, 30, 0, 20])
+    found = [sorted(names(make_lane(source, lane=lane, lanes=4, split=True).take(size))) for lane, size in enumerate((20, 30, 20, 20))]
+    assert sorted(name for lane in found for name in lane) == all_names([40, 0, 0, 30, 0, 20])
+
+
 def test_a_window_mixes_documents_over_shards(tmp_path):
     lane = make_lane(write(tmp_path, [64] * 8), window=256)
     first = names(lane.take(64))
@@ -136,12 +142,20 @@ def test_nothing_is_lost_or_repeated_where_documents_and_samples_do_not_match(tm
         assert sum(missing.values()) == total % seq_len
 
 
-def test_no_document_is_an_error_that_names_the_lane_and_its_files(tmp_path):
-    source = write(tmp_path, [5, 0])
-    with pytest.raises(ValueError, match=r"^data.source: lane 1 has no documents .*01.parquet.*; give more data, fewer data.lanes"):
-        make_lane(source, lane=1, lanes=2).take(1)
-    with pytest.raises(ValueError, match=r"^data.source: lane 0 has no documents .*held out"):
-        make_lane(source, held_out=0.999999).take(1)
-    made = make_lane(source, lane=1, lanes=2)
-    with pytest.raises(ValueError, match="lane 1 has no documents"):
-        make_lane(source, lane=1, lanes=2, state=made.state()).take(1)
+def test_a_lane_without_documents_of_its_own_reads_those_of_all(tmp_path):
+    """Eight lanes over two documents and an empty shard: what the others have to repeat as well; and it is resumed exactly."""
+    source = write(tmp_path, [2, 0])
+    lane = make_lane(source, lane=5, lanes=8)
+    states, samples = [], []
+    for _ in range(6):
+        samples.append(names(lane.take(1))[0])
+        states.append(lane.state())
+    assert [sorted(samples[i : i + 2]) for i in (0, 2, 4)] == [all_names([2])] * 3
+    for n in range(5):
+        assert names(make_lane(source, lane=5, lanes=8, state=states[n]).take(5 - n)) == samples[n + 1 :]
+
+
+def test_no_document_at_all_is_an_error_that_names_the_files(tmp_path):
+    source = write(tmp_path, [5, 7])
+    with pytest.raises(ValueError, match=r"^data.source: lane 0 has no documents .*00.parquet, .*01.parquet.*: all are empty or held out; give more data"):
+        make_lane(source, held_out=0.999999, lanes=2).take(1)

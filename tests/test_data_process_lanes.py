@@ -1,0 +1,108 @@
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_data_mixture import run
+
+from data.images import ImageConfig
+from data.sources import Files
+from data.stream import TextStream
+from data.text import TextConfig
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    for shard in range(5):
+        pq.write_table(pa.table({"text": [f"{shard} {row} " * (9 + row % 5) ** 3 for row in range(50)]}), folder / f"{shard}.parquet")
+    return TextConfig(source=Files(paths=(str(folder / "*.parquet"),)), seq_len=16, lanes=4, window=16, processes=2, prefetch=1)
+
+
+def children():
+    return [child for child in psutil.Process().children(recursive=True) if "data.process" in child.cmdline()]
+
+
+def test_the_same_samples_and_states_as_without_processes(config):
+    without = dataclasses.replace(config, processes=0)
+    alone, last = run(without, 1, 9)
+    first, state = run(without, 2, 5)
+    rest, end = run(config, 1, 4, state)
+    assert first | rest == alone
+    assert end == last
+    assert not children()
+
+
+def test_images_likewise():
+    alone, last = run(ImageConfig(lanes=4), 1, 9)
+    first, state = run(ImageConfig(lanes=4, processes=1), 2, 5)
+    rest, end = run(ImageConfig(lanes=4), 1, 4, state)
+    assert first | rest == alone
+    assert end == last
+
+
+def test_a_killed_process_is_started_again_where_it_was(config):
+    config = dataclasses.replace(config, seq_len=500)  # so that a pipe holds a few steps only
+    expected, last = run(dataclasses.replace(config, processes=0), 1, 30, global_batch=256, micro_batch=256)
+    with TextStream(config, seed=3, rank=0, world=1, global_batch=256, micro_batch=256) as stream:
+        steps = [next(stream) for _ in range(3)]
+        victim = children()[0]
+        victim.kill()
+        steps += [next(stream) for _ in range(27)]
+        assert len(children()) == 2
+        assert victim.pid not in {child.pid for child in children()}
+    assert [row.numpy().tobytes() for step in steps for row in step.micro_batches[0]["tokens"]] == [expected[n] for n in range(30 * 256)]
+    assert steps[-1].state == last
+    assert not children()
+
+
+def test_one_that_cannot_live_ends_the_run_with_its_name(config, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with (
+        TextStream(config, seed=3, rank=0, world=1, global_batch=16, micro_batch=16) as stream,
+        pytest.raises(OSError, match=r"^data.processes: data process 0 \(lanes 0, 2\) ended with exit code 1, twice in the same place; "),
+    ):
+        next(stream)
+
+
+def test_an_error_of_the_source_comes_through(config, tmp_path):
+    pq.write_table(pa.table({"text": [""] * 20}), tmp_path / "0.parquet")
+    pq.write_table(pa.table({"text": [""] * 20}), tmp_path / "1.parquet")
+    config = dataclasses.replace(config, source=Files(paths=(str(tmp_path / "*.parquet"),)), lanes=2, held_out=0.0)
+    with TextStream(config, seed=0, rank=0, world=1, global_batch=2, micro_batch=1) as stream:
+        for _ in range(2):
+            with pytest.raises(ValueError, match="lane 0 has no documents"):
+                next(stream)
+
+
+PARENT = """
+import sys, time
+from data.sources import Files
+from data.stream import TextStream
+from data.text import TextConfig
+config = TextConfig(source=Files(paths=(sys.argv[1],)), seq_len=16, lanes=4, processes=2)
+stream = TextStream(config, seed=0, rank=0, world=1, global_batch=16, micro_batch=16)
+next(stream)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_no_process_outlives_its_parent(config):
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, config.source.paths[0]], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "ready\n"
+    left = psutil.Process(parent.pid).children(recursive=True)
+    assert len([child for child in left if "data.process" in child.cmdline()]) == 2
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in left):
+        assert time.monotonic() < deadline, "data processes live on"
+        time.sleep(0.05)
