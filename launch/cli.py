@@ -136,10 +136,10 @@ def export(run: RunFolder, to: Annotated[str, typer.Option("--to", metavar="FOLD
 
 @app.command()
 def verify(target: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="a run, or one of its checkpoints")]) -> None:
-    """Derive the receipts of a checkpoint again, offline."""
-    from launch.inspect import verify_checkpoints
+    """Derive again, offline, the receipts of checkpoints, and of a run all the data that its weights have seen."""
+    from launch.verify import verify as derive_again
 
-    if not verify_checkpoints(console, target):
+    if not derive_again(console, target):
         raise typer.Exit(1)
 
 

@@ -16,7 +16,6 @@ from data.steps import Share
 from data.text import TextConfig
 from launch.config import load
 from launch.show import printable
-from trainer import checkpoint, restore
 from trainer.config import RunConfig
 from trainer.hooks import quiet, write_samples
 from trainer.inference import load_objective, measure
@@ -24,7 +23,7 @@ from trainer.objectives import Samples
 from trainer.objectives.image_data import grid_of
 from trainer.parsing import parse
 from trainer.run_folder import find_run
-from trainer.storage import Folder, absolute
+from trainer.storage import Folder
 
 
 def show_data(console: Console, path: str, overrides: Sequence[str], n: int) -> None:
@@ -88,27 +87,3 @@ def evaluate_run(console: Console, run: str) -> dict[str, float]:
             table.add_row(name, f"{value:.4f}" if math.isfinite(value) else str(value))
     console.print(table)
     return figures
-
-
-def verify_checkpoints(console: Console, target: str) -> bool:
-    """Check every file and every receipt of a checkpoint, or of all checkpoints of a run; True if all are as written."""
-    folder = Folder(absolute(target))
-    if folder.exists("manifest.json") or not folder.exists("resolved.yaml"):
-        found = [folder] if folder.names() and any(name.endswith(".safetensors") or name == "manifest.json" for name in folder.names()) else None
-        root = None if found else find_run(target)
-    else:
-        found, root = None, folder
-    if root is not None:
-        saved = root / "checkpoints"
-        found = [saved / checkpoint.step_name(step) for step in sorted(checkpoint.steps_in(saved))]
-        if not found:
-            raise ValueError(f"run {root}: it has no checkpoint yet; nothing to verify")
-    good = True
-    for each in found or []:
-        problems = restore.verify(each)
-        good = good and not problems
-        verdict = "good: every file and every receipt is as written" if not problems else "DAMAGED"
-        console.print(f"{each.url.rsplit('/', 1)[-1]}  {verdict}", highlight=False)
-        for problem in problems:
-            console.print(f"  {problem}", highlight=False)
-    return good

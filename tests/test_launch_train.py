@@ -90,7 +90,9 @@ def test_sample_eval_and_verify(home: Path) -> None:
     measured = json.loads(run(home, "switchwork", "eval", "first", "--json").partition("{")[2].join(["{", ""]))
     assert measured["loss"] == pytest.approx(summary["eval"]["loss"], abs=1e-5)
     assert "sample-1" in run(home, "switchwork", "sample", "first", "--prompt", "the ", "--tokens", "5")
-    assert "good" in run(home, "switchwork", "verify", "first")
+    verdict = run(home, "switchwork", "verify", "first")
+    assert verdict.count("good") == 4
+    assert "lost 0, repeated 0" in verdict
     last = folder / "checkpoints" / "step-00000008"
     weights = last / "rank-00001.safetensors"
     content = bytearray(weights.read_bytes())

@@ -13,6 +13,7 @@ from torch import nn
 
 from data.steps import Share
 from trainer.checkpoint import Checkpointer
+from trainer.ledger import Ledger
 from trainer.loop import Training, add, over_ranks, to_device
 from trainer.objectives import Batch, Samples, Sums
 from trainer.shards import Fragment
@@ -199,6 +200,7 @@ class Save:
     tracker: Tracker
     merge: Callable[[list[Any]], Any]
     """Makes one data state of all ranks' states."""
+    ledger: Ledger
 
     def __call__(self, training: Training) -> None:
         if training.step == self.checkpointer.last_step:
@@ -206,4 +208,5 @@ class Save:
         data = self.merge(training.world.gather(training.data_state))
         state = {"step": training.step, "samples": training.samples, "data": data, "world": training.world.size}
         self.checkpointer.save(training.step, fragments(training), json.loads(json.dumps(state)))
+        self.ledger.saved(data)
         self.tracker.log(training.step, {"checkpoint_stall_s": self.checkpointer.stall_s})

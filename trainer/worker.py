@@ -21,6 +21,7 @@ from trainer.control import Control
 from trainer.ema import Ema
 from trainer.engines import build_engine
 from trainer.hooks import Evaluate, Quality, Report, Sample, Save, fragments
+from trainer.ledger import Ledger, frozen_manifest
 from trainer.loop import Hook, Training, fit
 from trainer.objectives import Objective, build_objective
 from trainer.optim import learning_rate
@@ -76,16 +77,19 @@ def _train(run: RunConfig, world: World, say: Say, started: float) -> dict[str, 
     attempt = _begin_attempt(folder, world)
     say = _recorded(say, folder, attempt, world)
     training = build_training(run, world)
+    manifest = frozen_manifest(folder, training.objective, world)
     state = resume(training, folder, say)
     if not state and init_from.start(run.objective, fragments(training), say):
         for engine in training.engines.values():
             engine.refresh()
         training.ema.restart()
-    tracker = _tracker(run, folder, attempt, training.objective, world, say)
+    tracker = _tracker(run, folder, attempt, manifest, world, say)
+    ledger = Ledger(folder, attempt, training.objective.tokens_per_sample, world)
     share = Share(rank=world.rank, world=world.size, global_batch=run.batch.global_batch, micro_batch=run.batch.micro_batch, group=training.objective.group)
     with tempfile.TemporaryDirectory() as scratch, _closing(tracker), Control(training, folder, run.stop.hours):
         stream = training.objective.stream(share, state.get("data"))
-        report, evaluation, quality, sample, save, hooks = _hooks(run, training, folder, tracker, attempt, Path(scratch), say)
+        ledger.begin(state.get("data", {}), share)
+        report, evaluation, quality, sample, save, hooks = _hooks(run, training, folder, tracker, ledger, Path(scratch), say)
         begin, first = time.perf_counter(), training.step
         if training.step == 0:
             hooks.insert(0, (1, _first_step(folder, world, say, started)))
@@ -116,7 +120,7 @@ def _train(run: RunConfig, world: World, say: Say, started: float) -> dict[str, 
 
 
 def _hooks(
-    run: RunConfig, training: Training, folder: Folder, tracker: Tracker, attempt: int, scratch: Path, say: Say
+    run: RunConfig, training: Training, folder: Folder, tracker: Tracker, ledger: Ledger, scratch: Path, say: Say
 ) -> tuple[Report, Evaluate, Quality, Sample, Save, list[tuple[int, Hook]]]:
     world, objective = training.world, training.objective
     micro_batch = run.evaluate.micro_batch or run.batch.micro_batch
@@ -125,7 +129,7 @@ def _hooks(
     evaluation = Evaluate(lambda: list(objective.held_out(share)), tracker)
     quality = Quality(share, tracker, say)
     sample = Sample(run.evaluate.samples, run.seed, folder, tracker, scratch / "samples")
-    save = Save(Checkpointer(folder / "checkpoints", world, run.checkpoint, attempt), tracker, merge_states)
+    save = Save(Checkpointer(folder / "checkpoints", world, run.checkpoint, ledger.attempt), tracker, merge_states, ledger)
     hooks: list[tuple[int, Hook]] = [
         (1, training.ema),
         (run.log_every, report),
@@ -186,14 +190,14 @@ def _recorded(say: Say, folder: Folder, attempt: int, world: World) -> Say:
     return record if world.is_main else lambda line: None
 
 
-def _tracker(run: RunConfig, folder: Folder, attempt: int, objective: Objective, world: World, say: Say) -> Tracker:
+def _tracker(run: RunConfig, folder: Folder, attempt: int, manifest: Mapping[str, Any], world: World, say: Say) -> Tracker:
     if not world.is_main:
         return NullTracker()
     if not run.tracking.enabled:
         return JsonlTracker(folder, attempt)
     params = dict(_flat("", plain(run))) | {"world": world.size, "device": str(world.device)}
     tags = {"run_folder": folder.url, "objective": run.objective.name, "torch": torch.__version__, "python": platform.python_version()}
-    facts = RunFacts(str(run.name), run.objective.dataset, params, tags, objective.manifest())
+    facts = RunFacts(str(run.name), run.objective.dataset, params, tags, manifest)
     return MlflowTracker(folder, attempt, run.tracking, facts, say)
 
 

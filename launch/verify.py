@@ -1,0 +1,64 @@
+"""`switchwork verify`: a run's or a checkpoint's receipts, and a run's data, derived again offline."""
+
+import json
+
+from rich.console import Console
+
+from data.images import ImageConfig
+from data.ledger import verify as verify_ledger
+from data.manifest import check_manifest
+from data.text import TextConfig
+from launch.inspect import read_run
+from trainer import checkpoint, restore
+from trainer.ledger import MANIFEST, read_ledger
+from trainer.objectives import build_objective
+from trainer.run_folder import find_run
+from trainer.storage import Folder, absolute
+
+
+def verify(console: Console, target: str) -> bool:
+    """Check every file and every receipt of a checkpoint, or of all checkpoints of a run and its data as well; True if all are as written."""
+    folder = Folder(absolute(target))
+    is_checkpoint = not folder.exists("resolved.yaml") and (folder.exists("manifest.json") or any(name.endswith(".safetensors") for name in folder.names()))
+    if is_checkpoint:
+        return verify_checkpoint(console, folder)
+    run = find_run(target)
+    saved = run / "checkpoints"
+    steps = sorted(checkpoint.steps_in(saved))
+    if not steps:
+        raise ValueError(f"run {run}: it has no checkpoint yet; nothing to verify")
+    good = [verify_checkpoint(console, saved / checkpoint.step_name(step)) for step in steps]
+    return all([*good, verify_data(console, run, steps[-1])])
+
+
+def verify_checkpoint(console: Console, folder: Folder) -> bool:
+    """Check the files and receipts of one checkpoint."""
+    problems = restore.verify(folder)
+    verdict = "good: every file and every receipt is as written" if not problems else "DAMAGED"
+    console.print(f"{folder.url.rsplit('/', 1)[-1]}  {verdict}", highlight=False)
+    for problem in problems:
+        console.print(f"  {problem}", highlight=False)
+    return not problems
+
+
+def verify_data(console: Console, folder: Folder, step: int) -> bool:
+    """Read again all that the weights of checkpoint `step` have seen, and compare with the run's ledger."""
+    run = read_run(folder)
+    data = run.objective.data
+    if not isinstance(data, TextConfig | ImageConfig):
+        console.print("data  made from the seed and the samples' numbers: nothing to read again", highlight=False)
+        return True
+    try:
+        now = json.loads(json.dumps(build_objective(run.objective, run.seed).manifest()))
+        check_manifest(json.loads(folder.read(MANIFEST)), now)
+        found = verify_ledger(data, read_ledger(folder), seed=run.seed, last_step=step)
+    except (ValueError, OSError) as error:
+        console.print(f"data  cannot be derived again: {' '.join(str(error).split())}", highlight=False)
+        return False
+    seen = f"{found.samples:,} samples, {found.tokens:,} tokens up to step {step}"
+    kept = f"lost {found.lost}, repeated {found.repeated}"
+    rest = f"attempts {found.attempts}, steps done again {found.replayed}, unreadable documents {found.unreadable} and shards {found.skipped} left out"
+    console.print(f"data  {'good' if not found.problems else 'NOT AS IT SHOULD BE'}: {seen}; {kept}; {rest}", highlight=False)
+    for problem in found.problems:
+        console.print(f"  {problem}", highlight=False)
+    return not found.problems
