@@ -1,6 +1,6 @@
 """A lane: one deterministic stream of samples, which a few numbers bring back to any place.
 
-rows (rows.py) -> windows of documents, shuffled -> chunks of about a megabyte -> samples of the chunk, shuffled.
+rows (rows.py) -> windows of documents, shuffled -> chunks of about half a megabyte -> samples of the chunk, shuffled.
 Only what a state needs is kept: the position at the window's start, the chunk's first document, what was left over of
 the chunk before, and how many samples were taken. Resuming reads the window again and makes one chunk.
 """
@@ -19,7 +19,7 @@ from data.shuffle import permutation
 if TYPE_CHECKING:
     import pyarrow as pa
 
-CHUNK_BYTES = 1 << 20  # samples are mixed within a chunk; part of the order, like rows.BATCH
+CHUNK_BYTES = 1 << 19  # samples are mixed within a chunk, which should stay in the cache of the CPU; part of the order, like rows.BATCH
 WINDOW_BYTES = 1 << 26  # a window ends early rather than fill the memory
 
 State = dict[str, Any]
