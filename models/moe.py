@@ -100,6 +100,10 @@ class RouteStats(NamedTuple):
     """Sum of the gates of all assignments, before drops."""
     tokens: Tensor
     """Number of tokens."""
+    busiest: Tensor
+    """Rows (assignments that found room) of the busiest expert in this forward pass."""
+    rows: Tensor
+    """Rows of all experts."""
 
 
 def permuted(routing: Routing, keys_G: Tensor) -> Routing:
@@ -112,9 +116,12 @@ def permuted(routing: Routing, keys_G: Tensor) -> Routing:
     return routing._replace(expert_GA=expert_GA, gate_GA=gate_GA)
 
 
-def router_loss(config: MoEConfig, stats: Sequence[RouteStats]) -> Tensor:
-    """balance_loss * balance + z_loss * z, summed over layers: (G,)."""
-    return torch.stack([config.balance_loss * layer.balance_G + config.z_loss * layer.z_G for layer in stats]).sum(0)
+def router_loss(config: MoEConfig, stats: Sequence[RouteStats], raised_L: Tensor | None = None) -> Tensor:
+    """balance_loss * balance + z_loss * z, summed over layers: (G,). `raised_L` are factors on the layers' balance losses, default 1."""
+    balance_LG, z_LG = torch.stack([layer.balance_G for layer in stats]), torch.stack([layer.z_G for layer in stats])
+    if raised_L is not None:
+        balance_LG = balance_LG * raised_L[:, None]
+    return (config.balance_loss * balance_LG + config.z_loss * z_LG).sum(0)
 
 
 class MoELayer(nn.Module):
@@ -139,10 +146,11 @@ class MoELayer(nn.Module):
         if self.config.control == "permuted":
             routing = permuted(routing, derive(keys_B[::group], "permuted choices"))
         keep_GA = self._keep(routing)
-        y_BTD = self._experts(x_BTD.flatten(0, 1), routing, keep_GA).view_as(x_BTD)
+        y_ND, counts_E = self._experts(x_BTD.flatten(0, 1), routing, keep_GA)
+        y_BTD = y_ND.view_as(x_BTD)
         if self.shared is not None:
             y_BTD = y_BTD + self.shared(x_BTD)
-        return y_BTD, self._stats(routing, keep_GA)
+        return y_BTD, self._stats(routing, keep_GA, counts_E)
 
     def after_step(self, load_E: Tensor) -> None:
         """Tell the layer the load (E,) of the whole global batch, after each optimiser step, the same on all ranks."""
@@ -170,8 +178,8 @@ class MoELayer(nn.Module):
             order_GA = (index_A % k * tokens + index_A // k).expand_as(routing.expert_GA)
         return within_capacity(routing.expert_GA, order_GA, capacity, self.config.experts)
 
-    def _experts(self, x_ND: Tensor, routing: Routing, keep_GA: Tensor | None) -> Tensor:
-        """Output (all tokens, D) of the routed experts."""
+    def _experts(self, x_ND: Tensor, routing: Routing, keep_GA: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Output (all tokens, D) of the routed experts, and the rows (E,) of each."""
         if torch.is_autocast_enabled(x_ND.device.type):
             x_ND = x_ND.to(torch.get_autocast_dtype(x_ND.device.type))  # here and not in the experts: rows then travel in this type
         groups, tokens, _ = routing.probs_GNE.shape
@@ -183,9 +191,9 @@ class MoELayer(nn.Module):
         else:
             token_A = (routing.token_GA + tokens * torch.arange(groups, device=x_ND.device)[:, None]).flatten()
         way = plan(expert_GA.flatten(), token_A, self.config.experts, even=routing.token_GA is None)
-        return combine(self.experts(dispatch(x_ND, way), way.counts_E), gate_GA.flatten(), len(x_ND), way)
+        return combine(self.experts(dispatch(x_ND, way), way.counts_E), gate_GA.flatten(), len(x_ND), way), way.counts_E
 
-    def _stats(self, routing: Routing, keep_GA: Tensor | None) -> RouteStats:
+    def _stats(self, routing: Routing, keep_GA: Tensor | None, counts_E: Tensor) -> RouteStats:
         load_GE = count(routing.expert_GA, self.config.experts).to(routing.gate_GA.dtype)
         balance_G = routing.balance_G
         if balance_G is None:
@@ -199,5 +207,5 @@ class MoELayer(nn.Module):
             else:
                 dropped = load_GE.new_zeros(()) if keep_GA is None else (~keep_GA).sum()
             entropy, gate = torch.special.entr(routing.probs_GNE).sum(), routing.gate_GA.sum()
-            sums = (load_GE.sum(0), dropped, entropy, gate, load_GE.new_full((), groups * tokens))
+            sums = (load_GE.sum(0), dropped, entropy, gate, load_GE.new_full((), groups * tokens), counts_E.max(), counts_E.sum())
         return RouteStats(balance_G, z_G, *(each.detach().float() for each in sums))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from transformers import MixtralConfig, Qwen3MoeConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
@@ -121,7 +122,7 @@ def test_result_does_not_depend_on_micro_batches(router: RouterConfig, capacity:
     torch.testing.assert_close(torch.cat([y for y, _ in parts]), whole_y)
     torch.testing.assert_close(torch.cat([stats.balance_G for _, stats in parts]), whole.balance_G)
     torch.testing.assert_close(torch.cat([stats.z_G for _, stats in parts]), whole.z_G)
-    for name in ("load_E", "dropped", "entropy", "gate", "tokens"):
+    for name in ("load_E", "dropped", "entropy", "gate", "tokens", "rows"):
         torch.testing.assert_close(sum(getattr(stats, name) for _, stats in parts), getattr(whole, name))
     if capacity is not None and not isinstance(router, ExpertChoiceRouter):
         assert whole.dropped > 0
@@ -160,6 +161,49 @@ def test_evaluation_is_dropless_unless_told_otherwise() -> None:
     assert layer(x_BTD, keys_B)[1].dropped == 0
     assert make(SwitchRouter(), 0.5)(x_BTD, keys_B)[1].dropped > 0
     assert make(SwitchRouter(), None, eval_capacity_factor=0.5).eval()(x_BTD, keys_B)[1].dropped > 0
+
+
+@each_capacity
+@each_router
+def test_nothing_waits_for_the_device(router: RouterConfig, capacity: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fake tensors have no values: whatever the host would have to read, an item or the size of a selection, raises."""
+    monkeypatch.setattr("models.experts._grouped_kernel", lambda *tensors: True)  # as on a GPU; the CPU's loop does read the counts
+    with torch.device("meta"):
+        layer = make(router, capacity, jitter=0.1, shared_expert=4, group=2, drop_policy="probability")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        layer.to_empty(device="cpu")
+        x_BTD, keys_B = torch.randn(SAMPLES, TOKENS, WIDTH), torch.arange(SAMPLES)
+        with torch.autocast("cpu", torch.bfloat16):
+            y_BTD, stats = layer(x_BTD, keys_B)
+        (y_BTD.float().sum() + router_loss(layer.config, [stats]).sum()).backward()
+        layer.after_step(stats.load_E)
+    assert layer.experts.gate_up.grad is not None
+
+
+def test_jitter_is_uniform_and_for_training_only() -> None:
+    layer, plain = make(SwitchRouter(), jitter=0.25), make(SwitchRouter())
+    layer.router.weight.data = torch.eye(EXPERTS, WIDTH)  # the logits are then the first inputs
+    x_BTD, keys_B = torch.ones(64, TOKENS, WIDTH), sample_keys(0, torch.arange(64), "test")
+    probs = layer.router(x_BTD, keys_B).probs_GNE
+    noise = (probs.log() + layer.router(x_BTD, keys_B).log_z_GN[..., None]).flatten()
+    assert noise.min().item() == pytest.approx(0.75, abs=0.01)
+    assert noise.max().item() == pytest.approx(1.25, abs=0.01)
+    assert noise.std().item() == pytest.approx(0.5 / 12**0.5, rel=0.05)
+    x_BTD, keys_B = inputs()
+    layer.router.weight.data = plain.router.weight.data
+    assert not torch.equal(layer(x_BTD, keys_B)[0], plain(x_BTD, keys_B)[0])
+    assert torch.equal(layer.eval()(x_BTD, keys_B)[0], plain.eval()(x_BTD, keys_B)[0])
+
+
+@pytest.mark.parametrize("capacity", [None, 0.5])
+def test_busiest_expert_is_counted_after_drops(capacity: float | None) -> None:
+    layer = make(SwitchRouter(), capacity)
+    x_BTD, keys_B = inputs()
+    _, stats = layer(x_BTD, keys_B)
+    choice_GN = (x_BTD @ layer.router.weight.T).argmax(-1)
+    room = TOKENS if capacity is None else -(-TOKENS // (2 * EXPERTS))
+    kept_E = [sum(min(int((row == expert).sum()), room) for row in choice_GN) for expert in range(EXPERTS)]
+    assert (stats.busiest.item(), stats.rows.item()) == (max(kept_E), sum(kept_E))
 
 
 def test_stats_add_up() -> None:

@@ -103,7 +103,7 @@ def _panel(axis: Any, rows: Sequence[dict[str, Any]], names: Sequence[str], titl
 
 
 def expert_load(rows: Sequence[dict[str, Any]], layers: Sequence[int], file: Path, title: str) -> Path:
-    """Heat map of each layer: share of the tokens (or token copies) of every expert over the steps; 1 is an equal share."""
+    """Heat map of each layer: share of the tokens (or token copies) of every expert over the steps; 1 is an equal share. Lines mark collapses."""
     routed = [row for row in rows if f"expert_load/layer{layers[0]}/expert0" in row]
     experts = sum(1 for key in routed[0] if key.startswith(f"expert_load/layer{layers[0]}/"))
     with plt.rc_context(PLAIN):
@@ -114,8 +114,10 @@ def expert_load(rows: Sequence[dict[str, Any]], layers: Sequence[int], file: Pat
             extent = (routed[0]["step"], max(routed[-1]["step"], routed[0]["step"] + 1), experts - 0.5, -0.5)
             image = axis.imshow(shares, aspect="auto", interpolation="nearest", cmap="RdBu_r", vmin=0, vmax=2, extent=extent)
             axis.set_ylabel(f"layer {layer}\nexpert")
+            for step in series(rows, f"collapse/layer{layer}")[0]:
+                axis.axvline(step, color=INK, linestyle=":", linewidth=1.5)
         axes[-1, 0].set_xlabel("step")
-        figure.colorbar(image, ax=axes[:, 0], label="load / equal share", shrink=0.9)
+        figure.colorbar(image, ax=axes[:, 0], label="load / equal share", shrink=0.9, extend="max")
         figure.savefig(file)
         plt.close(figure)
     return file

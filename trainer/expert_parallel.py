@@ -50,10 +50,9 @@ class ShardedExperts(Experts, _Recognised):
         received_RL = torch.empty_like(counts_E).view(self.ep_size, -1)
         dist.all_to_all_single(received_RL, counts_E.view(self.ep_size, -1), group=group)
         # Uneven splits are what the host must know: one transfer for all the sizes of this layer.
-        sizes = torch.stack((counts_E.view(self.ep_size, -1).sum(1), received_RL.sum(1))).tolist()
-        sent, received = sizes
+        sent, received = torch.stack((counts_E.view(self.ep_size, -1).sum(1), received_RL.sum(1))).tolist()
         here_ND = _AllToAll.apply(x_ND[: sum(sent)], sent, received, group)
-        order_N, back_N = _by_expert(received_RL)
+        order_N, back_N = _by_expert(received_RL, sum(received))
         y_ND = super().forward(here_ND[order_N], received_RL.sum(0))
         home_ND = _AllToAll.apply(y_ND[back_N], received, sent, group)
         return nn.functional.pad(home_ND, (0, 0, 0, len(x_ND) - sum(sent)))
@@ -76,10 +75,10 @@ class _AllToAll(torch.autograd.Function):
         return x_ND, None, None, None
 
 
-def _by_expert(received_RL: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows arrive ordered by (rank, expert): the permutation that orders them by expert, ranks in turn, and its inverse."""
+def _by_expert(received_RL: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """The `rows` rows arrive ordered by (rank, expert): the permutation that orders them by expert, ranks in turn, and its inverse."""
     ranks, local = received_RL.shape
-    expert_N = torch.arange(local, device=received_RL.device).repeat(ranks).repeat_interleave(received_RL.flatten())
+    expert_N = torch.arange(local, device=received_RL.device).repeat(ranks).repeat_interleave(received_RL.flatten(), output_size=rows)
     order_N = expert_N.argsort(stable=True)
     back_N = torch.empty_like(order_N)
     back_N[order_N] = torch.arange(len(order_N), device=order_N.device)

@@ -154,6 +154,10 @@ def refresh_zero3(optimizer: Any) -> None:
     """Copy the fp32 partitions into the weights' partitions, from which ZeRO 3 gathers a layer when it needs one."""
     for group in range(len(optimizer.fp32_partitioned_groups_flat)):
         optimizer._reassign_or_swap_out_partitioned_parameters(group)
+    small = optimizer.persistent_parameters  # kept whole on every rank between steps
+    if small:
+        small[0].partition(small)
+        small[0].all_gather(small)
 
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

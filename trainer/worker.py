@@ -16,6 +16,7 @@ from data.steps import Share, merge_states
 from models.init import initialise
 from trainer import init_from, restore
 from trainer.checkpoint import Checkpointer
+from trainer.collapse import collapse_hooks
 from trainer.config import RunConfig, check
 from trainer.control import Control
 from trainer.ema import Ema
@@ -91,6 +92,7 @@ def _train(run: RunConfig, world: World, say: Say, started: float) -> dict[str, 
         ledger.begin(state.get("data", {}), share)
         report, evaluation, quality, sample, save, hooks = _hooks(run, training, folder, tracker, ledger, Path(scratch), say)
         begin, first = time.perf_counter(), training.step
+        hooks[:0] = collapse_hooks(training, tracker, say)  # first, so that a checkpoint of this step holds what they did
         if training.step == 0:
             hooks.insert(0, (1, _first_step(folder, world, say, started)))
         fit(training, stream, run.steps(training.objective.tokens_per_sample), hooks)

@@ -17,10 +17,11 @@ from models.flops import flops_per_token
 from models.generate import generate
 from models.moe import MoEConfig, router_loss
 from models.random import derive, integers, sample_keys, uniform
-from models.routing import BiasBalancedRouter, TopKRouter
+from models.routing import TopKRouter
 from models.transformer import Transformer, TransformerConfig
 from models.upcycle import UpcycleConfig
 from trainer.objectives.routing_report import routing_figures, routing_sums
+from trainer.objectives.routing_watch import CollapseConfig, build_watch
 
 if TYPE_CHECKING:
     from data.steps import Share
@@ -79,6 +80,8 @@ class LanguageConfig(_TextModel):
     """Of the generated samples."""
     prompt: str = ""
     """How the samples begin."""
+    collapse: CollapseConfig = CollapseConfig()
+    """When routing has collapsed, and what is done then; without effect on a dense model."""
 
     def __post_init__(self) -> None:
         if not self.model.causal:
@@ -104,6 +107,8 @@ class MaskedLanguageConfig(_TextModel):
     """Rows of the embedding, where they are to be more than the tokenizer has ids; null: as many."""
     mask_rate: float = 0.15
     """Share of the tokens that are to be restored: of them 80 % become the mask, 10 % a random token, 10 % stay."""
+    collapse: CollapseConfig = CollapseConfig()
+    """When routing has collapsed, and what is done then; without effect on a dense model."""
 
     def __post_init__(self) -> None:
         if self.model.causal:
@@ -150,6 +155,9 @@ class LanguageObjective:
             raise ValueError(f"run.objective.data.tokenizer: {config.data.tokenizer} has no mask token, which masked_lm needs; use bytes, or one that has")
         vocab_size = vocabulary(config, self.tokenizer)
         self.model = Transformer(config.model, vocab_size)
+        self.watch = build_watch(config.collapse, config.model.moe, len(self.model.moe_layers))
+        if self.watch is not None:
+            self.model.add_module("routing_watch", self.watch)  # its counters are then buffers of the network: saved, loaded and moved with it
         self.networks: dict[str, nn.Module] = {"model": self.model}
         self.rates: Mapping[str, float] = {"model": 1.0}
         self.tokens_per_sample = config.tokens_per_sample
@@ -207,7 +215,8 @@ class LanguageObjective:
         if stats:
             assert self.config.model.moe is not None
             targets_G = targets_B.view(len(stats[0].balance_G), -1).sum(1)
-            loss = loss + (router_loss(self.config.model.moe, stats) * targets_G).sum()
+            raised_L = None if self.watch is None else self.watch.raised_L
+            loss = loss + (router_loss(self.config.model.moe, stats, raised_L) * targets_G).sum()
             sums |= routing_sums(stats, targets_G)
         return loss, sums | {"loss": loss.detach().double()}
 
@@ -227,10 +236,12 @@ class LanguageObjective:
 
     def after_step(self, sums: "Sums", add_over_ranks: Callable[[Tensor], Tensor]) -> None:
         moe = self.config.model.moe
-        if moe is not None and (moe.balance == "global" or isinstance(moe.router, BiasBalancedRouter)):
-            load_LE = add_over_ranks(sums["load_LE"].clone())
-            for layer, load_E in zip(self.model.moe_layers, load_LE, strict=True):
-                layer.after_step(load_E)
+        if moe is None or self.watch is None:
+            return
+        load_LE = add_over_ranks(sums["load_LE"].clone())
+        self.watch.count(load_LE)
+        for layer, load_E in zip(self.model.moe_layers, load_LE, strict=True):
+            layer.after_step(load_E)
 
     def quality(self, nets: Mapping[str, nn.Module], share: "Share", gather: "Gather") -> dict[str, float]:
         return {}

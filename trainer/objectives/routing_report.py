@@ -20,14 +20,19 @@ def routing_sums(stats: Sequence[RouteStats], weight_G: Tensor) -> dict[str, Ten
         "dropped_L": torch.stack([layer.dropped for layer in stats]),
         "entropy_L": torch.stack([layer.entropy for layer in stats]),
         "gate_L": torch.stack([layer.gate for layer in stats]),
+        "busiest_L": torch.stack([layer.busiest for layer in stats]),
+        "rows_L": torch.stack([layer.rows for layer in stats]),
         "routed_tokens": stats[0].tokens,
     }
 
 
 def routing_figures(sums: dict[str, Tensor]) -> dict[str, float]:
-    """For each layer: load share of each expert, its spread, dead experts, router entropy, drop rate, mean gate, the two losses.
+    """For each layer: load share of each expert, its spread, dead experts, imbalance tax, router entropy, drop rate, mean gate, the two losses.
 
-    `load_max_over_mean` is also the imbalance tax: time of the busiest expert over the mean, as time grows with the load.
+    The imbalance tax is the time of the busiest expert over the mean expert's. Experts are equal in size, so time is counted in rows, after
+    drops, in each micro-batch of each rank by itself: the sum of the busiest's over that of the means. `load_max_over_mean` is the same
+    before drops and over the whole batch, and lower, as micro-batches even out. With an expert on each rank and all ranks waiting for the
+    busiest, the tax is what imbalance costs; ranks that hold several experts, or get rows from several others, pay less.
     """
     if "load_LE" not in sums:
         return {}
@@ -38,6 +43,7 @@ def routing_figures(sums: dict[str, Tensor]) -> dict[str, float]:
         "load_cv": share_LE.std(1, correction=0) / share_LE.mean(1),
         "load_max_over_mean": share_LE.amax(1) / share_LE.mean(1),
         "dead_experts": (load_LE == 0).sum(1),
+        "imbalance_tax": sums["busiest_L"].cpu() * load_LE.shape[1] / sums["rows_L"].cpu(),
         "router_entropy": sums["entropy_L"].cpu() / tokens,
         "drop_rate": sums["dropped_L"].cpu() / assignments_L,
         "gate_mean": sums["gate_L"].cpu() / assignments_L,
