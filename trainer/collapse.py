@@ -88,7 +88,9 @@ def start_anew(training: Training, objective: LanguageObjective, layer: int, dea
     router = f"{prefix}.router.weight"
     row_D = _row(engine, router, busiest, torch.zeros(objective.config.model.d_model, device=training.world.device), training.world)
     assert isinstance(module.experts, Experts)
-    spread = {f"{prefix}.experts.gate_up": module.experts.std, f"{prefix}.experts.down": module.experts.out_std, router: module.router.std}
+    spread = {f"{prefix}.experts.gate_up": module.experts.std, f"{prefix}.experts.down": module.experts.out_std}
+    if not module.router.frozen:
+        spread[router] = module.router.std
     for fragment in engine.fragments():
         if fragment.name in spread and fragment.kind in ("weight", *MOMENTS):
             for expert in dead:
