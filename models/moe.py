@@ -69,6 +69,9 @@ class MoEConfig:
     def __post_init__(self) -> None:
         if self.experts < 1 or self.ffn < 1 or self.group < 1:
             raise ValueError(f"moe: experts {self.experts}, ffn {self.ffn} and group {self.group} must all be at least 1")
+        if not 0 <= self.jitter < 1 or min(self.balance_loss, self.z_loss, self.shared_expert) < 0:
+            given = f"jitter {self.jitter}, balance_loss {self.balance_loss}, z_loss {self.z_loss} and shared_expert {self.shared_expert}"
+            raise ValueError(f"moe: {given} must not be below 0, and jitter must be below 1")
         most = self.experts - isinstance(self.router, NoisyTopKRouter)
         mean = experts_per_token(self.router)
         if mean > most:

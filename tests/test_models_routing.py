@@ -235,6 +235,8 @@ def test_router_stays_float32_in_bfloat16_models_and_under_autocast() -> None:
         (lambda: MoEConfig(experts=4, ffn=8, router=TopKRouter(k=5)), "at most 4"),
         (lambda: MoEConfig(experts=4, ffn=8, router=NoisyTopKRouter(k=4)), "at most 3"),
         (lambda: MoEConfig(experts=4, ffn=8, capacity_factor=0.0), "capacity_factor: 0.0"),
+        (lambda: MoEConfig(experts=4, ffn=8, jitter=1.0), "jitter 1.0"),
+        (lambda: MoEConfig(experts=4, ffn=8, z_loss=-0.1), "z_loss -0.1"),
         (lambda: MoEConfig(experts=4, ffn=8, router=ExpertChoiceRouter(), capacity_factor=1.0), "expert_choice"),
         (lambda: MoEConfig(experts=4, ffn=8, router=NoisyTopKRouter(), balance="global"), "noisy_top_k"),
     ],

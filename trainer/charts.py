@@ -105,17 +105,18 @@ def _panel(axis: Any, rows: Sequence[dict[str, Any]], names: Sequence[str], titl
 def expert_load(rows: Sequence[dict[str, Any]], layers: Sequence[int], file: Path, title: str) -> Path:
     """Heat map of each layer: share of the tokens (or token copies) of every expert over the steps; 1 is an equal share. Lines mark collapses."""
     routed = [row for row in rows if f"expert_load/layer{layers[0]}/expert0" in row]
+    first, last = routed[0]["step"], max(routed[-1]["step"], routed[0]["step"] + 1)
     experts = sum(1 for key in routed[0] if key.startswith(f"expert_load/layer{layers[0]}/"))
     with plt.rc_context(PLAIN):
         figure, axes = plt.subplots(len(layers), 1, figsize=(10, 1.1 + 1.25 * len(layers)), sharex=True, squeeze=False, layout="constrained")
         figure.suptitle(f"{title}: load of each expert over its equal share", color=INK)
         for axis, layer in zip(axes[:, 0], layers, strict=True):
             shares = [[row[f"expert_load/layer{layer}/expert{expert}"] * experts for row in routed] for expert in range(experts)]
-            extent = (routed[0]["step"], max(routed[-1]["step"], routed[0]["step"] + 1), experts - 0.5, -0.5)
+            extent = (first - (last - first) / max(1, len(routed) - 1), last, experts - 0.5, -0.5)  # a row tells of the steps up to its own
             image = axis.imshow(shares, aspect="auto", interpolation="nearest", cmap="RdBu_r", vmin=0, vmax=2, extent=extent)
             axis.set_ylabel(f"layer {layer}\nexpert")
             for step in series(rows, f"collapse/layer{layer}")[0]:
-                axis.axvline(step, color=INK, linestyle=":", linewidth=1.5)
+                axis.axvline(step, color="#f7c948", linestyle=":", linewidth=2)
         axes[-1, 0].set_xlabel("step")
         figure.colorbar(image, ax=axes[:, 0], label="load / equal share", shrink=0.9, extend="max")
         figure.savefig(file)
