@@ -37,7 +37,7 @@ def settle(objective: AnyObjective, resume: bool) -> AnyObjective:
 
 
 def start(objective: ObjectiveConfig, fragments: Iterable[Fragment], say: Callable[[str], None]) -> bool:
-    """Fill the weights and buffers among `fragments` from `init_from`; False if the job names none."""
+    """Fill the weights and buffers among `fragments` from `init_from`, but not the watch's counters; False if the job names none."""
     if not isinstance(objective, LanguageConfig | MaskedLanguageConfig) or objective.init_from is None:
         return False
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
@@ -46,7 +46,7 @@ def start(objective: ObjectiveConfig, fragments: Iterable[Fragment], say: Callab
             name = fragment.name.removeprefix("model/")
             if fragment.kind == "weight":
                 _fill(fragment, origins[name], source)
-            elif fragment.kind == "buffer" and source.shape(name) == fragment.global_shape:
+            elif fragment.kind == "buffer" and not name.startswith("routing_watch.") and source.shape(name) == fragment.global_shape:
                 _fill(fragment, Origin((name,)), source)
     say(f"started from {objective.init_from}" + (f", each feed-forward network {objective.upcycle.experts} times" if objective.upcycle else ""))
     return True
