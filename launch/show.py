@@ -18,6 +18,7 @@ def summary(console: Console, folder: Folder, facts: dict[str, Any], tracking: A
     if "seconds_to_first_step" in facts:
         console.print(f"first optimiser step {facts['seconds_to_first_step']:.1f} s after the command")
     figures(console, facts)
+    quality_table(console, facts["quality"])
     load_table(console, facts)
     for name, text in facts["samples"].items():
         console.rule(name, align="left", style="dim")
@@ -37,12 +38,27 @@ def figures(console: Console, facts: dict[str, Any]) -> None:
     """Held-out measures, beside the baselines they are to be read against."""
     evaluation, baselines = facts["eval"], facts["baselines"]
     table = Table(title="held out", title_justify="left", box=None, show_header=False, pad_edge=False)
-    rows = [("bits per byte", evaluation.get("bits_per_byte"))] + [(name.replace("_bits_per_byte_", " -9, "), value) for name, value in baselines.items()]
-    if rows[0][1] is None:
-        rows[0] = ("loss", evaluation.get("loss"))
-    for name, value in rows:
-        if value is not None:
-            table.add_row(name.replace("_", " "), f"{value:.3f}")
+    if "bits_per_byte" in evaluation:
+        rows = {"bits per byte": evaluation["bits_per_byte"]} | {name.replace("_bits_per_byte_", " -9, "): value for name, value in baselines.items()}
+    else:
+        rows = {name: value for name, value in evaluation.items() if "/" not in name}
+    for name, value in rows.items():
+        table.add_row(name.replace("_", " "), f"{value:.3f}")
+    console.print(table)
+
+
+def quality_table(console: Console, quality: dict[str, float]) -> None:
+    """Measures of the samples, beside the same of what they are to be compared with: held-out data and noise, or a perfect sampler."""
+    beside = list(dict.fromkeys(name.partition("/")[0] for name in quality if "/" in name))
+    if not quality:
+        return
+    table = Table(title="samples", title_justify="left", box=None, pad_edge=False)
+    for heading in ("", "generated", *(each.replace("_", " ") for each in beside)):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, value in quality.items():
+        if "/" not in name:
+            others = [quality.get(f"{each}/{name}") for each in beside]
+            table.add_row(name.replace("_", " "), f"{value:.3f}", *("" if other is None else f"{other:.3f}" for other in others))
     console.print(table)
 
 
