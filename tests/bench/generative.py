@@ -29,7 +29,13 @@ from trainer.worker import build_training
 from trainer.world import joined
 
 JOB = str(Path(__file__).parents[2] / "launch/configs/ddpm_digits_quickstart.yaml")
-PLAIN = ["run.objective.conditional=false", "run.objective.guidance=1.0", "run.objective.diffusion.loss={name: simple}", "run.ema=null", "run.optimizer.schedule={name: constant}"]
+PLAIN = [
+    "run.objective.conditional=false",
+    "run.objective.guidance=1.0",
+    "run.objective.diffusion.loss={name: simple}",
+    "run.ema=null",
+    "run.optimizer.schedule={name: constant}",
+]
 
 
 def diffusers_loop(training: Training, run: RunConfig, batches: list[Batch]) -> tuple[Callable[[], float], int]:
@@ -86,7 +92,9 @@ def main() -> None:
         pairs = [(ours(), theirs()) for _ in range(3)]
         for mine, other in pairs:
             assert abs(mine - other) < 1e-3 * other, f"the two sides do not train alike: {pairs}"
-        samples = in_turn({"switchwork": lambda: [ours() for _ in range(given.steps)], "diffusers": lambda: [theirs() for _ in range(given.steps)]}, given.rounds)
+        samples = in_turn(
+            {"switchwork": lambda: [ours() for _ in range(given.steps)], "diffusers": lambda: [theirs() for _ in range(given.steps)]}, given.rounds
+        )
     print(f"U-Net of {size / 1e6:.2f} M parameters, 8 x 8 images, batch 128, {given.threads} thread(s), {given.steps} steps a round")
     show(samples)
     rates = {name: [128 * given.steps / seconds for seconds in each] for name, each in samples.items()}

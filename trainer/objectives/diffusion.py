@@ -18,7 +18,7 @@ from models.random import derive, integers, normal, sample_keys, uniform
 from models.samplers import Watch, ddim, ddpm, dpm_solver, timesteps
 from models.schedules import Schedule, betas
 from models.unet import UNetConfig
-from models.vlb import prior_term, vlb_terms
+from models.vlb import prior_term, vlb_term
 from trainer.objectives.image_data import ImageModel, Images, Points, ToyConfig, cloud_of, grid_of
 from trainer.objectives.image_objective import ImageObjective
 from trainer.objectives.quality import QualityConfig, check_quality
@@ -85,7 +85,7 @@ class DDPMConfig(ImageModel):
     sampler: SamplerConfig = field(default_factory=DDIMSampler)
     """How samples are made."""
     bound_timesteps: int = 50
-    """Timesteps, evenly spaced, on which evaluation estimates the variational bound; 0: it does not."""
+    """Timesteps, one from each of so many strata, by which evaluation estimates the variational bound; 0: it does not."""
     quality: QualityConfig | None = None
     """How samples are measured against real data; null: not at all."""
 
@@ -151,24 +151,20 @@ class DDPMObjective(ImageObjective):
         return sums
 
     def _bound(self, x0: Tensor, labels_M: Tensor | None, samples_M: Tensor, there_M: Tensor) -> "Sums":
-        """The terms of the variational bound in bits per dimension: the prior's, the KL terms' (all, estimated from some), and the decoder's."""
-        later = torch.linspace(1, self.schedule.steps - 1, min(self.config.bound_timesteps, self.schedule.steps) - 1).round().long().tolist()
-        keys_M = sample_keys(self.seed, samples_M, "bound")
+        """The terms of the variational bound in bits per dimension: the prior's, the decoder's, and the KL terms', of which each stratum of timesteps
+        gives one that is drawn for each sample: unbiased, and the same for every split into batches."""
+        denoise, strata, keys_M = self._denoiser(labels_M, 1.0), self.config.bound_timesteps, sample_keys(self.seed, samples_M, "bound")
+        fixed, levels = self.config.diffusion.fixed_variance, self.config.diffusion.levels
 
-        def noise(t: int) -> Tensor:
-            return normal(derive(keys_M, t), self.data.shape)
+        def term(t_M: Tensor, purpose: int) -> Tensor:
+            x_t = self.schedule.diffuse(x0, t_M, normal(derive(keys_M, "noise", purpose), self.data.shape))
+            return vlb_term(self.schedule, denoise(x_t, t_M), x0, x_t, t_M, fixed=fixed, levels=levels)[there_M].sum().double()
 
-        terms = vlb_terms(
-            self._denoiser(labels_M, 1.0),
-            self.schedule,
-            x0,
-            noise,
-            [0, *later],
-            fixed=self.config.diffusion.fixed_variance,
-            levels=self.config.diffusion.levels,
-        )[:, there_M].double()
-        kl = terms[1:].mean(0).sum() * (self.schedule.steps - 1) if later else terms.new_zeros(())
-        return {"bound_prior": prior_term(self.schedule, x0)[there_M].sum().double(), "bound_kl": kl, "bound_decoder": terms[0].sum()}
+        later = self.schedule.steps - 1
+        places_MS = (uniform(derive(keys_M, "timestep"), (strata,)).double() + torch.arange(strata, device=x0.device)) * (later / strata)
+        kl = torch.stack([term(1 + places_MS[:, stratum].long(), stratum + 1) for stratum in range(strata)]).sum() * (later / strata)
+        prior = prior_term(self.schedule, x0)[there_M].sum().double()
+        return {"bound_prior": prior, "bound_kl": kl, "bound_decoder": term(torch.zeros_like(samples_M), 0)}
 
     def report(self, sums: "Sums") -> dict[str, float]:
         weight = sums["samples"].item()
@@ -176,7 +172,7 @@ class DDPMObjective(ImageObjective):
         if "buckets" in sums:
             total, count = sums["buckets"]
             figures["l_simple"] = (total.sum() / count.sum()).item()
-            figures |= {f"l_simple/{10 * i}-{10 * (i + 1)}%": (total[i] / count[i]).item() for i in range(_BUCKETS) if count[i] > 0}
+            figures |= {f"l_simple/bucket{i}": (total[i] / count[i]).item() for i in range(_BUCKETS) if count[i] > 0}
         if "bound_kl" in sums:
             terms = {name: sums[f"bound_{name}"].item() / weight for name in ("prior", "kl", "decoder")}
             figures |= {"bits_per_dimension": sum(terms.values())} | {f"bound/{name}": value for name, value in terms.items()}
