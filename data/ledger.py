@@ -86,7 +86,7 @@ def _kept(lines: Sequence[Line], last_step: int) -> tuple[list[Line], Verdict]:
     kept: list[Line] = []
     while place is not None:
         attempt = lines[place]["attempt"]
-        begin = next(i for i, line in enumerate(lines) if line["attempt"] == attempt)
+        begin = next(i for i in reversed(range(place)) if "global_batch" in lines[i] and lines[i]["attempt"] == attempt)  # it may have gone back
         kept[:0] = [line for line in lines[begin + 1 : place + 1] if line["attempt"] == attempt]
         start = lines[begin]["step"]
         if start == 0:

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.progress import clock
+from trainer.goodput import NAMES
 from trainer.storage import Folder
 from trainer.tracking import tracking_uri
 
@@ -20,6 +21,7 @@ def summary(console: Console, folder: Folder, facts: dict[str, Any], tracking: A
     figures(console, facts)
     quality_table(console, facts["quality"])
     load_table(console, facts)
+    time_table(console, facts["goodput"])
     for name, text in facts["samples"].items():
         console.rule(name, align="left", style="dim")
         console.print(printable(text), markup=False, highlight=False)
@@ -59,6 +61,18 @@ def quality_table(console: Console, quality: dict[str, float]) -> None:
         if "/" not in name:
             others = [quality.get(f"{each}/{name}") for each in beside]
             table.add_row(name.replace("_", " "), f"{value:.3f}", *("" if other is None else f"{other:.3f}" for other in others))
+    console.print(table)
+
+
+def time_table(console: Console, seconds: dict[str, float]) -> None:
+    """Where the time of all attempts went, the most first."""
+    whole = sum(seconds.values())
+    table = Table(title=f"where {clock(whole)} went", title_justify="left", box=None, show_header=False, pad_edge=False)
+    for heading in ("left", "right", "right", "left"):
+        table.add_column(justify=heading)
+    for what, spent in sorted(seconds.items(), key=lambda item: -item[1]):
+        if spent >= 0.0005 * whole:
+            table.add_row(NAMES[what], clock(spent), f"{100 * spent / whole:.1f} %", "█" * round(40 * spent / whole))
     console.print(table)
 
 

@@ -26,8 +26,7 @@ def main() -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    run_worker(plain(run), say=lambda line: print(line, flush=True))
-    return 0
+    return int(run_worker(plain(run), say=lambda line: print(line, flush=True))["failed"])
 
 
 if __name__ == "__main__":

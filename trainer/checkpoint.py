@@ -14,11 +14,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -62,9 +64,9 @@ class Checkpointer:
         self.stall_s = 0.0
 
     def save(self, step: int, fragments: Sequence[Fragment], state: dict[str, Any]) -> None:
-        """Copy what this rank owns into buffers of its own, and write them in a thread. Waits for the save before, if it still runs."""
+        """Copy what this rank owns into buffers of its own, and write them in a thread, once the save before is over."""
         begin = time.perf_counter()
-        self.wait()
+        assert self.error is None, "whoever saves has waited for the save before"
         pieces = []
         for fragment in fragments:
             owned = fragment.values[fragment.owned]
@@ -84,6 +86,15 @@ class Checkpointer:
             error, self.error = self.error, None
             raise error
 
+    def wait_for_all(self) -> str:
+        """Until the save under way is over on all ranks: "", or what went wrong on the first of them where it did, the same on each."""
+        try:
+            self.wait()
+            problem = ""
+        except OSError as error:  # no room, no right, no answer: what storage does
+            problem = f"checkpoint {step_name(self.last_step)}: {' '.join(str(error).split())}"
+        return next(filter(None, self.world.gather(problem)), "")
+
     def _stage(self, key: str, owned: Tensor) -> Tensor:
         buffer = self.staged.get(key)
         if buffer is None or buffer.shape != owned.shape:
@@ -93,18 +104,35 @@ class Checkpointer:
     def _write(self, step: int, pieces: list[tuple[Fragment, int, Tensor]], state: dict[str, Any]) -> None:
         try:
             folder = self.root / (f".{step_name(step)}-{self.attempt}" if self.root.is_local else step_name(step))
-            self._write_rank(folder.make(), pieces)
+            try:
+                self._write_rank(folder.make(), pieces)
+            except OSError as error:
+                self._give_up(folder, error)
             if self.world.is_main:
                 self._publish(folder, step, state)
         except BaseException as error:  # it is raised again, in the training thread, by wait()
             self.error = error
+
+    def _give_up(self, folder: Folder, error: OSError) -> None:
+        """Tell rank 0 that this rank's part will not come, and make room."""
+        name = f"rank-{self.world.rank:05d}"
+        with suppress(OSError):
+            if folder.exists(f"{name}.safetensors"):
+                folder.fs.rm_file(f"{folder.path}/{name}.safetensors")
+            folder.write(f"{name}.failed", b"")
+        if self.world.is_main:
+            folder.remove()
+        raise error
 
     def _write_rank(self, folder: Folder, pieces: list[tuple[Fragment, int, Tensor]]) -> None:
         name = f"rank-{self.world.rank:05d}"
         tensors = {f"{fragment.key}@{start}": values for fragment, start, values in pieces}
         with tempfile.TemporaryDirectory(dir=folder.path if folder.is_local else None, prefix=".write-") as scratch:
             file = Path(scratch) / f"{name}.safetensors"
-            save_file(tensors, file)
+            try:
+                save_file(tensors, file)
+            except SafetensorError as error:  # safetensors' own kind of OSError
+                raise OSError(str(error)) from error
             digest, size = digest_of_file(file), file.stat().st_size
             if folder.is_local:
                 file.rename(Path(folder.path) / file.name)
@@ -127,14 +155,22 @@ class Checkpointer:
         """Once every rank has written: the manifest, the rename, and the end of what is too old."""
         deadline = time.monotonic() + _WAIT_FOR_RANKS_S
         expected = {f"rank-{rank:05d}.json" for rank in range(self.world.size)}
-        while missing := expected - set(folder.names()):
+        while missing := expected - set(names := folder.names()):
+            if failed := [name for name in names if name.endswith(".failed")]:
+                folder.remove()
+                raise OSError(f"{failed[0].removesuffix('.failed')} could not be written")
             if time.monotonic() > deadline:
+                folder.remove()
                 raise TimeoutError(
                     f"checkpoint {step_name(step)}: no {', '.join(sorted(missing))} after {_WAIT_FOR_RANKS_S:.0f} s; is {folder} shared by all nodes?"
                 )
             time.sleep(0.02)
         parts = {name.removesuffix(".json"): json.loads(folder.read(name)) for name in sorted(expected)}
-        folder.write("manifest.json", json.dumps(_manifest(step, parts, state), indent=1).encode())
+        try:
+            folder.write("manifest.json", json.dumps(_manifest(step, parts, state), indent=1).encode())
+        except OSError:
+            folder.remove()
+            raise
         for name in expected:
             folder.fs.rm_file(f"{folder.path}/{name}")
         final = self.root / step_name(step)

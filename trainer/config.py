@@ -3,9 +3,11 @@
 import re
 from dataclasses import dataclass, field
 
+from trainer.anomaly import AnomalyConfig
 from trainer.checkpoint import CheckpointConfig
 from trainer.ema import EmaConfig
 from trainer.engines import DeepSpeedConfig, EngineConfig, Precision
+from trainer.faults import FaultConfig
 from trainer.objectives import ObjectiveConfig
 from trainer.objectives.gan import GanConfig
 from trainer.optim import Constant, OptimizerConfig
@@ -101,16 +103,24 @@ class RunConfig:
     """Checkpoints."""
     tracking: TrackingConfig = TrackingConfig()
     """MLflow."""
+    anomaly: AnomalyConfig = AnomalyConfig()
+    """Losses and gradients that are not finite, and loss spikes."""
+    faults: tuple[FaultConfig, ...] = ()
+    """What is to go wrong, on purpose: see `switchwork chaos`."""
     profile: ProfileConfig | None = None
     """A window of steps to profile."""
     collective_timeout_s: float = 600.0
     """How long a rank waits for the others."""
+    hang_timeout_s: float | None = 1800.0
+    """No step, batch of an evaluation, or save for so long on a rank, and it leaves its stacks in the run and ends; null: it waits for good."""
     source: str = field(default="", repr=False)
     """The job file's name; filled in by the command."""
 
     def __post_init__(self) -> None:
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ValueError(f"name is {self.name!r}; use letters, digits, '.', '_' and '-', with a letter or digit first")
+        if self.hang_timeout_s is not None and self.hang_timeout_s <= 0:
+            raise ValueError(f"hang_timeout_s is {self.hang_timeout_s}; it must be above 0, or null for no limit")
         if self.log_every < 1:
             raise ValueError(f"log_every is {self.log_every}; it must be at least 1")
 

@@ -1,21 +1,32 @@
-"""Requests to stop, from wherever they come: a signal, a `stop` file in the run folder, the clock. The loop has all ranks agree on them."""
+"""Requests to stop, from wherever they come: a signal, a `stop` file in the run folder, the clock, whoever started the worker.
+
+Each rank looks for itself, and the loop has all ranks agree: they save, and leave. What stands in the `stop` file is the reason.
+"""
 
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from trainer.loop import Training
 from trainer.storage import Folder
 
 _LOOK_EVERY_S = 2.0
+Asked = Callable[[], str]
+"""Why the worker's surroundings want it to leave; "": they do not."""
+
+
+def request_stop(folder: Folder, reason: str) -> None:
+    """Ask the run in `folder` to save and leave."""
+    folder.write("stop", reason.encode())
 
 
 class Control:
     """Watches for requests while the `with` block runs, and passes them on as `training.wants_stop`."""
 
-    def __init__(self, training: Training, folder: Folder, hours: float | None):
-        self.training, self.folder, self.hours = training, folder, hours
+    def __init__(self, training: Training, folder: Folder, hours: float | None, asked: Asked):
+        self.training, self.folder, self.hours, self.asked = training, folder, hours, asked
         self.ended = threading.Event()
         self.before: dict[int, Any] = {}
 
@@ -23,10 +34,7 @@ class Control:
         if threading.current_thread() is threading.main_thread():  # Ray runs the worker in another one, and handles signals itself
             for number in (signal.SIGTERM, signal.SIGINT):
                 self.before[number] = signal.signal(number, self._on_signal)
-        if self.training.world.is_main:
-            if self.folder.exists("stop"):
-                self.folder.fs.rm_file(f"{self.folder.path}/stop")
-            threading.Thread(target=self._watch, name="control", daemon=True).start()
+        threading.Thread(target=self._watch, name="control", daemon=True).start()
         return self
 
     def __exit__(self, *problem: Any) -> None:
@@ -40,7 +48,11 @@ class Control:
     def _watch(self) -> None:
         begin = time.monotonic()
         while not self.ended.wait(_LOOK_EVERY_S):
-            if self.hours is not None and time.monotonic() - begin >= self.hours * 3600:
-                self.training.wants_stop = f"stop.hours: {self.hours} h are over"
-            elif self.folder.exists("stop"):
-                self.training.wants_stop = "stop requested"
+            reason = self.asked()
+            if self.training.world.is_main and not reason:
+                if self.hours is not None and time.monotonic() - begin >= self.hours * 3600:
+                    reason = f"stop.hours: {self.hours} h are over"
+                elif self.folder.exists("stop"):
+                    reason = self.folder.read("stop").decode().strip() or "stop requested"
+            if reason:
+                self.training.wants_stop = reason

@@ -59,13 +59,15 @@ class Report:
             figures[f"learning_rate{suffix}"] = training.learning_rate(phase, training.step - 1)
         return figures
 
-    def pausing(self, hook: Callable[[Training], None]) -> Callable[[Training], None]:
-        """`hook`, with the time it takes left out of the training rate."""
+    def pausing(self, hook: Callable[[Training], None], what: str) -> Callable[[Training], None]:
+        """`hook`, with the time it takes left out of the training rate, and booked as spent on `what`."""
 
         def paused(training: Training) -> None:
             begin = time.perf_counter()
             hook(training)
-            self.paused_s += time.perf_counter() - begin
+            seconds = training.spend(what, begin) - begin
+            training.seconds["other"] = training.seconds.get("other", 0.0) - seconds  # the loop books all hooks as other
+            self.paused_s += seconds
 
         return paused
 
@@ -79,8 +81,7 @@ def _machine(training: Training) -> dict[str, float]:
     }
     if training.world.device.type == "cuda":
         figures["system/gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-    total = sum(training.seconds.values())
-    return figures | {f"time_share/{what}": seconds / total for what, seconds in training.seconds.items()}
+    return figures
 
 
 def evaluate(training: Training, batches: list[Batch]) -> dict[str, float]:
@@ -89,6 +90,7 @@ def evaluate(training: Training, batches: list[Batch]) -> dict[str, float]:
     with quiet(training.nets):
         for batch in batches:
             add(sums, training.objective.evaluate(training.nets, to_device(batch, training.world.device)))
+            training.alive = time.perf_counter()
     return training.objective.report(over_ranks(sums, training.world))
 
 
@@ -201,12 +203,27 @@ class Save:
     merge: Callable[[list[Any]], Any]
     """Makes one data state of all ranks' states."""
     ledger: Ledger
+    say: Callable[[str], None]
+    good: int = -1
+    """The newest step that is known to be published."""
 
     def __call__(self, training: Training) -> None:
         if training.step == self.checkpointer.last_step:
             return
+        begin = time.perf_counter()
+        self.settle(training)
         data = self.merge(training.world.gather(training.data_state))
-        state = {"step": training.step, "samples": training.samples, "data": data, "world": training.world.size}
+        state = {"step": training.step, "samples": training.samples, "data": data, "world": training.world.size, "guard": training.guard.state()}
         self.checkpointer.save(training.step, fragments(training), json.loads(json.dumps(state)))
         self.ledger.saved(data)
-        self.tracker.log(training.step, {"checkpoint_stall_s": self.checkpointer.stall_s})
+        training.saved = training.step
+        self.tracker.log(training.step, {"checkpoint_stall_s": time.perf_counter() - begin})
+
+    def settle(self, training: Training) -> str:
+        """Wait for the save under way. Where it failed, that is said and returned: the run goes on, and the next save tries again."""
+        if problem := self.checkpointer.wait_for_all():
+            self.say(f"{problem}; it is not taken")
+            self.checkpointer.last_step = -1
+            training.saved = self.good
+        self.good = training.saved
+        return problem

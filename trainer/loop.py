@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainer.anomaly import Guard
 from trainer.ema import Ema
 from trainer.engines import Engine
 from trainer.objectives import Batch, Objective, Sums
@@ -29,6 +30,8 @@ class Training:
     """The learning rate of a phase at a step (from 0)."""
     ema: Ema
     """The moving average of the weights; empty where none is asked for."""
+    guard: Guard
+    """Decides what is learned from."""
     step: int = 0
     """Optimiser steps done."""
     samples: int = 0
@@ -40,11 +43,21 @@ class Training:
     data_state: Mapping[str, Any] = field(default_factory=dict)
     """Where the data stand after the last step."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Wall-clock time by what it was spent on."""
+    """Wall-clock time of this attempt by what it was spent on: see trainer/goodput.py."""
+    furthest: int = 0
+    """The last step that was done before, by an earlier attempt or before going back."""
     wants_stop: str = ""
     """Why this rank asks to stop; empty: it does not."""
     stopped: str = ""
     """Why all ranks stop, as agreed on."""
+    failed: bool = False
+    """Whether that is a failure."""
+    saved: int = -1
+    """The step of the newest checkpoint; -1: none."""
+    alive: float = field(default_factory=time.perf_counter)
+    """When this rank last made progress."""
+    going_back: bool = False
+    """Whether the run is to go on from there."""
 
     @property
     def tokens(self) -> int:
@@ -57,7 +70,7 @@ class Training:
 
     def spend(self, what: str, since: float) -> float:
         """Book the time from `since` until now under `what`; returns now."""
-        now = time.perf_counter()
+        self.alive = now = time.perf_counter()
         self.seconds[what] = self.seconds.get(what, 0.0) + now - since
         return now
 
@@ -70,22 +83,39 @@ def train_step(training: Training, micro_batches: Sequence[Batch]) -> None:
     weights = global_weights(training, micro_batches)
     if training.stopped:
         return
-    objective, device = training.objective, training.world.device
+    objective, device, guard = training.objective, training.world.device, training.guard
     batches = [to_device(batch, device) for batch in micro_batches]
     step_sums: Sums = {}
     for phase, weight in zip(objective.phases, weights.tolist(), strict=True):
         if not objective.is_due(phase, training.step):
             continue
         freeze_others(objective, phase)
-        engine = training.engines[phase]
+        engine, loss_sum = training.engines[phase], torch.zeros((), device=device)
+        guard.keep_buffers()
         for batch in batches:
             loss, sums = objective.loss(phase, engine.module, batch, training.step)
             # Engines average over the ranks; the loss is divided by the weight of the whole global batch.
             engine.backward(loss * (training.world.size / weight))
             add(step_sums, sums)
-        training.norms[phase] = engine.step(training.learning_rate(phase, training.step))
+            loss_sum += loss.detach()
+        reason = guard.objection(phase, loss_sum, weight)
+        norm = engine.step(training.learning_rate(phase, training.step), update=not reason)
+        if reason := reason or guard.objection_to_norm(phase, norm):
+            pass_over(training, reason)
+            return
+        training.norms[phase] = norm
     objective.after_step(step_sums, training.world.sum)
     add(training.sums, step_sums)
+
+
+def pass_over(training: Training, reason: str) -> None:
+    """No update from this batch: note it, and go on, go back or stop, as the job says."""
+    action, why = training.guard.act(reason, training.step + 1, training.saved)
+    match action:
+        case "stop":
+            training.stopped, training.failed = why, True
+        case "rollback":
+            training.going_back = True
 
 
 def global_weights(training: Training, micro_batches: Sequence[Batch]) -> Tensor:
@@ -103,14 +133,21 @@ def global_weights(training: Training, micro_batches: Sequence[Batch]) -> Tensor
 
 
 def fit(training: Training, stream: Iterable[Any], steps: int | None, hooks: Sequence[tuple[int, Hook]]) -> None:
-    """Train until `steps`, or until a rank asks to stop. Each hook is called every so many steps, and once at the end (only there where `every` is 0)."""
+    """Train until `steps`, or until a rank asks to stop, or until `training.going_back`.
+
+    Each hook is called every so many steps, and once at the end (only there where `every` is 0).
+    """
     mark, called = time.perf_counter(), [training.step] * len(hooks)
     steps_of_data = iter(stream)
     while not training.stopped and (steps is None or training.step < steps):
+        again = training.step < training.furthest
         data = next(steps_of_data)
-        mark = training.spend("data", mark)
-        train_step(training, data.micro_batches)
-        mark = training.spend("step", mark)
+        mark = training.spend("replayed" if again else "data", mark)
+        if not training.guard.passes_over(training.step + 1):
+            train_step(training, data.micro_batches)
+        mark = training.spend("replayed" if again else "step", mark)
+        if training.going_back:
+            return
         if training.stopped:
             break
         training.step += 1
@@ -120,12 +157,14 @@ def fit(training: Training, stream: Iterable[Any], steps: int | None, hooks: Seq
             if every and training.step % every == 0:
                 hook(training)
                 called[index] = training.step
-        mark = training.spend("hooks", mark)
+                training.alive = time.perf_counter()
+        mark = training.spend("other", mark)
     training.stopped = training.stopped or "all steps done"
     for index, (_, hook) in enumerate(hooks):
         if called[index] != training.step:
             hook(training)
-    training.spend("hooks", mark)
+            training.alive = time.perf_counter()
+    training.spend("other", mark)
 
 
 def freeze_others(objective: Objective, phase: str) -> None:

@@ -53,6 +53,8 @@ def prepare(run: RunConfig, resume: bool, extra: dict[str, Any]) -> Folder:
     if resume and not started:
         raise ValueError(f"--resume: there is no run {folder}; leave --resume out, or set run.name or run.root")
     check_writable(folder.url, "run.root")
+    if folder.exists("stop"):  # of an earlier attempt
+        folder.fs.rm_file(f"{folder.path}/stop")
     folder.write("resolved.yaml", yaml.safe_dump({"run": plain(run), **extra}, sort_keys=False).encode())
     return folder
 

@@ -1,5 +1,6 @@
 """Files of a run: a local or shared folder, or any URL that fsspec knows (s3://, gs://, memory://)."""
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -50,20 +51,27 @@ class Folder:
             target = Path(self._at(name))
             target.parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.chmod(temporary, 0o644)
+                os.replace(temporary, target)
+            except OSError:
+                os.unlink(temporary)
+                raise
         else:
             self.fs.pipe_file(self._at(name), content)
 
     def append(self, name: str, content: bytes) -> None:
         """Add to the end of `name`. Object stores cannot: there the file is written again."""
         if self.is_local:
-            with open(self._at(name), "ab") as file:
-                file.write(content)
+            with open(self._at(name), "ab", buffering=0) as file:
+                end = file.tell()
+                if file.write(content) != len(content):  # a full disk may take half a line
+                    file.truncate(end)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._at(name))
         else:
             self.fs.pipe_file(self._at(name), (self.read(name) if self.exists(name) else b"") + content)
 

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -85,11 +86,14 @@ class JsonlTracker:
     """Lines of `metrics.jsonl` in the run folder; each has the step, the time and the attempt."""
 
     def __init__(self, folder: Folder, attempt: int):
-        self.folder, self.attempt = folder, attempt
+        self.folder, self.attempt, self.unwritten = folder, attempt, b""
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         row = {"step": step, "time": round(time.time(), 3), "attempt": self.attempt, **{k: v if math.isfinite(v) else str(v) for k, v in figures.items()}}
-        self.folder.append("metrics.jsonl", (json.dumps(row) + "\n").encode())
+        self.unwritten += (json.dumps(row) + "\n").encode()
+        with suppress(OSError):  # a full disk: the lines are kept, and written with later ones
+            self.folder.append("metrics.jsonl", self.unwritten)
+            self.unwritten = b""
 
     def keep(self, file: Path) -> None:
         pass
@@ -170,6 +174,7 @@ class _Sender:
         if folder.exists("mlflow_run_id"):
             self.run_id = folder.read("mlflow_run_id").decode().strip()
             self.client.update_run(self.run_id, status="RUNNING")
+            self._tag_ends()
         else:
             self.run_id = self._create(config)
 
@@ -216,8 +221,9 @@ class _Sender:
             place["sent_bytes"] += len(line)
             row = json.loads(line)
             step, when, attempt = row.pop("step"), int(row.pop("time") * 1000), row.pop("attempt")
-            if attempt != place["attempt"]:
+            if attempt != place["attempt"] or step < place.get("step", 0):  # a later attempt, or one that went back to a checkpoint
                 place |= {"attempt": attempt, "replayed_until": place["last_step"]}
+            place["step"] = step
             if step > place["replayed_until"]:
                 metrics += [Metric(key, float(value), when, step) for key, value in row.items()]
                 place["last_step"] = max(place["last_step"], step)
@@ -230,5 +236,12 @@ class _Sender:
     def send_file(self, file: Path) -> None:
         self.client.log_artifact(self.run_id, str(file))
 
+    def _tag_ends(self) -> None:
+        """Why each attempt so far ended, as a tag of the run."""
+        for line in map(json.loads, self.folder.read("attempts.jsonl").splitlines()):
+            if "ended" in line:
+                self.client.set_tag(self.run_id, f"attempt_{line['attempt']}_ended", line["ended"])
+
     def close(self, status: str) -> None:
+        self._tag_ends()
         self.client.set_terminated(self.run_id, status)

@@ -1,7 +1,6 @@
 """One worker, from its config to its summary: builds the parts, runs the loop, and leaves a folder that tells what happened."""
 
 import json
-import os
 import platform
 import tempfile
 import time
@@ -14,38 +13,45 @@ import torch
 
 from data.steps import Share, merge_states
 from models.init import initialise
-from trainer import init_from, restore
+from trainer import init_from
+from trainer.anomaly import Guard
+from trainer.attempts import Say, begin_attempt, close_attempt, ending, note_end, recorded
 from trainer.checkpoint import Checkpointer
 from trainer.collapse import collapse_hooks
 from trainer.config import RunConfig, check
-from trainer.control import Control
+from trainer.control import Asked, Control
 from trainer.ema import Ema
 from trainer.engines import build_engine
+from trainer.faults import inject
+from trainer.goodput import open_goodput
 from trainer.hooks import Evaluate, Quality, Report, Sample, Save, fragments
 from trainer.ledger import Ledger, frozen_manifest
 from trainer.loop import Hook, Training, fit
+from trainer.memory import out_of_memory
 from trainer.objectives import Objective, build_objective
 from trainer.optim import learning_rate
 from trainer.parsing import parse, plain
 from trainer.peak import peak_flops
 from trainer.profiling import ProfilerHook
+from trainer.recovery import go_back, note_anomalies, resume
 from trainer.storage import Folder
 from trainer.tracking import JsonlTracker, MlflowTracker, NullTracker, RunFacts, Tracker
+from trainer.watchdog import Watchdog
 from trainer.world import World, joined
 
-Say = Callable[[str], None]
 
-
-def run_worker(values: Mapping[str, Any], say: Say = print, started: float | None = None) -> dict[str, Any]:
+def run_worker(values: Mapping[str, Any], say: Say = print, started: float | None = None, asked: Asked = lambda: "") -> dict[str, Any]:
     """Train as the plain `values` of a RunConfig say, with the ranks that the environment names; returns the summary.
 
-    Starts from the run folder's newest whole checkpoint, if there is one. `started` is when the user asked for it (time.time()).
+    Starts from the run folder's newest whole checkpoint, if there is one. `started` is when the user asked for it (time.time()),
+    `asked` says why the worker's surroundings want it to leave.
     """
     run = parse(RunConfig, values, "run")
     assert run.name is not None, "the driver names the run"
     with joined(run.device, run.threads, run.collective_timeout_s) as world:
         check(run, world.size)
-        return _train(run, world, say, started or time.time())
+        with out_of_memory(run, world.rank):
+            return _train(run, world, say, started or time.time(), asked)
 
 
 def build_training(run: RunConfig, world: World) -> Training:
@@ -70,13 +76,14 @@ def build_training(run: RunConfig, world: World) -> Training:
         world,
         learning_rate=lambda phase, step: learning_rate(run.optimizer, step, steps) * objective.rates[phase],
         ema=Ema(run.ema, engines, objective.averaged),
+        guard=Guard(run.anomaly, world, objective.networks),
     )
 
 
-def _train(run: RunConfig, world: World, say: Say, started: float) -> dict[str, Any]:
+def _train(run: RunConfig, world: World, say: Say, started: float, asked: Asked = lambda: "") -> dict[str, Any]:
     folder = Folder(f"{run.root}/{run.name}")
-    attempt = _begin_attempt(folder, world)
-    say = _recorded(say, folder, attempt, world)
+    attempt = begin_attempt(folder, world)
+    say = recorded(say, folder, attempt, world)
     training = build_training(run, world)
     manifest = frozen_manifest(folder, training.objective, world)
     state = resume(training, folder, say)
@@ -87,18 +94,36 @@ def _train(run: RunConfig, world: World, say: Say, started: float) -> dict[str, 
     tracker = _tracker(run, folder, attempt, manifest, world, say)
     ledger = Ledger(folder, attempt, training.objective.tokens_per_sample, world)
     share = Share(rank=world.rank, world=world.size, global_batch=run.batch.global_batch, micro_batch=run.batch.micro_batch, group=training.objective.group)
-    with tempfile.TemporaryDirectory() as scratch, _closing(tracker), Control(training, folder, run.stop.hours):
-        stream = training.objective.stream(share, state.get("data"))
-        ledger.begin(state.get("data", {}), share)
+    with (
+        ending(training, folder, attempt),
+        out_of_memory(run, world.rank),
+        tempfile.TemporaryDirectory() as scratch,
+        _closing(tracker, training),
+        Control(training, folder, run.stop.hours, asked),
+        Watchdog(training, folder, attempt, run.hang_timeout_s),
+    ):
         report, evaluation, quality, sample, save, hooks = _hooks(run, training, folder, tracker, ledger, Path(scratch), say)
         begin, first = time.perf_counter(), training.step
         hooks[:0] = collapse_hooks(training, tracker, say)  # first, so that a checkpoint of this step holds what they did
         if training.step == 0:
             hooks.insert(0, (1, _first_step(folder, world, say, started)))
-        fit(training, stream, run.steps(training.objective.tokens_per_sample), hooks)
-        stream.close()
-        save.checkpointer.wait()
-        world.barrier()
+        hooks += inject(run.faults, training, folder)
+        goodput = open_goodput(folder, tracker, attempt, started or time.time())
+        hooks += [(1, goodput), (run.log_every, goodput.log)]
+        note_anomalies(training, folder, tracker, say)
+        goodput.start(training)
+        while True:
+            stream = training.objective.stream(share, state.get("data"))
+            ledger.begin(state.get("data", {}), share)
+            fit(training, stream, run.steps(training.objective.tokens_per_sample), hooks)
+            stream.close()
+            if not training.going_back:
+                break
+            state = go_back(training, folder, save, report, say)
+        settling = time.perf_counter()
+        if problem := save.settle(training):
+            training.stopped, training.failed = f"{problem}; make room and use --resume", True
+        training.spend("checkpoint", settling)
         seconds = time.perf_counter() - begin
         summary = {
             "name": run.name,
@@ -106,6 +131,8 @@ def _train(run: RunConfig, world: World, say: Say, started: float) -> dict[str, 
             "tokens_seen": training.tokens,
             "samples_seen": training.samples,
             "stopped": training.stopped,
+            "failed": training.failed,
+            "anomalies": training.guard.found,
             "world": world.size,
             "attempt": attempt,
             "train_seconds": seconds,
@@ -117,6 +144,9 @@ def _train(run: RunConfig, world: World, say: Say, started: float) -> dict[str, 
             "samples": sample.samples.text,
         }
         if world.is_main:
+            summary["goodput"] = goodput.write(training, ended=True)
+            note_end(folder, attempt, "rank 0", training.stopped)
+            close_attempt(folder, attempt)
             summary = _finish(folder, training.objective, summary, tracker, Path(scratch), str(run.name))
         return summary
 
@@ -131,14 +161,14 @@ def _hooks(
     evaluation = Evaluate(lambda: list(objective.held_out(share)), tracker)
     quality = Quality(share, tracker, say)
     sample = Sample(run.evaluate.samples, run.seed, folder, tracker, scratch / "samples")
-    save = Save(Checkpointer(folder / "checkpoints", world, run.checkpoint, ledger.attempt), tracker, merge_states, ledger)
+    save = Save(Checkpointer(folder / "checkpoints", world, run.checkpoint, ledger.attempt), tracker, merge_states, ledger, say)
     hooks: list[tuple[int, Hook]] = [
         (1, training.ema),
         (run.log_every, report),
-        (run.evaluate.every, report.pausing(evaluation)),
-        (run.evaluate.quality_every, report.pausing(quality)),
-        (run.evaluate.sample_every, report.pausing(sample)),
-        (run.checkpoint.every, report.pausing(save)),
+        (run.evaluate.every, report.pausing(evaluation, "evaluation")),
+        (run.evaluate.quality_every, report.pausing(quality, "evaluation")),
+        (run.evaluate.sample_every, report.pausing(sample, "evaluation")),
+        (run.checkpoint.every, report.pausing(save, "checkpoint")),
     ]
     if run.profile is not None and world.is_main:
         hooks.append((1, ProfilerHook(run.profile, scratch / "profile", _keep_in(folder, "profile", tracker))))
@@ -151,45 +181,6 @@ def _keep_in(folder: Folder, name: str, tracker: Tracker) -> Callable[[Path], No
         tracker.keep(file)
 
     return keep
-
-
-def resume(training: Training, folder: Folder, say: Say) -> dict[str, Any]:
-    """Load the newest whole checkpoint of the run into `training`; returns its state, empty where there is none."""
-    found = training.world.gather(restore.newest(folder / "checkpoints", say) if training.world.is_main else None)[0]
-    if found is None:
-        return {}
-    where, manifest = found
-    restore.load(where, manifest, fragments(training), training.world)
-    for engine in training.engines.values():
-        engine.refresh()
-    state = dict(manifest["state"])
-    training.step, training.samples, training.data_state = state["step"], state["samples"], state["data"]
-    say(f"resumed from {where}, step {training.step}")
-    return state
-
-
-def _begin_attempt(folder: Folder, world: World) -> int:
-    """The number of this attempt at the run, from 0; what an earlier one left half-written goes."""
-    attempt = 0
-    if world.is_main:
-        attempt = folder.make().read("attempts.jsonl").count(b"\n") if folder.exists("attempts.jsonl") else 0
-        line = {"attempt": attempt, "time": time.time(), "world": world.size, "host": platform.node(), "pid": os.getpid()}
-        folder.append("attempts.jsonl", json.dumps(line).encode() + b"\n")
-        saved = folder / "checkpoints"
-        for name in saved.names():
-            if name.startswith(".step-"):
-                (saved / name).remove()
-    return int(world.gather(attempt)[0])
-
-
-def _recorded(say: Say, folder: Folder, attempt: int, world: World) -> Say:
-    """`say` that writes each line down in the run's `events.jsonl` as well, from rank 0; the other ranks say nothing."""
-
-    def record(line: str) -> None:
-        folder.append("events.jsonl", json.dumps({"time": round(time.time(), 3), "attempt": attempt, "event": line}).encode() + b"\n")
-        say(line)
-
-    return record if world.is_main else lambda line: None
 
 
 def _tracker(run: RunConfig, folder: Folder, attempt: int, manifest: Mapping[str, Any], world: World, say: Say) -> Tracker:
@@ -212,12 +203,12 @@ def _flat(prefix: str, values: Any) -> Iterator[tuple[str, Any]]:
 
 
 @contextmanager
-def _closing(tracker: Tracker) -> Iterator[None]:
+def _closing(tracker: Tracker, training: Training) -> Iterator[None]:
     """Close the run in MLflow, whatever happens in the block."""
     status = "FAILED"
     try:
         yield
-        status = "FINISHED"
+        status = "FAILED" if training.failed else "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise

@@ -52,8 +52,11 @@ class Engine(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss` (a scalar of this rank, whose mean over the ranks is minimised)."""
 
-    def step(self, lr: float) -> Tensor | float:
-        """Clip, update at the learning rate `lr`, set the gradients to zero; returns the global gradient norm before clipping."""
+    def step(self, lr: float, update: bool = True) -> Tensor | float:
+        """Clip, update at the learning rate `lr`, set the gradients to zero; returns the global gradient norm before clipping.
+
+        Nothing but the gradients changes, on any rank, unless `update` (the same on all ranks), or where that norm is not finite.
+        """
 
     def fragments(self) -> "list[Fragment]":
         """Every piece of weights, moments and buffers that this rank holds, as views: writing to them changes the state."""

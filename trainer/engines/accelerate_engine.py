@@ -1,5 +1,7 @@
 """Hugging Face Accelerate as an engine: one device, DDP or Apple's MPS, with a whole copy of the network on each rank."""
 
+import math
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
@@ -24,12 +26,13 @@ class AccelerateEngine:
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
 
-    def step(self, lr: float) -> Tensor | float:
+    def step(self, lr: float, update: bool = True) -> Tensor | float:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         limit = float("inf") if self.clip is None else self.clip
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
-        self.prepared.step()
+        if update and math.isfinite(float(norm)):
+            self.prepared.step()
         self.prepared.zero_grad()
         return norm
 

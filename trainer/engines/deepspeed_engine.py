@@ -1,6 +1,8 @@
 """DeepSpeed as an engine: gradients are accumulated and applied when the loop says so, as in PyTorch."""
 
 import logging
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,16 +46,24 @@ class DeepSpeedEngine:
     def __init__(self, config: DeepSpeedConfig, network: nn.Module, optimizer: OptimizerConfig, bf16: bool):
         self.network, self.zero, self.clip = network, config.zero, optimizer.clip
         self.norm: Tensor | float = 0.0
+        self.refused = False
         told = deepspeed_config(config, optimizer, bf16, sum(parameter.numel() for parameter in network.parameters()))
         self.engine: Any = deepspeed.initialize(model=network, optimizer=adamw(network, optimizer), config=told, dist_init_required=False)[0]
         self.module = self.engine
-        if self.zero == 0:
-            self.engine.clip_fp32_gradients = self._clip
+        inner = self.engine.optimizer
+        match self.zero:
+            case 0:
+                self.engine.clip_fp32_gradients = self._clip
+            case 3:
+                inner._get_norm_groups = self._infinite_if_refused(inner._get_norm_groups, [float("inf")])
+            case _:
+                inner.scaled_global_norm = self._infinite_if_refused(inner.scaled_global_norm, float("inf"))
 
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss, scale_wrt_gas=False)
 
-    def step(self, lr: float) -> Tensor | float:
+    def step(self, lr: float, update: bool = True) -> Tensor | float:
+        self.refused = not update
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         self.engine.step()
@@ -70,9 +80,15 @@ class DeepSpeedEngine:
             dist.all_reduce(part, group=deepspeed.utils.groups._get_expert_parallel_group(name))
             squared = squared + part
         self.norm = squared.sqrt()
-        if self.clip is not None:
+        if self.refused or not math.isfinite(float(self.norm)):
+            self.network.zero_grad(set_to_none=True)  # AdamW does nothing to a parameter without a gradient
+        elif self.clip is not None:
             factor = (self.clip / (self.norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_([p.grad for p in self.network.parameters() if p.grad is not None], factor)
+
+    def _infinite_if_refused(self, norm: Callable[[], Any], infinite: Any) -> Callable[[], Any]:
+        """ZeRO drops an update, on all ranks, when the norm is not finite: the norm of one that is refused is infinite."""
+        return lambda: infinite if self.refused else norm()
 
     def fragments(self) -> list[shards.Fragment]:
         match self.zero:

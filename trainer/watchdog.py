@@ -1,0 +1,54 @@
+"""A rank that makes no progress leaves the stacks of its threads in the run, and ends: whoever started it can start it again.
+
+A collective that one rank does not join stalls all the others, so every rank that still runs ends in this way.
+"""
+
+import faulthandler
+import os
+import tempfile
+import threading
+import time
+from typing import Any
+
+from trainer.attempts import note_end
+from trainer.loop import Training
+from trainer.storage import Folder
+
+HUNG = 75
+"""Exit code of a worker that ended itself: a temporary failure (sysexits.h)."""
+_WRITING_S = 10.0
+
+
+class Watchdog:
+    """Watches over `training` while the `with` block runs, in a thread; with `timeout_s` None it does nothing."""
+
+    def __init__(self, training: Training, folder: Folder, attempt: int, timeout_s: float | None):
+        self.training, self.folder, self.attempt, self.timeout_s = training, folder, attempt, timeout_s
+        self.ended = threading.Event()
+
+    def __enter__(self) -> "Watchdog":
+        if self.timeout_s is not None:
+            self.training.alive = time.perf_counter()
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        return self
+
+    def __exit__(self, *problem: Any) -> None:
+        self.ended.set()
+
+    def _watch(self) -> None:
+        assert self.timeout_s is not None
+        while not self.ended.wait(min(1.0, self.timeout_s / 4)):
+            if time.perf_counter() - self.training.alive > self.timeout_s:
+                writing = threading.Thread(target=self._leave_word, name="last words", daemon=True)
+                writing.start()
+                writing.join(_WRITING_S)  # the storage may be what hangs
+                os._exit(HUNG)
+
+    def _leave_word(self) -> None:
+        rank, step = self.training.world.rank, self.training.step
+        name = f"rank-{rank}-attempt-{self.attempt}.txt"
+        with tempfile.TemporaryFile() as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+            file.seek(0)
+            (self.folder / "stacks").make().write(name, file.read())
+        note_end(self.folder, self.attempt, f"rank {rank}", f"no progress for {self.timeout_s:g} s on rank {rank} after step {step}: see stacks/{name}")
