@@ -21,6 +21,9 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from cluster.config import ClusterConfig
+from cluster.failures import PREEMPTED, NoteFailures, WorkerPreempted, preemption
+from trainer.attempts import close_attempt, current_attempt
+from trainer.storage import Folder
 from trainer.world import free_port
 
 
@@ -82,12 +85,17 @@ def train(values: Mapping[str, Any], cluster: ClusterConfig, started: float) -> 
         _worker,
         train_loop_config={"run": dict(values), "started": started},
         scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=gpus > 0, resources_per_worker=_resources(cluster, gpus)),
-        run_config=RayRunConfig(name=values["name"], storage_path=_storage(values), failure_config=FailureConfig(max_failures=cluster.max_failures)),
+        run_config=RayRunConfig(
+            name=values["name"],
+            storage_path=_storage(values),
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            callbacks=[NoteFailures(f"{values['root']}/{values['name']}")],  # type: ignore[list-item]  # Ray's hint is of the older interface
+        ),
     )
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise WorkersFailed(_cause(error)) from error
+        raise WorkersFailed(_cause(error, Folder(f"{values['root']}/{values['name']}"))) from error
 
 
 def _resources(cluster: ClusterConfig, gpus: float) -> dict[str, float]:
@@ -108,12 +116,16 @@ def _worker(config: dict[str, Any]) -> None:
     os.environ |= {name: str(value) for name, value in ranks.items()} | {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
     from trainer.worker import run_worker
 
-    run_worker(config["run"], say=print, started=config["started"])
+    summary = run_worker(config["run"], say=print, started=config["started"], asked=preemption)
+    if summary["stopped"].startswith(PREEMPTED):
+        raise WorkerPreempted(summary["stopped"])
 
 
-def _cause(error: BaseException) -> str:
-    """What the first failed worker raised, with its traceback above it."""
+def _cause(error: BaseException, folder: Folder) -> str:
+    """What the first failed worker raised, with its traceback above it, and why the attempt ended."""
     failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
-    for rank, failure in sorted(failures.items()):
-        return f"{failure}\nworker {rank} failed, see above"
-    return str(error)
+    said = [f"{failure}\nworker {rank} failed, see above" for rank, failure in sorted(failures.items())][:1] or [str(error)]
+    attempt = current_attempt(folder)
+    if attempt >= 0:
+        said.append(f"attempt {attempt} ended: {close_attempt(folder, attempt)}")
+    return "\n".join(said)

@@ -14,6 +14,7 @@ from data.text import TextConfig
 from launch.config import JobConfig, load
 from launch.progress import Watch
 from launch.show import summary
+from launch.stopping import stopping
 from trainer.parsing import plain
 from trainer.run_folder import prepare
 from trainer.world import choose_device
@@ -40,13 +41,17 @@ def train(console: Console, path: str, overrides: Sequence[str], resume: bool, s
     ray_train.check_room(job.cluster)
     steps = job.run.steps(job.run.objective.tokens_per_sample)
     console.print(f"{job.run.name}: {job.cluster.workers} worker{'s' * (job.cluster.workers > 1)}, run folder {folder}", highlight=False)
-    with Watch(folder, steps, console):
+    with Watch(folder, steps, console), stopping(folder, console):
         try:
             ray_train.train(plain(job.run), job.cluster, started)
         except ray_train.WorkersFailed as error:
             console.print(str(error), markup=False, highlight=False)
             raise typer.Exit(1) from None
-    summary(console, folder, json.loads(folder.read("summary.json")), job.run.tracking)
+    facts = json.loads(folder.read("summary.json"))
+    summary(console, folder, facts, job.run.tracking)
+    if facts["failed"]:
+        console.print(f"the run failed: {facts['stopped']}", markup=False, highlight=False)
+        raise typer.Exit(1)
 
 
 def _prepare_data(job: JobConfig) -> None:

@@ -1,0 +1,85 @@
+"""Under Ray: a worker that is killed with SIGKILL costs nothing but time, and one MLflow run tells what happened."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import tiny_job
+from distributed import run_distributed
+from mlflow import MlflowClient
+from test_launch_train import BIN, run
+from test_trainer_anomaly import losses, train
+
+from trainer.attempts import lines
+from trainer.storage import Folder
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    """A folder with a run whose rank 1 was killed after step 5, and with an undisturbed one of the same job."""
+    folder = tmp_path_factory.mktemp("home")
+    job = tiny_job(corpus, engine={"name": "deepspeed", "zero": 1, "ep": 2}, checkpoint={"every": 2}, evaluate={"samples": 0})
+    run_distributed(train, 2, job | {"root": str(folder / "runs"), "name": "undisturbed", "tracking": {"enabled": False}})
+    faulty = job | {"name": "killed", "faults": [{"name": "kill", "step": 5, "rank": 1}]}
+    (folder / "job.yaml").write_text(yaml.safe_dump({"run": faulty, "cluster": {"workers": 2, "max_failures": 1}}))
+    (folder / "printed.txt").write_text(run(folder, "switchwork", "train", "job.yaml"))
+    return folder
+
+
+def test_every_loss_is_bit_identical_to_the_undisturbed_run(home: Path) -> None:
+    assert losses(home / "runs" / "killed") == losses(home / "runs" / "undisturbed")
+    rows = [row for row in lines(Folder(str(home / "runs" / "killed")), "metrics.jsonl") if "loss" in row]
+    assert [row["step"] for row in rows] in ([1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10], [1, 2, 3, 4, 5, 3, 4, 5, 6, 7, 8, 9, 10])  # step 4 may not be saved yet
+
+
+def test_the_run_says_why_each_attempt_ended(home: Path) -> None:
+    ends = [line["ended"] for line in lines(Folder(str(home / "runs" / "killed")), "attempts.jsonl") if "ended" in line]
+    assert len(ends) == 2
+    assert "rank 1 died" in ends[0] or "gloo" in ends[0], ends[0]
+    assert ends[1] == "all steps done"
+
+
+def test_one_mlflow_run_without_doubled_points(home: Path) -> None:
+    client = MlflowClient(f"sqlite:///{home}/mlflow.db")
+    stored = client.get_run((home / "runs" / "killed" / "mlflow_run_id").read_text())
+    assert stored.info.status == "FINISHED"
+    points = client.get_metric_history(stored.info.run_id, "loss")
+    assert [(point.step, point.value) for point in points] == sorted(losses(home / "runs" / "undisturbed").items())
+    assert stored.data.tags["attempt_1_ended"] == "all steps done"
+    assert stored.data.tags["attempt_0_ended"]
+
+
+def test_the_time_ledger_sums_to_the_whole(home: Path) -> None:
+    folder = home / "runs" / "killed"
+    summary = json.loads((folder / "summary.json").read_text())
+    rows = json.loads((folder / "goodput.json").read_text())["attempts"]
+    seconds = summary["goodput"]
+    assert sum(seconds.values()) == pytest.approx(rows[-1]["until"] - rows[0]["begin"], abs=0.1)
+    first = next(row["time"] for row in lines(Folder(str(folder)), "metrics.jsonl"))
+    assert seconds["start-up"] < first - rows[0]["begin"] < seconds["start-up"] + seconds["step"] + seconds["data"] + 5
+    assert seconds["restart"] > 1
+    assert seconds["replayed"] > 0
+    assert seconds["other"] < 0.2 * sum(seconds.values()), "most of the time must have a name"
+    assert "restarts" in (home / "printed.txt").read_text()
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_command_saves_and_leaves(home: Path) -> None:
+    arguments = ["run.name=stopped", "run.faults=[]", "run.stop.steps=10000"]
+    command = subprocess.Popen(
+        [str(BIN / "switchwork"), "train", "job.yaml", *arguments], cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    folder, deadline = home / "runs" / "stopped", time.monotonic() + 200
+    while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    command.send_signal(signal.SIGTERM)
+    printed = command.communicate(timeout=200)[0]
+    assert command.returncode == 0, printed
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["stopped"] == "SIGTERM to the command"
+    assert 0 < summary["step"] < 10000
+    assert (folder / "checkpoints" / f"step-{summary['step']:08d}" / "manifest.json").exists()
