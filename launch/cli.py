@@ -143,6 +143,20 @@ def verify(target: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help=
         raise typer.Exit(1)
 
 
+@app.command()
+def chaos(
+    job: JobFile,
+    faults: Annotated[str, typer.Option("--faults", metavar="FILE", help="what goes wrong, and when: launch/configs/chaos_quickstart.yaml is one")],
+    overrides: Overrides = None,
+    folder: Annotated[str, typer.Option("--folder", help="a new folder for the two runs and drill.json")] = "drills/chaos",
+) -> None:
+    """A fire drill: the job without faults, then with them; ends with what each fault cost."""
+    from launch.chaos import chaos as drill
+
+    if not drill(console, job, faults, overrides or [], folder):
+        raise typer.Exit(1)
+
+
 prove = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Experiments that show what a part of this is worth, with intervals.")
 app.add_typer(prove, name="prove")
 

@@ -1,0 +1,94 @@
+"""What a fire drill cost: derived from the folders of the two runs alone."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from launch.show import time_table
+from launch.verify import verify_data
+from trainer.attempts import lines
+from trainer.storage import Folder
+
+
+@dataclass(frozen=True)
+class Struck:
+    """A fault that happened."""
+
+    name: str
+    step: int
+    time: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one fault cost."""
+
+    name: str
+    step: int
+    detected_s: float | None
+    """Until the run, or Ray, wrote down that something is wrong; None where nobody needed to notice."""
+    recovered_s: float | None
+    """Until the first step that the run had not done before; None if there was none."""
+    replayed: int
+    """Steps that were done again."""
+
+
+def costs(struck: list[Struck], metrics: list[dict[str, Any]], noticed: list[float]) -> list[Cost]:
+    """The cost of each fault from the lines of metrics.jsonl that have a loss, and the times at which something was noticed."""
+    found = []
+    for index, fault in enumerate(struck):
+        until = struck[index + 1].time if index + 1 < len(struck) else float("inf")
+        before = [row["step"] for row in metrics if row["time"] <= fault.time]
+        furthest = max([fault.step, *before])
+        later = [row for row in metrics if row["time"] > fault.time]
+        new = next((row["time"] for row in later if row["step"] > furthest), None)
+        seen = next((time for time in noticed if fault.time <= time < until), None)
+        replayed = sum(row["step"] <= max(before, default=0) and row["time"] < until for row in later)
+        found.append(Cost(fault.name, fault.step, seen and seen - fault.time, new and new - fault.time, replayed))
+    return found
+
+
+def report(console: Console, root: Path, struck: list[Struck], planned: int) -> bool:
+    """Print the table of the drill in `root`, and write it to drill.json; returns whether all faults happened and the run was done."""
+    folder, other = Folder(str(root / "drill")), Folder(str(root / "undisturbed"))
+    metrics = [row for row in lines(folder, "metrics.jsonl") if "loss" in row]
+    ends = [line["time"] for line in lines(folder, "attempts.jsonl") if "ended" in line]
+    alarms = [line["time"] for line in lines(folder, "events.jsonl") if "passing over" in line["event"] or "MLflow does not take" in line["event"]]
+    found = costs(struck, metrics, sorted([*ends, *alarms]))
+    table = Table(title="the drill", title_justify="left", box=None, pad_edge=False)
+    for heading in ("fault", "step", "detected, s", "recovered, s", "steps again"):
+        table.add_column(heading, justify="left" if heading == "fault" else "right")
+    for cost in found:
+        table.add_row(cost.name, str(cost.step), _seconds(cost.detected_s), _seconds(cost.recovered_s), str(cost.replayed))
+    console.print(table)
+    missing = planned - len(struck)
+    if missing:
+        console.print(f"{missing} of {planned} faults did not happen: their steps were not reached")
+    result: dict[str, Any] = {"faults": [asdict(cost) for cost in found], "planned": planned}
+    done = folder.exists("summary.json")
+    if done:
+        result |= _compared(console, folder, other)
+        result["data_exact"] = verify_data(console, folder, result["step"])
+    (root / "drill.json").write_text(json.dumps(result, indent=1))
+    return done and not missing and result["data_exact"]
+
+
+def _compared(console: Console, folder: Folder, other: Folder) -> dict[str, Any]:
+    """The two runs beside each other, step by step."""
+    mine, theirs = ({row["step"]: row["loss"] for row in lines(each, "metrics.jsonl") if "loss" in row} for each in (folder, other))
+    summary = json.loads(folder.read("summary.json"))
+    last, passed = max(theirs), sum(each["last"] - each["first"] + 1 for each in summary["anomalies"])
+    first_other = next((step for step in sorted(theirs) if mine.get(step) != theirs[step]), None)
+    same = "every loss is bit-identical" if first_other is None else f"the losses are bit-identical until step {first_other - 1}"
+    console.print(f"final loss {mine.get(last, float('nan')):.6f}, undisturbed {theirs[last]:.6f}; {same}; {passed} steps passed over", highlight=False)
+    time_table(console, summary["goodput"])
+    figures = {"final_loss": mine.get(last), "undisturbed_loss": theirs[last], "first_different_step": first_other, "passed_over": passed}
+    return figures | {"step": summary["step"], "goodput": summary["goodput"], "attempts": summary["attempt"] + 1}
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"

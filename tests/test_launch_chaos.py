@@ -1,0 +1,54 @@
+"""The fire drill: what the table says is derived from what the runs wrote, and the drill comes through on real parts."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import tiny_job
+from test_launch_train import run
+
+from launch.chaos import Drill
+from launch.chaos_report import Cost, Struck, costs
+from trainer.parsing import parse, read_job
+
+
+def test_costs_of_two_faults() -> None:
+    metrics = [{"step": step, "time": time, "loss": 1.0} for step, time in ((1, 1.0), (2, 2.0), (3, 3.0), (2, 20.0), (3, 21.0), (4, 22.0), (5, 30.0))]
+    struck = [Struck("kill", 3, 3.5), Struck("poison_gradient", 5, 22.5)]
+    assert costs(struck, metrics, [5.5, 23.0]) == [Cost("kill", 3, 2.0, 18.5, 2), Cost("poison_gradient", 5, 0.5, None, 0)]
+
+
+def test_the_shipped_drill_is_one() -> None:
+    drill = parse(Drill, read_job("launch/configs/chaos_quickstart.yaml"), "faults")
+    assert len({fault.name for fault in drill.faults}) == 7, "each kind of fault is in it once"
+
+
+def test_a_fault_that_does_not_exist_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "faults.yaml").write_text("faults: [{name: earthquake, step: 3}]")
+    with pytest.raises(ValueError, match=r"earthquake.*use one of kill, hang"):
+        parse(Drill, read_job(str(tmp_path / "faults.yaml")), "faults")
+
+
+@pytest.mark.slow
+def test_a_drill_with_four_faults(tmp_path: Path, corpus: Path) -> None:
+    job = tiny_job(corpus, engine={"name": "deepspeed", "zero": 1, "ep": 2}, checkpoint={"every": 2}, evaluate={"samples": 0}, stop={"steps": 14})
+    faults = [
+        {"name": "source_fails", "step": 2, "seconds": 2.0, "rank": 1},
+        {"name": "kill", "step": 5, "rank": 1},
+        {"name": "poison_gradient", "step": 8, "rank": 0},
+        {"name": "terminate", "step": 10},
+    ]
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump({"run": job, "cluster": {"workers": 2}}))
+    (tmp_path / "faults.yaml").write_text(yaml.safe_dump({"faults": faults}))
+    printed = run(tmp_path, "switchwork", "chaos", "job.yaml", "--faults", "faults.yaml", "--folder", "drill")
+    result = json.loads((tmp_path / "drill" / "drill.json").read_text())
+    assert [(cost["name"], cost["step"]) for cost in result["faults"]][:3] == [("source_fails", 2), ("kill", 5), ("poison_gradient", 8)]
+    assert result["first_different_step"] == 8, "until the poisoned step the losses are those of the undisturbed run"
+    kill = result["faults"][1]
+    assert kill["replayed"] in (1, 3)
+    assert 0 < kill["detected_s"] < kill["recovered_s"]
+    assert (result["passed_over"], result["attempts"]) == (1, 3)
+    assert result["data_exact"]
+    assert "lost 0, repeated 0" in printed
+    assert result["final_loss"] == pytest.approx(result["undisturbed_loss"], abs=0.3)
