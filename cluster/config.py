@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class ClusterConfig:
     """Ray workers and what each of them gets."""
 
-    workers: int = 1
-    """Number of workers; with GPUs, one a GPU."""
+    workers: int | tuple[int, int] = 1
+    """Number of workers; with GPUs, one a GPU. [fewest, most]: as many as there is room for, more or fewer as nodes come and go."""
     cpus_per_worker: float = 1
     """CPU cores of a worker, and its threads."""
     gpus_per_worker: float | None = None
@@ -19,7 +19,22 @@ class ClusterConfig:
     """Ray cluster to join; null: RAY_ADDRESS, else a new one on this machine."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError(f"workers is {self.workers}; it must be at least 1")
+        if self.fewest < 1:
+            raise ValueError(f"workers is {self.fewest}; it must be at least 1")
+        if self.fewest > self.most:
+            raise ValueError(f"workers is [{self.fewest}, {self.most}]; the first must not be above the second")
         if self.cpus_per_worker <= 0:
             raise ValueError(f"cpus_per_worker is {self.cpus_per_worker}; it must be above 0")
+
+    @property
+    def fewest(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def sizes(self) -> range:
+        """Every number of workers that there may be."""
+        return range(self.fewest, self.most + 1)

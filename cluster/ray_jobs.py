@@ -17,6 +17,9 @@ import yaml
 
 PACKAGES = ("launch", "cluster", "trainer", "models", "data")
 _CHECKOUT = Path(__file__).parents[1]
+_STOP_WAIT_S = 600
+_ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)}
+"""A job that is stopped gets SIGTERM, saves and leaves; Ray would kill it after 3 s."""
 
 
 def client(address: str) -> Any:
@@ -53,7 +56,7 @@ def submit(address: str, job: dict[str, Any], name: str) -> str:
         entrypoint = f"python -m launch.cli train {name}.yaml"
         job_id = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
         try:
-            return str(jobs.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env={"working_dir": folder, "env_vars": {"PYTHONUNBUFFERED": "1"}}))
+            return str(jobs.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env={"working_dir": folder, "env_vars": _ENVIRONMENT}))
         except (RuntimeError, ConnectionError) as error:
             raise ValueError(f"--to: {address} did not take the job ({_line(error)})") from None
 
@@ -87,7 +90,7 @@ def logs(address: str, job_id: str, follow: bool) -> Iterator[str]:
 
 
 def stop(address: str, job_id: str) -> None:
-    """Have the cluster stop the job."""
+    """Have the cluster stop the job, which saves first."""
     status(address, job_id)
     client(address).stop_job(job_id)
 

@@ -57,9 +57,9 @@ def check_room(cluster: ClusterConfig) -> None:
     there = ray.cluster_resources()
     gpus = gpus_per_worker(cluster)
     for name, field, each in (("CPU", "cpus_per_worker", cluster.cpus_per_worker), ("GPU", "gpus_per_worker", gpus)):
-        wanted, has = cluster.workers * each, there.get(name, 0)
+        wanted, has = cluster.fewest * each, there.get(name, 0)
         if wanted > has:
-            total = f"{cluster.workers} x {field} {each:g} = {wanted:g} {name}s"
+            total = f"{cluster.fewest} x {field} {each:g} = {wanted:g} {name}s"
             raise ValueError(f"cluster.workers: {total}, and the cluster has {has:g}; use fewer workers or a smaller {field}")
 
 
@@ -84,7 +84,11 @@ def train(values: Mapping[str, Any], cluster: ClusterConfig, started: float) -> 
     trainer = _Trainer(
         _worker,
         train_loop_config={"run": dict(values), "started": started},
-        scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=gpus > 0, resources_per_worker=_resources(cluster, gpus)),
+        scaling_config=ScalingConfig(
+            num_workers=cluster.workers,  # type: ignore[arg-type]  # Ray's hint is of the older interface
+            use_gpu=gpus > 0,
+            resources_per_worker=_resources(cluster, gpus),
+        ),
         run_config=RayRunConfig(
             name=values["name"],
             storage_path=_storage(values),

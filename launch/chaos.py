@@ -131,7 +131,8 @@ class _Server:
     """An MLflow server on this machine, over a store in `root`, that can go away for a while."""
 
     def __init__(self, root: Path):
-        self.root, self.port, self.process, self.back_at = root, free_port(), None, float("inf")
+        self.root, self.port, self.back_at = root, free_port(), float("inf")
+        self.process: subprocess.Popen[bytes] | None = None
         self.uri = f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> "_Server":
@@ -146,7 +147,7 @@ class _Server:
         store = ["--backend-store-uri", f"sqlite:///{self.root}/mlflow.db", "--artifacts-destination", str(self.root / "artifacts")]
         quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         with (self.root / "server.log").open("ab") as log:
-            self.process: subprocess.Popen[bytes] | None = subprocess.Popen(
+            self.process = subprocess.Popen(
                 [*command, *store], stdout=log, stderr=subprocess.STDOUT, cwd=self.root, env=os.environ | quiet, start_new_session=True
             )
 

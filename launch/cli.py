@@ -83,7 +83,7 @@ def logs(job_id: JobId, to: To, follow: Annotated[bool, typer.Option("-f", "--fo
 
 @app.command()
 def stop(job_id: JobId, to: To) -> None:
-    """Stop a job."""
+    """Stop a job: it saves, and leaves."""
     from cluster.ray_jobs import stop as halt
 
     halt(to, job_id)

@@ -1,5 +1,6 @@
 """A job file: what to train (`run`) and where (`cluster`)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,13 +25,19 @@ class JobConfig:
 def load(path: str, overrides: Sequence[str] = (), resume: bool = False) -> JobConfig:
     """The job at `path` with `overrides`, named, checked as far as it can be before anything starts."""
     job = parse(JobConfig, read_job(path, overrides))
-    check(job.run, job.cluster.workers)
-    return replace(job, run=settle(job.run, Path(path).stem, job.cluster.workers, resume))
+    _check(job)
+    return replace(job, run=settle(job.run, Path(path).stem, math.lcm(*job.cluster.sizes), resume))
+
+
+def _check(job: JobConfig) -> None:
+    """The job fits every number of workers that it may have."""
+    for workers in job.cluster.sizes:
+        check(job.run, workers)
 
 
 def for_cluster(path: str, overrides: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """A name and the fields of a job that is to run elsewhere: checked here, settled there."""
     values = read_job(path, overrides)
     job = parse(JobConfig, values)
-    check(job.run, job.cluster.workers)
+    _check(job)
     return job.run.name or Path(path).stem, values

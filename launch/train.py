@@ -9,6 +9,7 @@ import typer
 import yaml
 from rich.console import Console
 
+from cluster.config import ClusterConfig
 from data.images import ImageConfig
 from data.text import TextConfig
 from launch.config import JobConfig, load
@@ -40,7 +41,7 @@ def train(console: Console, path: str, overrides: Sequence[str], resume: bool, s
     ray_train.connect(job.cluster)
     ray_train.check_room(job.cluster)
     steps = job.run.steps(job.run.objective.tokens_per_sample)
-    console.print(f"{job.run.name}: {job.cluster.workers} worker{'s' * (job.cluster.workers > 1)}, run folder {folder}", highlight=False)
+    console.print(f"{job.run.name}: {_workers(job.cluster)}, run folder {folder}", highlight=False)
     with Watch(folder, steps, console), stopping(folder, console):
         try:
             ray_train.train(plain(job.run), job.cluster, started)
@@ -52,6 +53,10 @@ def train(console: Console, path: str, overrides: Sequence[str], resume: bool, s
     if facts["failed"]:
         console.print(f"the run failed: {facts['stopped']}", markup=False, highlight=False)
         raise typer.Exit(1)
+
+
+def _workers(cluster: ClusterConfig) -> str:
+    return f"{'' if cluster.fewest == cluster.most else f'{cluster.fewest} to '}{cluster.most} worker{'s' * (cluster.most > 1)}"
 
 
 def _prepare_data(job: JobConfig) -> None:

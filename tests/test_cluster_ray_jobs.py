@@ -92,3 +92,21 @@ def test_what_a_cluster_refuses_is_one_line(head: str, corpus: Path, tmp_path: P
     for done, word in cases:
         assert (done.returncode, done.stderr.count("\n"), done.stderr[:7]) == (2, 1, "error: "), done.stderr
         assert word in done.stderr
+
+
+def test_a_job_that_is_stopped_saves_first(head: str, corpus: Path, tmp_path: Path) -> None:
+    job, folder = tmp_path / "job.yaml", tmp_path / "runs" / "stopped"
+    run = tiny_job(corpus, root=str(tmp_path / "runs"), name="stopped", stop={"steps": 100_000}, evaluate={"samples": 0})
+    job.write_text(yaml.safe_dump({"run": run}))
+    job_id = switchwork("submit", str(job), "--to", head).stdout.strip()
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline, switchwork("logs", job_id, "--to", head).stdout
+        time.sleep(0.5)
+    assert switchwork("stop", job_id, "--to", head).returncode == 0
+    while not (folder / "summary.json").exists():
+        assert time.monotonic() < deadline + 60, switchwork("logs", job_id, "--to", head).stdout
+        time.sleep(0.5)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["stopped"] == "SIGTERM to the command"
+    assert (folder / "checkpoints" / f"step-{summary['step']:08d}" / "manifest.json").exists()

@@ -22,7 +22,7 @@ LAYOUTS = {
 
 
 def curves(world: Any, job: dict[str, Any], layouts: list[tuple[str, int, int]], folder: str) -> dict[Any, tuple[dict[int, float], bool, int]]:
-    """For each layout, poisoned and by hand: losses by step, whether all training state is finite, and the number of anomalies."""
+    """For each layout, poisoned, refused and by hand: losses by step, whether all training state is finite, and the number of anomalies."""
     from data.steps import Share
     from trainer.config import RunConfig
     from trainer.faults import inject
@@ -36,12 +36,18 @@ def curves(world: Any, job: dict[str, Any], layouts: list[tuple[str, int, int]],
     for name, zero, ep in layouts:
         engine = {"name": name} | ({"zero": zero, "ep": ep} if name == "deepspeed" else {})
         run = parse(RunConfig, job | {"engine": engine, "faults": [{"name": "poison_gradient", "step": BAD, "rank": world.size - 1}]}, "run")
-        for by_hand in (False, True):
+        for way in ("poisoned", "refused", "by hand"):
             training, curve = build_training(run, world), {}
-            if by_hand:
-                training.guard.found = [{"step": BAD, "reason": "by hand", "first": BAD, "last": BAD}]
-            else:
-                inject(run.faults, training, Folder(f"{folder}/{name}-{zero}").make())
+            match way:
+                case "poisoned":  # the gradient is not finite: the engine notices
+                    inject(run.faults, training, Folder(f"{folder}/{name}-{zero}").make())
+                case "refused":  # the loss is objected to: the engine is told
+                    objection = training.guard.objection
+                    training.guard.objection = lambda *about, training=training, objection=objection: (
+                        "refused" if training.step + 1 == BAD else objection(*about)
+                    )
+                case "by hand":
+                    training.guard.found = [{"step": BAD, "reason": "by hand", "first": BAD, "last": BAD}]
 
             def note(training: Any, curve: dict[int, float] = curve) -> None:
                 if training.sums:
@@ -53,7 +59,7 @@ def curves(world: Any, job: dict[str, Any], layouts: list[tuple[str, int, int]],
             fit(training, stream, STEPS, [(1, note)])
             stream.close()
             finite = all(bool(fragment.values.isfinite().all()) for fragment in fragments(training))
-            found[name, zero, by_hand] = (curve, finite, len(training.guard.found))
+            found[name, zero, way] = (curve, finite, len(training.guard.found))
     return found
 
 
@@ -61,11 +67,11 @@ def curves(world: Any, job: dict[str, Any], layouts: list[tuple[str, int, int]],
 def test_a_poisoned_gradient_is_passed_over_as_if_by_hand(world: int, corpus: Path, tmp_path: Path) -> None:
     ranks = run_distributed(curves, world, tiny_job(corpus), LAYOUTS[world], str(tmp_path))
     for name, zero, _ in LAYOUTS[world]:
-        poisoned = ranks[0][name, zero, False][0]
-        assert all(rank[name, zero, False][1:] == (True, 1) for rank in ranks), (name, zero)
+        poisoned = ranks[0][name, zero, "poisoned"][0]
+        assert all(rank[name, zero, way][1:] == (True, 1) for rank in ranks for way in ("poisoned", "refused")), (name, zero)
         assert sorted(poisoned) == [1, 2, 4, 5, 6]
-        assert poisoned == ranks[0][name, zero, True][0], (name, zero)
-        assert poisoned == pytest.approx(ranks[0]["deepspeed", 0, True][0], abs=1e-5), "the layout changes what passing over means"
+        assert poisoned == ranks[0][name, zero, "refused"][0] == ranks[0][name, zero, "by hand"][0], (name, zero)
+        assert poisoned == pytest.approx(ranks[0]["deepspeed", 0, "by hand"][0], abs=1e-5), "the layout changes what passing over means"
         assert poisoned[6] < poisoned[1] - 0.1
 
 

@@ -44,7 +44,8 @@ def begin_attempt(folder: Folder, world: "World") -> int:
         earlier = lines(folder.make(), "attempts.jsonl")
         attempt = sum("ended" not in line for line in earlier)
         if attempt:
-            close_attempt(folder, attempt - 1)
+            before = [line["world"] for line in earlier if "world" in line][-1]
+            close_attempt(folder, attempt - 1, UNKNOWN if before == world.size else f"{before} workers became {world.size}")
         append(folder, "attempts.jsonl", {"attempt": attempt, "time": time.time(), "world": world.size, "host": platform.node(), "pid": os.getpid()})
         saved = folder / "checkpoints"
         for name in saved.names():
@@ -64,15 +65,15 @@ def note_end(folder: Folder, attempt: int, by: str, cause: str) -> None:
     (folder / "ends").make().write(f"attempt-{attempt}-{by.replace(' ', '-')}.json", json.dumps(line).encode())
 
 
-def close_attempt(folder: Folder, attempt: int) -> str:
-    """Have the end of an attempt that is over in `attempts.jsonl`; returns why it ended."""
+def close_attempt(folder: Folder, attempt: int, otherwise: str = UNKNOWN) -> str:
+    """Have the end of an attempt that is over in `attempts.jsonl`; returns why it ended, which is `otherwise` where nobody has said."""
     for line in lines(folder, "attempts.jsonl"):
         if line["attempt"] == attempt and "ended" in line:
             return str(line["ended"])
     ends = folder / "ends"
     told = [json.loads(ends.read(name)) for name in ends.names() if name.startswith(f"attempt-{attempt}-")]
     told.sort(key=lambda line: (any(word in line["ended"] for word in _LOST_PEERS), line["time"]))
-    line = told[0] if told else {"attempt": attempt, "time": time.time(), "ended": UNKNOWN, "by": "nobody"}
+    line = told[0] if told else {"attempt": attempt, "time": time.time(), "ended": otherwise, "by": "nobody"}
     append(folder, "attempts.jsonl", line)
     return str(line["ended"])
 

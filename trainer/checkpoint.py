@@ -93,7 +93,17 @@ class Checkpointer:
             problem = ""
         except OSError as error:  # no room, no right, no answer: what storage does
             problem = f"checkpoint {step_name(self.last_step)}: {' '.join(str(error).split())}"
-        return next(filter(None, self.world.gather(problem)), "")
+        problem = next(filter(None, self.world.gather(problem)), "")
+        if problem and self.world.is_main:  # now nobody writes into it any more
+            folder = self._unpublished(self.last_step)
+            with suppress(OSError):
+                if not folder.exists("manifest.json"):
+                    folder.remove()
+        return problem
+
+    def _unpublished(self, step: int) -> Folder:
+        """Where a checkpoint is written; object stores have no rename, so there it is the final place, and only the manifest makes it a checkpoint."""
+        return self.root / (f".{step_name(step)}-{self.attempt}" if self.root.is_local else step_name(step))
 
     def _stage(self, key: str, owned: Tensor) -> Tensor:
         buffer = self.staged.get(key)
@@ -103,7 +113,7 @@ class Checkpointer:
 
     def _write(self, step: int, pieces: list[tuple[Fragment, int, Tensor]], state: dict[str, Any]) -> None:
         try:
-            folder = self.root / (f".{step_name(step)}-{self.attempt}" if self.root.is_local else step_name(step))
+            folder = self._unpublished(step)
             try:
                 self._write_rank(folder.make(), pieces)
             except OSError as error:
@@ -120,8 +130,6 @@ class Checkpointer:
             if folder.exists(f"{name}.safetensors"):
                 folder.fs.rm_file(f"{folder.path}/{name}.safetensors")
             folder.write(f"{name}.failed", b"")
-        if self.world.is_main:
-            folder.remove()
         raise error
 
     def _write_rank(self, folder: Folder, pieces: list[tuple[Fragment, int, Tensor]]) -> None:
@@ -157,20 +165,14 @@ class Checkpointer:
         expected = {f"rank-{rank:05d}.json" for rank in range(self.world.size)}
         while missing := expected - set(names := folder.names()):
             if failed := [name for name in names if name.endswith(".failed")]:
-                folder.remove()
                 raise OSError(f"{failed[0].removesuffix('.failed')} could not be written")
             if time.monotonic() > deadline:
-                folder.remove()
                 raise TimeoutError(
                     f"checkpoint {step_name(step)}: no {', '.join(sorted(missing))} after {_WAIT_FOR_RANKS_S:.0f} s; is {folder} shared by all nodes?"
                 )
             time.sleep(0.02)
         parts = {name.removesuffix(".json"): json.loads(folder.read(name)) for name in sorted(expected)}
-        try:
-            folder.write("manifest.json", json.dumps(_manifest(step, parts, state), indent=1).encode())
-        except OSError:
-            folder.remove()
-            raise
+        folder.write("manifest.json", json.dumps(_manifest(step, parts, state), indent=1).encode())
         for name in expected:
             folder.fs.rm_file(f"{folder.path}/{name}")
         final = self.root / step_name(step)

@@ -1,5 +1,6 @@
 """The part of a job that a worker needs: what to train, on what, for how long, and what to write down."""
 
+import math
 import re
 from dataclasses import dataclass, field
 
@@ -124,10 +125,14 @@ class RunConfig:
         if self.log_every < 1:
             raise ValueError(f"log_every is {self.log_every}; it must be at least 1")
 
-    @property
-    def ep(self) -> int:
-        """Ranks that share one set of experts."""
-        return self.engine.ep if isinstance(self.engine, DeepSpeedConfig) else 1
+    def ep(self, workers: int) -> int:
+        """Ranks, of `workers`, that share one set of experts."""
+        engine, moe = self.engine, self.objective.moe
+        if not isinstance(engine, DeepSpeedConfig):
+            return 1
+        if engine.ep != "auto":
+            return engine.ep
+        return math.gcd(workers, moe.experts) if moe is not None and engine.zero < 3 else 1
 
     def steps(self, tokens_per_sample: int) -> int | None:
         """Optimiser steps until the end, if it can be known: the smaller of stop.steps and what stop.tokens makes."""
@@ -141,7 +146,7 @@ class RunConfig:
 
 def check(run: RunConfig, workers: int) -> None:
     """Raises ValueError, with both numbers and the fix, for whatever does not divide or go together on `workers` workers."""
-    batch, engine, moe = run.batch, run.engine, run.objective.moe
+    batch, engine, moe, ep = run.batch, run.engine, run.objective.moe, run.ep(workers)
     each = workers * batch.micro_batch
     if batch.global_batch % each:
         down = max(each, batch.global_batch // each * each)
@@ -157,15 +162,15 @@ def check(run: RunConfig, workers: int) -> None:
     lanes = run.objective.lanes
     if lanes is not None and lanes % workers:
         raise ValueError(f"run.objective.data.lanes: {lanes} is no multiple of {workers} workers; use {-(-lanes // workers) * workers}")
-    if run.ep > 1:
+    if ep > 1:
         if moe is None:
-            raise ValueError(f"run.engine.ep: {run.ep}, but the model has no experts; use 1")
-        if moe.experts % run.ep:
-            raise ValueError(f"run.engine.ep: {run.ep} does not divide the {moe.experts} experts; use a divisor of both {moe.experts} and {workers} workers")
-        if workers % run.ep:
-            raise ValueError(f"run.engine.ep: {run.ep} does not divide the {workers} workers; use a divisor of both {moe.experts} experts and {workers}")
-    if isinstance(engine, DeepSpeedConfig) and engine.zero == 3 and run.ep > 1:
-        raise ValueError(f"run.engine.zero: 3 with ep {run.ep}: DeepSpeed has no ZeRO 3 for experts over ranks; use zero 2, or ep 1")
+            raise ValueError(f"run.engine.ep: {ep}, but the model has no experts; use 1")
+        if moe.experts % ep:
+            raise ValueError(f"run.engine.ep: {ep} does not divide the {moe.experts} experts; use a divisor of both {moe.experts} and {workers} workers")
+        if workers % ep:
+            raise ValueError(f"run.engine.ep: {ep} does not divide the {workers} workers; use a divisor of both {moe.experts} experts and {workers}")
+    if isinstance(engine, DeepSpeedConfig) and engine.zero == 3 and ep > 1:
+        raise ValueError(f"run.engine.zero: 3 with ep {ep}: DeepSpeed has no ZeRO 3 for experts over ranks; use zero 2, or ep 1")
     if isinstance(engine, DeepSpeedConfig) and engine.zero == 3 and isinstance(run.objective, GanConfig) and run.objective.penalised:
         raise ValueError("run.engine.zero: 3 with a gradient penalty: DeepSpeed takes no second derivatives of sharded weights; use zero 2, or penalty 0")
     schedule = run.optimizer.schedule

@@ -60,10 +60,10 @@ def build_training(run: RunConfig, world: World) -> Training:
     engines = {}
     bf16 = run.precision == "bf16" or (run.precision == "auto" and world.device.type == "cuda")
     for name, network in objective.networks.items():
-        if run.ep > 1:
+        if (ep := run.ep(world.size)) > 1:
             from trainer.expert_parallel import shard_experts
 
-            shard_experts(network, run.ep, world.rank)
+            shard_experts(network, ep, world.rank)
         initialise(network, run.seed)
         network.to(world.device)
         if run.compile:

@@ -21,13 +21,13 @@ class DeepSpeedConfig:
     name: Literal["deepspeed"] = "deepspeed"
     zero: Literal[0, 1, 2, 3] = 1
     """Stage: 1 shards the optimiser's state, 2 the gradients as well, 3 the weights as well."""
-    ep: int = 1
-    """Ranks that share one set of experts; divides the number of workers and of experts."""
+    ep: int | Literal["auto"] = 1
+    """Ranks that share one set of experts; divides the number of workers and of experts. auto: as many as do, whatever the number of workers."""
     offload_optimizer: bool = False
     """Keep the optimiser's state in CPU memory (ZeRO >= 1)."""
 
     def __post_init__(self) -> None:
-        if self.ep < 1:
+        if self.ep != "auto" and self.ep < 1:
             raise ValueError(f"ep is {self.ep}; it must be at least 1")
         if self.offload_optimizer and self.zero == 0:
             raise ValueError("offload_optimizer is true with zero 0; offloading needs zero 1, 2 or 3")
