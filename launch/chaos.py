@@ -87,7 +87,7 @@ def chaos(console: Console, job_file: str, faults_file: str, overrides: Sequence
 def _disturbed(console: Console, root: Path, faults: Sequence[Terminate | TrackingAway], server: "_Server") -> bool:
     """Run the drill to its end, doing from outside what cannot be done from inside; returns whether it ended well."""
     folder, left = Folder(str(root / "drill")), sorted(faults, key=lambda fault: fault.step)
-    command, resumed = _Command(root, "drill"), 0
+    command = _Command(root, "drill")
     while True:
         time.sleep(_POLL_S)
         step = max((row["step"] for row in lines(folder, "metrics.jsonl")), default=0)
@@ -100,7 +100,6 @@ def _disturbed(console: Console, root: Path, faults: Sequence[Terminate | Tracki
                 case Terminate():
                     command.process.send_signal(signal.SIGTERM)
                     command.wait()
-                    resumed += 1
                     command = _Command(root, "drill", "--resume")
                 case TrackingAway(seconds=seconds):
                     server.go_away(seconds)
@@ -110,7 +109,7 @@ def _disturbed(console: Console, root: Path, faults: Sequence[Terminate | Tracki
 
 
 class _Command:
-    """A `switchwork train` of its own, in a process group of its own."""
+    """A `switchwork train` of its own."""
 
     def __init__(self, root: Path, name: str, *options: str):
         with (root / f"{name}.log").open("ab") as log:
@@ -120,11 +119,14 @@ class _Command:
                 stderr=subprocess.STDOUT,
                 cwd=root,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))},
-                start_new_session=True,
             )
 
     def wait(self) -> int:
-        return self.process.wait()
+        try:
+            return self.process.wait()
+        except BaseException:  # Ctrl-C: the run goes with the drill
+            self.process.kill()
+            raise
 
 
 class _Server:

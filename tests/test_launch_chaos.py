@@ -1,12 +1,14 @@
 """The fire drill: what the table says is derived from what the runs wrote, and the drill comes through on real parts."""
 
 import json
+import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from conftest import tiny_job
-from test_launch_train import run
+from test_launch_train import BIN
 
 from launch.chaos import Drill
 from launch.chaos_report import Cost, Struck, costs
@@ -31,6 +33,7 @@ def test_a_fault_that_does_not_exist_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_drill_with_four_faults(tmp_path: Path, corpus: Path) -> None:
     job = tiny_job(corpus, engine={"name": "deepspeed", "zero": 1, "ep": 2}, checkpoint={"every": 2}, evaluate={"samples": 0}, stop={"steps": 14})
     faults = [
@@ -41,7 +44,14 @@ def test_a_drill_with_four_faults(tmp_path: Path, corpus: Path) -> None:
     ]
     (tmp_path / "job.yaml").write_text(yaml.safe_dump({"run": job, "cluster": {"workers": 2}}))
     (tmp_path / "faults.yaml").write_text(yaml.safe_dump({"faults": faults}))
-    printed = run(tmp_path, "switchwork", "chaos", "job.yaml", "--faults", "faults.yaml", "--folder", "drill")
+    command = [str(BIN / "switchwork"), "chaos", "job.yaml", "--faults", "faults.yaml", "--folder", "drill"]
+    drill = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        printed = drill.communicate(timeout=800)[0]
+    finally:
+        for each in [*psutil.Process(drill.pid).children(recursive=True), drill] if drill.poll() is None else []:
+            each.kill()
+    assert drill.returncode == 0, printed
     result = json.loads((tmp_path / "drill" / "drill.json").read_text())
     assert [(cost["name"], cost["step"]) for cost in result["faults"]][:3] == [("source_fails", 2), ("kill", 5), ("poison_gradient", 8)]
     assert result["first_different_step"] == 8, "until the poisoned step the losses are those of the undisturbed run"
