@@ -142,8 +142,8 @@ def taking(iterator: Iterator[object], steps: int) -> Callable[[], None]:
 def report(what: str, sides: dict[str, Iterator[object]], steps: int, rounds: int, per_step: int) -> dict[str, object]:
     """Run and print one comparison; returns what goes into the JSON file."""
     seconds = paired.in_turn({name: taking(iterator, steps) for name, iterator in sides.items()}, rounds)
-    print(f"million {what} per second")
-    paired.show({name: [steps * per_step / value / 1e6 for value in values] for name, values in seconds.items()}, unit=1.0, name="M/s")
+    print(f"thousand {what} per second")
+    paired.show({name: [steps * per_step / value / 1e3 for value in values] for name, values in seconds.items()}, unit=1.0, name="k/s")
     ratios = {name: [theirs / ours for ours, theirs in zip(seconds["stream"], values, strict=True)] for name, values in seconds.items() if name != "stream"}
     for name, values in ratios.items():
         print(f"  stream / {name:6} {statistics.median(values):.3f}   ({min(values):.3f} to {max(values):.3f})")
