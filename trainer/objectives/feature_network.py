@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.cache import cache_folder
 from models.classifier import Classifier, ClassifierConfig, classifier_loss
+from models.inception import InceptionFeatures
 from models.init import initialise
 
 if TYPE_CHECKING:
@@ -95,30 +96,14 @@ def train_classifier(network: Classifier, data: "Images") -> dict[str, Tensor]:
     return {name: value.detach().contiguous() for name, value in network.state_dict().items()}
 
 
-class _Inception(nn.Module):
-    """torchvision's network up to its pooled features, on images of any size and 1 or 3 channels."""
-
-    def __init__(self, body: nn.Module) -> None:
-        super().__init__()
-        self.body = body
-
-    def forward(self, image_MCHW: Tensor) -> Tensor:
-        resized = F.interpolate(image_MCHW, size=(299, 299), mode="bilinear", antialias=True, align_corners=False)
-        return self.body(resized.expand(-1, 3, -1, -1))
-
-
-def _inception(file: Path) -> nn.Module:
-    """Raises ValueError where torchvision is not installed, or the file is missing or no such weights."""
-    try:
-        from torchvision.models import inception_v3
-    except ImportError:
-        raise ValueError("quality.network: inception needs torchvision; install it (pip install 'switchwork[inception]'), or use the classifier") from None
-    body = inception_v3(weights=None, init_weights=False, transform_input=False)
+def _inception(file: Path) -> InceptionFeatures:
+    """Raises ValueError where the file is missing, or holds no such weights."""
+    network = InceptionFeatures()
     try:
         state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
-        body.load_state_dict(state)
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        # The classifier and its helper, which come after the features, are in the file as well.
+        network.load_state_dict({name: value for name, value in state.items() if not name.startswith(("fc.", "AuxLogits."))})
+    except (OSError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
         cause = " ".join(str(error).split())[:160]
         raise ValueError(f"quality.network.weights: {file}: {cause}; name a file with the weights of torchvision's inception_v3") from None
-    body.fc = nn.Identity()
-    return _Inception(body)
+    return network
