@@ -45,7 +45,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process = subprocess.Popen([str(BIN / command[0]), *command[1:]], env=environment, stdout=log, stderr=log)
     try:
         address = f"http://127.0.0.1:{dashboard}"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 150
         while switchwork("jobs", "--to", address).returncode:
             assert time.monotonic() < deadline, "the head did not come up"
             time.sleep(1)

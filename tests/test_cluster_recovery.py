@@ -6,6 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from conftest import tiny_job
@@ -83,3 +84,16 @@ def test_sigterm_to_the_command_saves_and_leaves(home: Path) -> None:
     assert summary["stopped"] == "SIGTERM to the command"
     assert 0 < summary["step"] < 10000
     assert (folder / "checkpoints" / f"step-{summary['step']:08d}" / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_a_hung_worker_is_replaced(home: Path) -> None:
+    arguments = ["run.name=hung", "run.faults=[{name: hang, step: 4, rank: 1}]", "run.hang_timeout_s=20"]
+    run(home, "switchwork", "train", "job.yaml", *arguments)
+    folder = home / "runs" / "hung"
+    assert losses(folder) == losses(home / "runs" / "undisturbed")
+    ends = [line["ended"] for line in lines(Folder(str(folder)), "attempts.jsonl") if "ended" in line]
+    assert "no progress for 20 s on rank 0 after step 4" in ends[0]
+    assert "in global_weights" in (folder / "stacks" / "rank-0-attempt-0.txt").read_text()
+    stopped = [each.info["name"] for each in psutil.process_iter(["status", "name"]) if each.info["status"] == psutil.STATUS_STOPPED]
+    assert not [name for name in stopped if "ray" in name.lower()], "the stopped worker is still there"

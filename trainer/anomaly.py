@@ -1,7 +1,8 @@
 """Losses and gradients that would poison the weights: noticed by all ranks together, before the update.
 
 A batch that is passed over is a step without an update: the step number, the schedule, the count of samples and the data go
-on, while weights, moments and buffers stay as they were and its loss enters no figure. Of several networks, those that were
+on, while weights, moments and buffers stay as they were and its loss enters no figure; hooks are called as after any step, so a
+moving average goes on moving towards the weights. Of several networks, those that were
 updated before the one that objects keep their update. Which steps were passed over is written into the run folder at once
 (anomalies.jsonl) and into every checkpoint, with the losses that a spike is measured by: a resumed run passes over the same ones.
 """
