@@ -97,6 +97,27 @@ def data(job: JobFile, overrides: Overrides = None, n: Annotated[int, typer.Opti
     show_data(console, job, overrides or [], n)
 
 
+@app.command()
+def plan(
+    job: JobFile,
+    overrides: Overrides = None,
+    gpus: Annotated[int | None, typer.Option("--gpus", help="how many; else the job's workers")] = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", metavar="h100-80gb", help="which; else this machine's, or cpu")] = None,
+    per_node: Annotated[int | None, typer.Option("--per-node", help="GPUs that share a node; else as usual for this GPU")] = None,
+    efficiency: Annotated[float, typer.Option("--efficiency", help="share of the peak that matrix products reach")] = 0.45,
+    notice: Annotated[float, typer.Option("--notice", help="seconds from the notice of a preemption to its end")] = 30.0,
+    storage: Annotated[float, typer.Option("--storage", help="GB/s that all workers together write to run.root")] = 2.0,
+    picture: Annotated[str | None, typer.Option("--picture", metavar="FILE.png", help="draw the memory of each layout")] = None,
+    as_json: Json = False,
+) -> None:
+    """Will it fit, divide and end in time? Before any GPU is asked for; exit code 1 for no."""
+    from launch.plan import plan as make_plan
+
+    options = {"gpu": gpu, "per_node": per_node, "efficiency": efficiency, "notice_s": notice, "storage_gb": storage}
+    if not make_plan(console, job, overrides or [], gpus, options, as_json, picture):
+        raise typer.Exit(1)
+
+
 RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="the run's folder, URL, or name below runs/")]
 
 

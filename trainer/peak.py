@@ -4,17 +4,15 @@ import time
 
 import torch
 
-# Dense bf16 with fp32 accumulation, NVIDIA's datasheets, FLOP/s.
-DATASHEET_BF16 = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10G": 70e12, "B200": 2250e12}
+from trainer.gpus import by_device_name
 
 
 def peak_flops(device: torch.device, precision: str) -> float:
     """Peak FLOP/s of one rank: from the datasheet for bf16 on a known GPU, else the best of a few matmuls on this rank's threads."""
     if device.type == "cuda" and precision != "fp32":
-        name = torch.cuda.get_device_name(device)
-        known = [flops for part, flops in DATASHEET_BF16.items() if part in name]
+        known = by_device_name(torch.cuda.get_device_name(device))
         if known:
-            return known[0]
+            return known.bf16
     size = 4096 if device.type == "cuda" else 768
     dtype = torch.float32 if device.type == "cpu" or precision == "fp32" else torch.bfloat16
     a = torch.ones(size, size, device=device, dtype=dtype)

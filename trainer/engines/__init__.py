@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 Precision = Literal["auto", "fp32", "bf16"]
 
+LARGEST_BUCKET = 200_000_000
+"""Elements that DeepSpeed reduces or gathers together, at most."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeepSpeedConfig:

@@ -10,20 +10,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainer import shards
-from trainer.engines import DeepSpeedConfig
+from trainer.engines import LARGEST_BUCKET, DeepSpeedConfig
 from trainer.engines.lean_deepspeed import deepspeed
 from trainer.optim import OptimizerConfig, adamw
 
 deepspeed.utils.logger.setLevel(logging.WARNING)
 
 
-_LARGEST_BUCKET, _ALIGNMENT = 200_000_000, 8
+_ALIGNMENT = 8
 
 
 def deepspeed_config(config: DeepSpeedConfig, optimizer: OptimizerConfig, bf16: bool, parameters: int) -> dict[str, Any]:
     """What DeepSpeed is told. The accumulation is ours, so its batch sizes are placeholders."""
     # DeepSpeed allocates whole buckets, and its default is 2 GB, whatever the network; it refuses sizes that its alignment does not divide.
-    bucket = min(-(-parameters // _ALIGNMENT) * _ALIGNMENT, _LARGEST_BUCKET)
+    bucket = min(-(-parameters // _ALIGNMENT) * _ALIGNMENT, LARGEST_BUCKET)
     zero: dict[str, Any] = {"stage": config.zero, "overlap_comm": False, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if config.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}

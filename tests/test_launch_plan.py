@@ -1,0 +1,196 @@
+"""`switchwork plan`: verdicts, figures against arithmetic done by hand, and what a checkpoint really takes."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import tiny_job
+
+from launch.cli import main
+from launch.estimate import Machine, estimate
+from models.flops import flops_per_token, forward_flops_per_token, parameters
+from models.moe import MoEConfig
+from models.routing import TopKRouter
+from models.transformer import TransformerConfig
+from trainer.config import RunConfig
+from trainer.footprint import groups_of, on_meta
+from trainer.gpus import Gpu, by_device_name, find_gpu, gpus
+from trainer.memory import Group, training_state
+from trainer.parsing import parse
+from trainer.throughput import exchanges, expert_exchange
+
+GPU = Gpu(name="G", memory=80e9, bf16=1000e12, fp32=100e12, hbm=3e12, link=400e9, network=50e9, host=50e9, per_node=8, source="a test")
+MACHINE = Machine(key="g", gpu=GPU, gpus=8, per_node=8, efficiency=0.5, notice_s=30, storage=2e9)
+MIXTRAL = {"layers": 32, "d_model": 4096, "heads": 32, "kv_heads": 8, "ffn": 14336, "moe": {"experts": 8, "ffn": 14336, "router": {"name": "top_k", "k": 2}}}
+
+
+def run_of(corpus: Path, **fields: Any) -> RunConfig:
+    return parse(RunConfig, tiny_job(corpus, **fields), "run")
+
+
+def large(corpus: Path, model: dict[str, Any], **fields: Any) -> RunConfig:
+    values = tiny_job(corpus, **({"device": "auto", "batch": {"global_batch": 64, "micro_batch": 1}} | fields))
+    values["objective"]["model"], values["objective"]["data"]["seq_len"] = model, 1024
+    values["objective"]["data"]["lanes"] = 64
+    return parse(RunConfig, values, "run")
+
+
+def test_a_small_job_fits_and_a_large_one_does_not(corpus: Path) -> None:
+    small = estimate(run_of(corpus, batch={"global_batch": 16, "micro_batch": 2}), MACHINE)
+    assert small["verdict"] is True
+    assert small["memory"]["fits_worst"]
+    # Mixtral 8x7B: 46.7e9 parameters of 4 bytes do not fit into 80 GB, whatever is sharded but the weights; ZeRO 3 over 8 keeps 12/8 + 4 bytes ... too many.
+    big = estimate(large(corpus, MIXTRAL), MACHINE)
+    assert big["verdict"] is False
+    assert big["memory"]["parts"]["parameters"] == pytest.approx(4 * 46.6e9, rel=0.01)
+    assert any("does not fit" in reason for reason in big["reasons"])
+
+
+def test_the_choice_fits_where_the_job_as_written_does_not(corpus: Path) -> None:
+    machine = Machine(key="g", gpu=GPU, gpus=64, per_node=8, efficiency=0.5, notice_s=30, storage=2e9)
+    found = estimate(large(corpus, MIXTRAL | {"activation_checkpointing": True}, engine={"name": "deepspeed", "zero": 1, "ep": 1}), machine)
+    assert found["verdict"] is False
+    chosen = found["choice"]
+    assert (chosen["zero"], chosen["ep"]) != (1, 1)
+    assert chosen["balanced"] <= found["memory"]["usable"]
+    assert f"zero {chosen['zero']} and ep {chosen['ep']} would fit" in found["reasons"]
+    assert {(each["zero"], each["ep"]) for each in found["candidates"]} == {(0, 1), (1, 1), (2, 1), (3, 1)} | {(z, e) for z in (0, 1, 2) for e in (2, 4, 8)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "workers", "words"),
+    [
+        ({"batch": {"global_batch": 12, "micro_batch": 4}}, 2, ["global_batch", "12", "2 workers x micro_batch 4 = 8"]),
+        ({"engine": {"name": "deepspeed", "ep": 3}}, 2, ["ep", "3", "4 experts"]),
+        ({"engine": {"name": "deepspeed", "ep": 2, "zero": 3}}, 2, ["zero", "3", "ep 2"]),
+    ],
+)
+def test_what_does_not_divide_is_said(fields: dict[str, Any], workers: int, words: list[str], corpus: Path) -> None:
+    found = estimate(run_of(corpus, **fields), Machine(key="g", gpu=GPU, gpus=workers, per_node=8, efficiency=0.5, notice_s=30, storage=2e9))
+    assert found["verdict"] is False
+    assert all(word in found["reasons"][0] for word in words)
+
+
+def test_divisions_are_listed_with_both_numbers(corpus: Path) -> None:
+    found = estimate(run_of(corpus, engine={"name": "deepspeed", "ep": 3}), MACHINE)
+    rows = {(each["what"], each["by"]): (each["number"], each["divisor"], each["good"]) for each in found["divides"]}
+    assert rows["experts", "EP"] == (4, 3, False)
+    assert rows["workers", "EP"] == (8, 3, False)
+    assert rows["lanes", "workers"] == (8, 8, True)
+    assert rows["global batch", "8 workers x micro-batch 4"] == (16, 32, False)
+
+
+def test_zero_partitions_by_hand() -> None:
+    # ZeRO's own example (Rajbhandari et al. 2020, section 5.4) in our bytes: 7.5e9 parameters over 64 ranks; master 4, moments 8, divided by the ranks.
+    groups = [Group((7_500_000_000,), 64)]
+    from trainer.engines import DeepSpeedConfig
+
+    states = {zero: training_state(DeepSpeedConfig(zero=zero), groups, 1) for zero in (0, 1, 2, 3)}  # type: ignore[arg-type]
+    assert states[0].parameters == 30e9
+    assert states[0].moments == 60e9
+    for zero in (1, 2, 3):
+        assert states[zero].master == pytest.approx(30e9 / 64)
+        assert states[zero].moments == pytest.approx(60e9 / 64)
+    assert states[1].parameters == states[2].parameters == pytest.approx(30e9)
+    assert states[3].parameters == pytest.approx(30e9 / 64 + 4e9)
+    offloaded = training_state(DeepSpeedConfig(zero=2, offload_optimizer=True), groups, 1)
+    assert offloaded.master == offloaded.moments == 0
+    assert offloaded.host == pytest.approx((30e9 + 60e9 + 30e9) / 64)
+
+
+def test_exchanges_by_hand(corpus: Path) -> None:
+    run = run_of(corpus, engine={"name": "deepspeed", "zero": 1, "ep": 2})
+    objective = on_meta(run)
+    groups = groups_of(run, objective, 4)["model"]
+    total = sum(p.numel() for p in objective.networks["model"].parameters())
+    experts = 2 * 4 * 3 * 32 * 64
+    moving = {(each.what, each.kind): each for each in exchanges(run.engine, groups, 2, 4, 8)}
+    assert moving["gradients, dense", "all-reduce"].size == 4 * (total - experts)
+    assert moving["gradients, experts", "all-reduce"].size == 4 * experts / 2
+    assert moving["gradients, experts", "all-reduce"].ranks == 2
+    assert moving["gradients, dense", "all-reduce"].moved == 2 * 3 / 4 * 4 * (total - experts)
+    assert moving["gradients, dense", "all-reduce"].seconds(GPU) == moving["gradients, dense", "all-reduce"].moved / 400e9
+    rows = expert_exchange(objective.networks["model"].config, 100, 2, 4, 8)[0]  # type: ignore[arg-type]
+    # Forward there and back, backward there and back; 2 layers, 100 tokens, 1 expert each, 32 numbers of 4 bytes.
+    assert rows.size == 4 * 2 * 100 * 32 * 4
+    assert exchanges(run.engine, groups, 2, 4, 2)[0].seconds(GPU) == moving["gradients, dense", "all-reduce"].moved / 50e9
+
+
+def test_step_time_and_mfu_by_hand(corpus: Path) -> None:
+    found = estimate(run_of(corpus, batch={"global_batch": 32, "micro_batch": 4}), MACHINE)
+    step, model = found["step"], found["parameters"]
+    flops = model["flops_per_token"] * 32 * 32 / 8
+    assert step["arithmetic"] == pytest.approx(flops / (1000e12 * 0.5))
+    assert step["mfu"] == pytest.approx(flops / 1000e12 / step["total"])
+    assert step["tokens_per_day"] == pytest.approx(86400 * 32 * 32 / step["total"])
+    assert found["target"]["steps"] == 10
+    assert found["target"]["gpu_hours"] == pytest.approx(8 * 10 * step["total"] / 3600)
+    assert found["checkpoint"]["bytes"] == pytest.approx(12 * model["total"], rel=0.01)
+
+
+def test_published_models() -> None:
+    mixtral = TransformerConfig(layers=32, d_model=4096, heads=32, kv_heads=8, ffn=14336, moe=MoEConfig(experts=8, ffn=14336, router=TopKRouter(k=2)))
+    counted = parameters(mixtral, 32000)
+    # Jiang et al. 2024, section 2 and table 2: 47B parameters in all, 13B of them active.
+    assert round(counted.total / 1e9) == 47
+    assert round(counted.active / 1e9) == 13
+    # 2 FLOPs for each active parameter but the embedding's look-up, and 4 L H C T of attention (Kaplan et al. 2020, table 1).
+    expected = 2 * (counted.active - 32000 * 4096 - 65 * 4096) + 4 * 32 * 4096 * 4096
+    assert forward_flops_per_token(mixtral, 32000, 4096) == pytest.approx(expected)
+    # Fedus et al. 2021: 1.6 trillion parameters, and a token's FLOPs do not grow with the experts, their router aside.
+    switch_c = TransformerConfig(layers=30, d_model=2080, heads=32, head_dim=64, ffn=4096, tie_embeddings=True, moe=MoEConfig(experts=2048, ffn=4096))
+    assert parameters(switch_c, 32128).total == pytest.approx(1.6e12, rel=0.02)
+    dense = TransformerConfig(layers=30, d_model=2080, heads=32, head_dim=64, ffn=4096, tie_embeddings=True)
+    router = 6 * 30 * 2080 * 2048
+    assert flops_per_token(switch_c, 32128, 512) == flops_per_token(dense, 32128, 512) + router
+
+
+def test_the_table_of_gpus() -> None:
+    assert find_gpu("h100-80gb").bf16 == 989e12
+    for device, key in (("NVIDIA H100 80GB HBM3", "h100-80gb"), ("NVIDIA H100 PCIe", "h100-pcie-80gb"), ("NVIDIA L40S", "l40s-48gb"), ("NVIDIA L4", "l4-24gb")):
+        assert by_device_name(device) == gpus()[key]
+    assert by_device_name("NVIDIA A100-SXM4-80GB") == gpus()["a100-80gb"]
+    assert by_device_name("NVIDIA A100-SXM4-40GB") == gpus()["a100-40gb"]
+    assert by_device_name("Voodoo 2") is None
+    for gpu in gpus().values():
+        assert gpu.fp32 < gpu.bf16 < 1e16
+        assert gpu.network <= gpu.link
+        assert "datasheet" in gpu.source
+
+
+@pytest.fixture
+def switchwork(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["switchwork", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_the_command(switchwork: Callable[..., tuple[int, str, str]], corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump({"run": tiny_job(corpus), "cluster": {"workers": 2}}))
+    code, printed, _ = switchwork("plan", "job.yaml", "--gpu", "h100-80gb", "--picture", "memory.png")
+    assert code == 0
+    for words in ("YES", "What must divide", "Memory of a GPU", "all-reduce", "MFU", "Checkpoint", "It would choose", "What it cannot know"):
+        assert words in printed
+    assert (tmp_path / "memory.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "runs").exists()
+    code, printed, _ = switchwork("plan", "job.yaml", "--gpus", "3", "--gpu", "a100-80gb", "--json")
+    assert code == 1
+    found = json.loads(printed)
+    assert found["verdict"] is False
+    assert "3 workers x micro_batch 4" in found["reasons"][0]
+    for wrong, word in ((["--gpu", "riva-128"], "riva-128"), (["--gpus", "0"], "--gpus"), (["--efficiency", "2"], "--efficiency")):
+        code, _, complaint = switchwork("plan", "job.yaml", *wrong)
+        assert (code, complaint.count("\n"), word in complaint) == (2, 1, True)

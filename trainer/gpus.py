@@ -1,0 +1,66 @@
+"""GPUs and what they can do: the table of gpus.yaml, or this machine's CPU, measured."""
+
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One accelerator, and what connects it; see gpus.yaml for the units."""
+
+    name: str
+    memory: float
+    bf16: float
+    fp32: float
+    hbm: float
+    link: float
+    network: float
+    host: float
+    per_node: int
+    source: str
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.name != "cpu"
+
+
+@cache
+def gpus() -> dict[str, Gpu]:
+    """The table; a GPU whose name holds another's comes before it."""
+    rows = yaml.safe_load((Path(__file__).parent / "gpus.yaml").read_text())
+    return {key: Gpu(**row) for key, row in rows.items()}
+
+
+def find_gpu(key: str) -> Gpu:
+    """The GPU that a person names. Raises ValueError if the table has none."""
+    if key not in gpus():
+        raise ValueError(f"--gpu: {key} is not in the table; use one of {', '.join(gpus())}, or cpu for this machine")
+    return gpus()[key]
+
+
+def by_device_name(device: str) -> Gpu | None:
+    """The GPU that torch calls `device`."""
+    return next((gpu for gpu in gpus().values() if gpu.name in device), None)
+
+
+def this_cpu(workers: int) -> Gpu:
+    """This machine's share for each of `workers`: matrix products of a thread and copies are measured, in a quarter of a second."""
+    import psutil
+    import torch
+
+    from trainer.peak import peak_flops
+
+    flops = peak_flops(torch.device("cpu"), "fp32")
+    source = torch.ones(1 << 24)
+    begin = time.perf_counter()
+    for _ in range(4):
+        source.clone()
+    copied = 8 * source.nbytes / (time.perf_counter() - begin)
+    memory = psutil.virtual_memory().total / workers
+    return Gpu(
+        name="cpu", memory=memory, bf16=flops, fp32=flops, hbm=copied, link=copied / 4, network=1e9, host=copied, per_node=workers, source="measured just now"
+    )
