@@ -10,6 +10,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.losses import cross_entropy
 from models.shapes import check_halvings
 
 
@@ -50,4 +51,4 @@ class Classifier(nn.Module):
 
 def classifier_loss(logits: Tensor, labels_M: Tensor) -> Tensor:
     """Cross-entropy of each sample in nats, shape (M,)."""
-    return F.cross_entropy(logits, labels_M, reduction="none")
+    return cross_entropy(logits, labels_M)

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from models import losses
 from models.parameterisation import Prediction, Target, predict, split_variance, target
 from models.schedules import LinearScheduleConfig, Schedule, ScheduleConfig
 from models.vlb import FixedVariance, vlb_term
@@ -105,7 +106,7 @@ def diffusion_loss(config: DiffusionConfig, schedule: Schedule, output: Tensor, 
 
 def squared_error(kind: Target, schedule: Schedule, mean_output: Tensor, x0: Tensor, t_M: Tensor, noise: Tensor) -> Tensor:
     """L_simple of each sample, shape (M,): the squared error of the predicted quantity, averaged over dimensions."""
-    return (mean_output - target(kind, schedule, x0, t_M, noise)).square().flatten(1).mean(1)
+    return losses.squared_error(mean_output, target(kind, schedule, x0, t_M, noise))
 
 
 def loss_by_timestep(loss_M: Tensor, t_M: Tensor, steps: int, buckets: int) -> Tensor:

@@ -9,15 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.losses import standard_gaussian_kl
+
 
 def reparameterise(mean_ML: Tensor, log_var_ML: Tensor, noise_ML: Tensor) -> Tensor:
     """z = mean + std * noise (Kingma & Welling 2014, section 2.4), broadcasting over leading dimensions of the noise."""
     return mean_ML + torch.exp(0.5 * log_var_ML) * noise_ML
-
-
-def gaussian_kl(mean_ML: Tensor, log_var_ML: Tensor) -> Tensor:
-    """KL(N(mean, exp(log_var)) || N(0, 1)) of every latent dimension, shape (M, L) (Kingma & Welling 2014, appendix B)."""
-    return 0.5 * (mean_ML.square() + log_var_ML.exp() - 1.0 - log_var_ML)
 
 
 def log_normal(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
@@ -67,7 +64,7 @@ class LatentStatistics:
     @staticmethod
     def of(mean_ML: Tensor, log_var_ML: Tensor) -> "LatentStatistics":
         """The statistics of one batch of posteriors."""
-        mean, kl = mean_ML.detach().double(), gaussian_kl(mean_ML, log_var_ML).detach().double()
+        mean, kl = mean_ML.detach().double(), standard_gaussian_kl(mean_ML, log_var_ML).detach().double()
         return LatentStatistics(count=mean.new_tensor(len(mean)), kl_L=kl.sum(0), mean_L=mean.sum(0), square_L=mean.square().sum(0))
 
     def __add__(self, other: "LatentStatistics") -> "LatentStatistics":

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.losses import binary_cross_entropy
+
 
 @dataclass(frozen=True, kw_only=True)
 class BernoulliConfig:
@@ -80,7 +82,7 @@ class Bernoulli(Likelihood):
     discrete = True
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
-        return -F.binary_cross_entropy_with_logits(output, x, reduction="none").flatten(1).sum(1)
+        return -binary_cross_entropy(output, x).flatten(1).sum(1)
 
     def mean(self, output: Tensor) -> Tensor:
         return output.sigmoid()

@@ -10,8 +10,9 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from models.elbo import gaussian_kl, log_normal, reparameterise
+from models.elbo import log_normal, reparameterise
 from models.likelihoods import LikelihoodConfig, build_likelihood
+from models.losses import standard_gaussian_kl
 from models.mlp import mlp
 from models.shapes import check_halvings
 
@@ -81,7 +82,7 @@ class VAE(nn.Module):
         """The parts of the one-sample ELBO of each x at z = mean + std * noise."""
         mean_ML, log_var_ML = self.encode(x)
         output = self.decoder(reparameterise(mean_ML, log_var_ML, noise_ML))
-        return Elbo(self.likelihood(output, x), gaussian_kl(mean_ML, log_var_ML), mean_ML, log_var_ML)
+        return Elbo(self.likelihood(output, x), standard_gaussian_kl(mean_ML, log_var_ML), mean_ML, log_var_ML)
 
     def log_weights(self, x: Tensor, noise_KML: Tensor) -> Tensor:
         """log p(x, z) - log q(z | x) for K draws of z, shape (K, M): `elbo.importance_bound` makes a bound of them."""

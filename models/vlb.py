@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from models.losses import gaussian_kl
 from models.parameterisation import Denoiser, Prediction
 from models.schedules import Schedule, expand
 
@@ -30,11 +31,6 @@ def log_variance(schedule: Schedule, prediction: Prediction, fixed: FixedVarianc
 def _small_log_variance(schedule: Schedule, t: Tensor | int, previous: Tensor | int) -> Tensor:
     # beta tilde is 0 where the step reaches x_0: there the variance of the step before it stands in (Nichol & Dhariwal 2021, their code).
     return schedule.posterior_variance(torch.as_tensor(t).clamp_min(1), torch.as_tensor(previous).clamp_min(0)).log()
-
-
-def gaussian_kl(mean_p: Tensor, log_var_p: Tensor, mean_q: Tensor, log_var_q: Tensor) -> Tensor:
-    """KL(p || q) of diagonal Gaussians, elementwise, in nats."""
-    return 0.5 * (log_var_q - log_var_p + torch.exp(log_var_p - log_var_q) + (mean_p - mean_q).square() * torch.exp(-log_var_q) - 1.0)
 
 
 def discretised_gaussian_log_prob(x: Tensor, mean: Tensor, log_var: Tensor, levels: int = 256) -> Tensor:

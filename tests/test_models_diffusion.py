@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, distributions
 
 from models.diffusion import DiffusionConfig, HybridLossConfig, LossConfig, MinSNRLossConfig, SimpleLossConfig, diffusion_loss, loss_by_timestep
+from models.losses import gaussian_kl
 from models.parameterisation import Prediction, Target, predict, target
 from models.schedules import LinearScheduleConfig, Schedule, betas
 from models.toy import GaussianMixture
-from models.vlb import discretised_gaussian_log_prob, gaussian_kl, prior_term, vlb_term, vlb_terms
+from models.vlb import discretised_gaussian_log_prob, prior_term, vlb_term, vlb_terms
 
 KINDS: list[Target] = ["noise", "x0", "v"]
 SCHEDULE = Schedule(betas(LinearScheduleConfig()))

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.text import TextConfig
 from models.flops import flops_per_token
 from models.generate import generate
+from models.losses import cross_entropy_sum
 from models.moe import MoEConfig, router_loss
 from models.random import derive, integers, sample_keys, uniform
 from models.routing import TopKRouter
@@ -208,7 +208,7 @@ class LanguageObjective:
         if segments_BT is not None:
             segments_BT = segments_BT[:, :-1] if isinstance(self.config, LanguageConfig) else segments_BT[:, 1:]
         logits_BTV, stats = net(inputs_BT, batch["sample"], segments_BT, self.seed)
-        nll_sum = F.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORE, reduction="sum")
+        nll_sum = cross_entropy_sum(logits_BTV, targets_BT, IGNORE)
         targets_B = (targets_BT != IGNORE).sum(1)
         sums = {"nll": nll_sum.detach().double(), "targets": targets_B.sum().double()}
         loss = nll_sum
