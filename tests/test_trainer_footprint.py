@@ -10,7 +10,7 @@ from conftest import tiny_job
 from distributed import run_distributed
 
 from trainer.config import RunConfig
-from trainer.footprint import footprint, on_meta
+from trainer.footprint import footprint, on_meta, weightless
 from trainer.parsing import parse
 
 WORLD, MICRO_BATCHES = 2, 2
@@ -102,3 +102,25 @@ def test_every_part_is_within_15_percent_of_the_live_tensors(model: str, ep: int
     assert found["activations"] > 0
     assert estimate.worst is not None
     assert found.get("all-to-all", 0) <= estimate.worst.all_to_all
+
+
+def test_networks_of_other_objectives_are_counted_without_weights() -> None:
+    from models.gan_networks import build_discriminator, build_generator
+    from models.gan_residual import ResidualGanConfig
+    from models.init import decays
+    from models.likelihoods import GaussianConfig
+    from models.vae import VAE, ConvVAEConfig
+
+    def build() -> list[torch.nn.Module]:
+        gan = ResidualGanConfig()
+        shape = (3, 32, 32)
+        return [build_generator(gan, shape, 10), build_discriminator(gan, shape, 10), VAE(ConvVAEConfig(), GaussianConfig(), shape)]
+
+    with weightless():
+        empty = build()
+    for counted, whole in zip(empty, build(), strict=True):
+        assert all(tensor.is_meta for tensor in (*counted.parameters(), *counted.buffers()))
+        expected = {name: (parameter.shape, decays(parameter)) for name, parameter in whole.named_parameters()}
+        assert {name: (parameter.shape, decays(parameter)) for name, parameter in counted.named_parameters()} == expected
+        assert [buffer.shape for buffer in counted.buffers()] == [buffer.shape for buffer in whole.buffers()]
+    assert not torch.nn.Linear(2, 2).weight.is_meta

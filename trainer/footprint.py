@@ -3,6 +3,8 @@
 Language objectives are estimated whole; of the others the state of the networks, and not what their forward passes keep.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 
@@ -17,6 +19,7 @@ from trainer.config import RunConfig
 from trainer.engines import DeepSpeedConfig
 from trainer.memory import Group, State, optimizer_groups, training_state
 from trainer.objectives import Objective, build_objective
+from trainer.objectives.language import LanguageConfig, MaskedLanguageConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +58,31 @@ class Footprint:
 
 def on_meta(run: RunConfig) -> Objective:
     """The objective with its networks on the `meta` device, whole: no memory, no numbers."""
-    with torch.device("meta"):
+    # A transformer may be larger than any memory and must never be made; the others look at their data while they are built, which needs numbers.
+    with torch.device("meta") if isinstance(run.objective, LanguageConfig | MaskedLanguageConfig) else weightless():
         return build_objective(run.objective, run.seed)
+
+
+@contextmanager
+def weightless() -> Iterator[None]:
+    """Parameters and buffers of the modules that are built in a `with` block go to the `meta` device as soon as a module has them."""
+    plain_parameter, plain_buffer = nn.Module.register_parameter, nn.Module.register_buffer
+
+    def parameter(module: nn.Module, name: str, value: nn.Parameter | None) -> None:
+        if value is not None and not value.is_meta:
+            empty = nn.Parameter(value.to("meta"), value.requires_grad)
+            empty.__dict__.update(value.__dict__)  # the optimiser's tags
+            value = empty
+        plain_parameter(module, name, value)
+
+    def buffer(module: nn.Module, name: str, value: torch.Tensor | None, persistent: bool = True) -> None:
+        plain_buffer(module, name, None if value is None else value.to("meta"), persistent)
+
+    nn.Module.register_parameter, nn.Module.register_buffer = parameter, buffer  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter, nn.Module.register_buffer = plain_parameter, plain_buffer  # type: ignore[method-assign]
 
 
 def groups_of(run: RunConfig, objective: Objective, world: int) -> dict[str, list[Group]]:
