@@ -120,6 +120,9 @@ def plan(
 
 RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="the run's folder, URL, or name below runs/")]
 
+Rules = Annotated[str | None, typer.Option("--rules", metavar="FILE.lp", help="rules that judge each text")]
+Graph = Annotated[str | None, typer.Option("--graph", metavar="FILE.csv|.nt", help="knowledge graph for the rules")]
+
 
 @app.command()
 def sample(
@@ -129,12 +132,36 @@ def sample(
     prompt: Annotated[str | None, typer.Option("--prompt", help="how the text begins")] = None,
     tokens: Annotated[int | None, typer.Option("--tokens", help="how long")] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", help="0 for the most probable token each time")] = None,
+    rules: Rules = None,
+    graph: Graph = None,
 ) -> None:
-    """Samples from a run's last checkpoint."""
+    """Samples from a run's last checkpoint; with --rules those only that break none."""
     from launch.inspect import show_samples
+    from trainer.rules import RulesConfig
 
     changes = {"prompt": prompt, "sample_tokens": tokens, "temperature": temperature}
-    show_samples(console, run, n, seed, {key: value for key, value in changes.items() if value is not None})
+    given = {key: value for key, value in changes.items() if value is not None}
+    show_samples(console, run, n, seed, given, RulesConfig(file=rules, graph=graph) if rules else None)
+
+
+@app.command()
+def promote(
+    run: RunFolder,
+    rules: Annotated[str, typer.Option("--rules", metavar="FILE.lp", help="rules over its measures and samples")],
+    graph: Graph = None,
+    name: Annotated[str, typer.Option("--name", help="model in the MLflow registry")] = "switchwork",
+    samples: Annotated[int, typer.Option("--samples", help="texts to judge beside the measures")] = 0,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+) -> None:
+    """Register a run's last checkpoint; it becomes champion only if the rules hold (exit code 1 if not)."""
+    from launch.inspect import read_run
+    from launch.rules import promote as register
+    from trainer.rules import RulesConfig
+    from trainer.run_folder import find_run
+
+    folder = find_run(run)
+    if not register(console, folder, read_run(folder), RulesConfig(file=rules, graph=graph), name, samples, seed):
+        raise typer.Exit(1)
 
 
 @app.command("eval")

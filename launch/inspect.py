@@ -22,6 +22,7 @@ from trainer.inference import load_objective, measure
 from trainer.objectives import Samples
 from trainer.objectives.image_data import grid_of
 from trainer.parsing import parse
+from trainer.rules import RulesConfig
 from trainer.run_folder import find_run
 from trainer.storage import Folder
 
@@ -55,8 +56,8 @@ def read_run(folder: Folder) -> RunConfig:
     return parse(RunConfig, yaml.safe_load(folder.read("resolved.yaml"))["run"], "run")
 
 
-def show_samples(console: Console, run: str, n: int, seed: int, changes: dict[str, Any]) -> None:
-    """Print (texts) or write (images) `n` samples from the last checkpoint of `run`; `changes` are fields of its objective."""
+def show_samples(console: Console, run: str, n: int, seed: int, changes: dict[str, Any], rules: RulesConfig | None = None) -> None:
+    """Print (texts) or write (images) `n` samples from the last checkpoint of `run`, of texts those that `rules` accept; `changes` are its objective's."""
     folder = find_run(run)
     config = read_run(folder)
     unknown = set(changes) - {field.name for field in fields(config.objective)}
@@ -65,7 +66,14 @@ def show_samples(console: Console, run: str, n: int, seed: int, changes: dict[st
     objective, step = load_objective(replace(config, objective=replace(config.objective, **changes)), folder, console.print)
     with quiet(objective.networks):
         samples = objective.sample(objective.networks, n, torch.Generator().manual_seed(seed))
-    for name, text in samples.text.items():
+    texts = samples.text
+    if rules is not None:
+        from launch.rules import passing
+
+        if not texts:
+            raise ValueError(f"--rules: {config.objective.name} makes no texts, which rules read; leave it out")
+        texts = passing(console, rules, folder, texts)
+    for name, text in texts.items():
         console.rule(f"{name}, step {step}", align="left", style="dim")
         console.print(printable(text), markup=False, highlight=False)
     if samples.images:

@@ -12,6 +12,7 @@ from launch.inspect import read_run
 from trainer import checkpoint, restore
 from trainer.ledger import MANIFEST, read_ledger
 from trainer.objectives import build_objective
+from trainer.rules import audit
 from trainer.run_folder import find_run
 from trainer.storage import Folder, absolute
 
@@ -28,7 +29,7 @@ def verify(console: Console, target: str) -> bool:
     if not steps:
         raise ValueError(f"run {run}: it has no checkpoint yet; nothing to verify")
     good = [verify_checkpoint(console, saved / checkpoint.step_name(step)) for step in steps]
-    return all([*good, verify_data(console, run, steps[-1])])
+    return all([*good, verify_data(console, run, steps[-1]), verify_audit_log(console, run)])
 
 
 def verify_checkpoint(console: Console, folder: Folder) -> bool:
@@ -62,3 +63,13 @@ def verify_data(console: Console, folder: Folder, step: int) -> bool:
     for problem in found.problems:
         console.print(f"  {problem}", highlight=False)
     return not found.problems
+
+
+def verify_audit_log(console: Console, folder: Folder) -> bool:
+    """Check the chain of the run's audit log of rules, if it has one."""
+    problems = audit.verify(folder)
+    if problems:
+        console.print(f"audit log  BROKEN: {problems[0]}", highlight=False)
+    elif folder.exists(audit.LOG):
+        console.print("audit log  good: every decision follows from the one before", highlight=False)
+    return not problems

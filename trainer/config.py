@@ -13,6 +13,7 @@ from trainer.objectives import ObjectiveConfig
 from trainer.objectives.gan import GanConfig
 from trainer.optim import Constant, OptimizerConfig
 from trainer.profiling import ProfileConfig
+from trainer.rules import RulesConfig
 from trainer.tracking import TrackingConfig
 from trainer.world import Device
 
@@ -64,6 +65,8 @@ class EvaluateConfig:
     """How many samples."""
     micro_batch: int | None = None
     """Samples of one forward pass; null: as in training."""
+    rules: RulesConfig | None = None
+    """Rules over the sampled texts: the share that they refuse is logged after each sampling."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from data.text import TextConfig
 from trainer import init_from
 from trainer.config import RunConfig
 from trainer.parsing import plain
+from trainer.rules import RulesConfig
 from trainer.storage import Folder, absolute, check_writable
 from trainer.tracking import tracking_uri
 
@@ -34,7 +35,16 @@ def settle(run: RunConfig, stem: str, workers: int, resume: bool, numbered: bool
         held_out = data.eval_source and absolute_source(data.eval_source, Path.cwd())
         data = replace(data, lanes=data.lanes or math.lcm(8, workers), source=absolute_source(data.source, Path.cwd()), eval_source=held_out)
     objective = init_from.settle(replace(objective, data=data), resume)
-    return replace(run, root=root, tracking=tracking, name=name, source=stem, objective=objective)
+    evaluate = replace(run.evaluate, rules=run.evaluate.rules and _settle_rules(run.evaluate.rules))
+    return replace(run, root=root, tracking=tracking, name=name, source=stem, evaluate=evaluate, objective=objective)
+
+
+def _settle_rules(rules: RulesConfig) -> RulesConfig:
+    """With absolute paths, once the rules are read and found to end."""
+    from trainer.rules.gate import Gate
+
+    Gate(rules)
+    return replace(rules, file=absolute(rules.file), graph=rules.graph and absolute(rules.graph))
 
 
 def _numbered(root: Folder, stem: str, resume: bool) -> str:

@@ -34,6 +34,7 @@ from trainer.parsing import parse, plain
 from trainer.peak import peak_flops
 from trainer.profiling import ProfilerHook
 from trainer.recovery import go_back, note_anomalies, resume
+from trainer.rules import RulesConfig
 from trainer.storage import Folder
 from trainer.tracking import JsonlTracker, MlflowTracker, NullTracker, RunFacts, Tracker
 from trainer.watchdog import Watchdog
@@ -167,12 +168,23 @@ def _hooks(
         (run.log_every, report),
         (run.evaluate.every, report.pausing(evaluation, "evaluation")),
         (run.evaluate.quality_every, report.pausing(quality, "evaluation")),
-        (run.evaluate.sample_every, report.pausing(sample, "evaluation")),
+        (run.evaluate.sample_every, sampling := report.pausing(sample, "evaluation")),
         (run.checkpoint.every, report.pausing(save, "checkpoint")),
     ]
+    if run.evaluate.rules is not None and world.is_main:
+        after = next(index for index, (_, hook) in enumerate(hooks) if hook is sampling) + 1
+        hooks.insert(after, (run.evaluate.sample_every, report.pausing(_conflict_rate(run.evaluate.rules, folder, sample, tracker, say), "evaluation")))
     if run.profile is not None and world.is_main:
         hooks.append((1, ProfilerHook(run.profile, scratch / "profile", _keep_in(folder, "profile", tracker))))
     return report, evaluation, quality, sample, save, hooks
+
+
+def _conflict_rate(rules: RulesConfig, folder: Folder, sample: Sample, tracker: Tracker, say: Say) -> Hook:
+    from trainer.rules.audit import AuditLog
+    from trainer.rules.gate import Gate
+    from trainer.rules.hook import ConflictRate
+
+    return ConflictRate(Gate(rules), sample, AuditLog(folder), tracker, say)
 
 
 def _keep_in(folder: Folder, name: str, tracker: Tracker) -> Callable[[Path], None]:

@@ -1,0 +1,75 @@
+"""The audit log: one JSON line a decision, each with the hash of the line before; `rules_audit.head` keeps the number of lines and the last hash.
+
+Whoever changes, drops, adds or reorders a line breaks the chain. Whoever can write both files can forge a whole log: keep its head elsewhere too.
+"""
+
+import hashlib
+import json
+import time
+from typing import Any
+
+from trainer.rules.gate import Candidate, Decision, Gate
+from trainer.storage import Folder
+
+LOG, HEAD = "rules_audit.jsonl", "rules_audit.head"
+_START = "0" * 64
+
+
+def digest(row: dict[str, Any]) -> str:
+    """Of all of a line but its own hash."""
+    body = {key: value for key, value in row.items() if key != "hash"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+class AuditLog:
+    """Appends to the log of a run; one writer at a time."""
+
+    def __init__(self, folder: Folder):
+        self.folder = folder
+        problems = verify(folder)
+        if problems:
+            raise ValueError(f"audit log of {folder}: {problems[0]}; nothing more is written to it: put it aside")
+        head = json.loads(folder.read(HEAD)) if folder.exists(HEAD) else {"lines": 0, "hash": _START}
+        self.lines, self.last = int(head["lines"]), str(head["hash"])
+
+    def add(self, gate: Gate, candidate: Candidate, decision: Decision, purpose: str, checkpoint: str) -> None:
+        """Write one decision down; `checkpoint` is the digest of its manifest."""
+        row: dict[str, Any] = {
+            "line": self.lines + 1,
+            "time": round(time.time(), 3),
+            "purpose": purpose,
+            "rules": gate.rules_digest,
+            "graph": gate.graph_digest,
+            "checkpoint": checkpoint,
+            "candidate": candidate.digest,
+            "accepted": decision.accepted,
+            "conflicts": decision.conflicts,
+            "derivation": decision.derivation,
+            "previous": self.last,
+        }
+        row = json.loads(json.dumps(row))
+        row["hash"] = digest(row)
+        self.folder.append(LOG, json.dumps(row).encode() + b"\n")
+        self.lines, self.last = self.lines + 1, row["hash"]
+        self.folder.write(HEAD, json.dumps({"lines": self.lines, "hash": self.last}).encode())
+
+
+def verify(folder: Folder) -> list[str]:
+    """What is wrong with the chain; nothing where it is whole, or where there is no log."""
+    if not folder.exists(LOG):
+        return [f"{LOG} is missing, but {HEAD} is there"] if folder.exists(HEAD) else []
+    last, lines = _START, folder.read(LOG).splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            return [f"{LOG}, line {number}: not JSON"]
+        if row.get("line") != number or row.get("previous") != last:
+            return [f"{LOG}, line {number}: does not follow the line before"]
+        if digest(row) != row.get("hash"):
+            return [f"{LOG}, line {number}: was changed"]
+        last = row["hash"]
+    head = json.loads(folder.read(HEAD)) if folder.exists(HEAD) else {}
+    if head != {"lines": len(lines), "hash": last}:
+        return [f"{LOG}: {len(lines)} lines, but {HEAD} knows {head.get('lines', 'none')}: lines were dropped or added"]
+    return []

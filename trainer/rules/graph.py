@@ -1,0 +1,56 @@
+"""A knowledge graph as facts `triple(subject, predicate, object)`: CSV with three columns, or N-Triples (W3C 2014).
+
+Names from N-Triples are the IRIs as they stand; whole numbers become numbers in both.
+"""
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+Fact = tuple[Any, ...]
+
+
+def read_graph(path: str) -> list[Fact]:
+    """The triples of `path` (.csv, .nt). Raises ValueError, in one line, with the line that is wrong."""
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"--graph: no file {path}; name a .csv or .nt file of triples")
+    match file.suffix:
+        case ".csv":
+            return _read_csv(file)
+        case ".nt":
+            return _read_n_triples(file)
+    raise ValueError(f"--graph: {path} is neither .csv nor .nt; triples come as three columns or as N-Triples")
+
+
+def _read_csv(file: Path) -> list[Fact]:
+    facts: list[Fact] = []
+    with file.open(newline="", encoding="utf-8") as stream:
+        for number, row in enumerate(csv.reader(stream), 1):
+            if len(row) != 3:
+                raise ValueError(f"--graph: {file.name}, line {number}: {len(row)} columns; a triple has 3: subject, predicate, object")
+            if number > 1 or [cell.strip().lower() for cell in row] != ["subject", "predicate", "object"]:
+                facts.append(("triple", *(_value(cell.strip()) for cell in row)))
+    return facts
+
+
+def _read_n_triples(file: Path) -> list[Fact]:
+    from rdflib.plugins.parsers.ntriples import ParseError, W3CNTriplesParser
+
+    facts: list[Fact] = []
+
+    class Sink:
+        def triple(self, subject: Any, predicate: Any, value: Any) -> None:
+            facts.append(("triple", *(_value(str(each)) for each in (subject, predicate, value))))
+
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            W3CNTriplesParser(Sink()).parsestring(line + "\n")  # type: ignore[arg-type]
+        except ParseError as error:
+            raise ValueError(f"--graph: {file.name}, line {number}: {' '.join(str(error).split())[:120]}") from None
+    return facts
+
+
+def _value(text: str) -> int | str:
+    return int(text) if re.fullmatch(r"-?\d{1,9}", text) else text

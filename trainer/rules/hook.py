@@ -1,0 +1,40 @@
+"""While training: the share of the samples that the rules refuse, after each sampling."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from trainer.rules.audit import AuditLog
+from trainer.rules.gate import Candidate, Gate
+
+if TYPE_CHECKING:
+    from trainer.hooks import Sample
+    from trainer.loop import Training
+    from trainer.tracking import Tracker
+
+
+@dataclass
+class ConflictRate:
+    """Called after `sample`, on rank 0. Rules that fail are said and skipped: they judge the network, and do not stop its training."""
+
+    gate: Gate
+    sample: "Sample"
+    log: AuditLog
+    tracker: "Tracker"
+    say: Callable[[str], None]
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, training: "Training") -> None:
+        candidates = [Candidate(text=text) for text in self.sample.samples.text.values()]
+        if not candidates:
+            return
+        try:
+            decisions = self.gate.judge(candidates)
+        except ValueError as error:
+            self.say(f"samples of step {training.step} are not judged: {error}")
+            return
+        for candidate, decision in zip(candidates, decisions, strict=True):
+            self.log.add(self.gate, candidate, decision, "evaluation", f"step {training.step}")
+        refused = sum(not decision.accepted for decision in decisions)
+        self.figures = {"rules/conflict_rate": refused / len(decisions), "rules/judged": len(decisions)}
+        self.tracker.log(training.step, self.figures)

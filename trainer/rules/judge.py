@@ -1,0 +1,79 @@
+"""The solver, in a process of its own so that it can be ended: reads one request as JSON on standard input, writes one line a candidate.
+
+    python -m trainer.rules.judge < {"name", "text", "graph": [fact, ...], "candidates": [{"text", "facts"}, ...]}
+
+A fact is a list: its name, then its arguments.
+"""
+
+import json
+import re
+import resource
+import sys
+from typing import Any
+
+import clingo
+
+from trainer.rules.derivation import conflicts, explain, instrumented, symbol, uses
+from trainer.rules.program import Program, located, read_program
+
+_MEMORY = 2 << 30
+_LARGEST = (1 << 31) - 1
+
+
+def judge(program: Program, graph: list[Any], candidate: dict[str, Any]) -> dict[str, Any]:
+    """{"conflicts": [...], "derivation": [...]} of one candidate. Raises ValueError for rules that cannot be grounded."""
+    facts = {symbol(tuple(fact)): "knowledge graph" for fact in graph}
+    facts |= {symbol(tuple(fact)): "given" for fact in candidate["facts"]}
+    facts |= {symbol(fact): "from the text" for fact in matched(program, candidate["text"])}
+    atoms = solve(program, list(facts))
+    found, uses_of = conflicts(atoms), uses(program, atoms)
+    derivation = [line for goal in found for line in explain(goal, program, uses_of, facts)]
+    return {"conflicts": [str(goal) for goal in found], "derivation": derivation}
+
+
+def matched(program: Program, text: str) -> list[tuple[Any, ...]]:
+    """Facts of the `%match` lines: name, number of the match from 1, then its groups; digits are whole numbers."""
+    found: list[tuple[Any, ...]] = []
+    for name, pattern in program.matches:
+        for number, match in enumerate(re.finditer(pattern, text), 1):
+            found.append((name, number, *(_value(group or "") for group in match.groups())))
+    return found
+
+
+def _value(text: str) -> int | str:
+    return int(text) if re.fullmatch(r"-?\d{1,10}", text) and abs(int(text)) <= _LARGEST else text
+
+
+def solve(program: Program, facts: list[clingo.Symbol]) -> list[clingo.Symbol]:
+    """Everything that follows: the only answer set there is."""
+    complaints: list[str] = []
+    control = clingo.Control(["--models=2", "--warn=none"], logger=lambda _, message: complaints.append(message))
+    try:
+        control.add("base", [], "\n".join(instrumented(program)))
+        with control.backend() as backend:
+            for fact in facts:
+                backend.add_rule([backend.add_atom(fact)])
+        control.ground([("base", [])])
+    except RuntimeError:
+        raise ValueError(located(program.name, [re.sub(r"<block>", "<string>", each) for each in complaints])) from None
+    with control.solve(yield_=True) as handle:
+        models = [model.symbols(atoms=True) for model in handle]
+    assert len(models) == 1, f"{program.name}: {len(models)} answer sets of a stratified program"
+    return list(models[0])
+
+
+def main() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    request = json.load(sys.stdin)
+    program = read_program(request["text"], request["name"])
+    try:
+        for candidate in request["candidates"]:
+            print(json.dumps(judge(program, request["graph"], candidate)), flush=True)
+    except ValueError as error:
+        print(json.dumps({"error": str(error)}), flush=True)
+    except MemoryError:
+        print(json.dumps({"endless": f"more than {_MEMORY >> 30} GB"}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
