@@ -68,7 +68,7 @@ def _divisions(run: RunConfig, objective: Objective, machine: Machine) -> Iterat
     rows = [
         ("global batch", run.batch.global_batch, f"{machine.gpus} workers x micro-batch {run.batch.micro_batch}", each),
         ("micro-batch", run.batch.micro_batch, "routing group", objective.group),
-        ("lanes", run.objective.data.lanes or lcm(8, machine.gpus), "workers", machine.gpus),
+        ("lanes", run.objective.lanes or lcm(8, machine.gpus), "workers", machine.gpus),
     ]
     if config is not None and config.moe is not None:
         rows += [("experts", config.moe.experts, "EP", run.ep), ("workers", machine.gpus, "EP", run.ep)]

@@ -194,3 +194,18 @@ def test_the_command(switchwork: Callable[..., tuple[int, str, str]], corpus: Pa
     for wrong, word in ((["--gpu", "riva-128"], "riva-128"), (["--gpus", "0"], "--gpus"), (["--efficiency", "2"], "--efficiency")):
         code, _, complaint = switchwork("plan", "job.yaml", *wrong)
         assert (code, complaint.count("\n"), word in complaint) == (2, 1, True)
+
+
+@pytest.mark.parametrize("name", ["vae", "gan"])
+def test_image_objectives_are_planned_as_far_as_they_can_be(name: str) -> None:
+    file = Path(__file__).parents[1] / "launch" / "configs" / f"{name}_digits_quickstart.yaml"
+    run = parse(RunConfig, yaml.safe_load(file.read_text())["run"], "run")
+    found = estimate(run, Machine(key="g", gpu=GPU, gpus=2, per_node=8, efficiency=0.5, notice_s=30, storage=2e9))
+    assert found["verdict"] is True
+    assert found["step"] is None
+    total = sum(found["parameters"]["networks"].values())
+    assert total > 50_000
+    assert found["memory"]["parts"]["parameters"] == pytest.approx(4 * total, rel=0.01)
+    assert "activations" not in found["memory"]["parts"]
+    assert 12 * total <= found["checkpoint"]["bytes"] <= 17 * total
+    assert any("only weights, gradients, optimiser and checkpoint" in line for line in found["unknown"])

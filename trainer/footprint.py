@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 import torch
 from torch import nn
@@ -59,7 +60,8 @@ class Footprint:
 def on_meta(run: RunConfig) -> Objective:
     """The objective with its networks on the `meta` device, whole: no memory, no numbers."""
     # A transformer may be larger than any memory and must never be made; the others look at their data while they are built, which needs numbers.
-    with torch.device("meta") if isinstance(run.objective, LanguageConfig | MaskedLanguageConfig) else weightless():
+    place: Any = torch.device("meta") if isinstance(run.objective, LanguageConfig | MaskedLanguageConfig) else weightless()
+    with place:
         return build_objective(run.objective, run.seed)
 
 
@@ -78,11 +80,15 @@ def weightless() -> Iterator[None]:
     def buffer(module: nn.Module, name: str, value: torch.Tensor | None, persistent: bool = True) -> None:
         plain_buffer(module, name, None if value is None else value.to("meta"), persistent)
 
-    nn.Module.register_parameter, nn.Module.register_buffer = parameter, buffer  # type: ignore[method-assign, assignment]
+    ours, plain = (parameter, buffer), (plain_parameter, plain_buffer)
+    names = ("register_parameter", "register_buffer")
+    for name, method in zip(names, ours, strict=True):
+        setattr(nn.Module, name, method)
     try:
         yield
     finally:
-        nn.Module.register_parameter, nn.Module.register_buffer = plain_parameter, plain_buffer  # type: ignore[method-assign]
+        for name, method in zip(names, plain, strict=True):
+            setattr(nn.Module, name, method)
 
 
 def groups_of(run: RunConfig, objective: Objective, world: int) -> dict[str, list[Group]]:
