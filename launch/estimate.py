@@ -71,7 +71,7 @@ def _divisions(run: RunConfig, objective: Objective, machine: Machine) -> Iterat
         ("lanes", run.objective.lanes or lcm(8, machine.gpus), "workers", machine.gpus),
     ]
     if config is not None and config.moe is not None:
-        rows += [("experts", config.moe.experts, "EP", run.ep), ("workers", machine.gpus, "EP", run.ep)]
+        rows += [("experts", config.moe.experts, "EP", run.ep(machine.gpus)), ("workers", machine.gpus, "EP", run.ep(machine.gpus))]
     for what, number, by, divisor in rows:
         yield {"what": what, "number": number, "by": by, "divisor": divisor, "good": number % divisor == 0}
 
@@ -117,7 +117,7 @@ def _layout(run: RunConfig, objective: Objective, machine: Machine) -> dict[str,
     config, samples = transformer_config(objective), run.batch.global_batch // machine.gpus
     bf16, again, copied = _bf16(run, machine.gpu), 1.0, 0.0
     if config is not None:
-        moving += expert_exchange(config, samples * objective.tokens_per_sample, run.ep, 2 if bf16 else 4, machine.per_node)
+        moving += expert_exchange(config, samples * objective.tokens_per_sample, run.ep(machine.gpus), 2 if bf16 else 4, machine.per_node)
         again = 4 / 3 if config.activation_checkpointing else 1.0
         copied = accumulation * (needs.balanced.kept.weight_copies / 2 if needs.balanced else 0.0)
     owned = sum(state.owned for state in needs.states.values())

@@ -63,9 +63,9 @@ def promote(console: Console, folder: Folder, run: RunConfig, config: RulesConfi
     refused = [decision for decision in decisions if not decision.accepted]
     found = restore.newest(folder / "checkpoints", lambda line: None)
     assert found is not None, "load_objective read it"
-    checkpoint = {"step": step, "digest": str(found[1]["digest"])}
-    gate_tags = {"step": str(step), "checkpoint": checkpoint["digest"], "rules": config.file, "accepted": str(not refused).lower()}
-    version = registry.register(folder, checkpoint, figures, gate_tags)
+    digest = str(found[1]["digest"])
+    gate_tags = {"step": str(step), "checkpoint": digest, "rules": config.file, "accepted": str(not refused).lower()}
+    version = registry.register(folder, {"step": step, "digest": digest}, figures, gate_tags)
     before = f"version {champion[0]}" if champion else "none"
     if refused:
         console.print(f"{name} version {version} is registered, and does NOT become champion (still {before}): rules failed", highlight=False)

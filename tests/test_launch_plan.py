@@ -19,9 +19,9 @@ from models.transformer import TransformerConfig
 from trainer.config import RunConfig
 from trainer.footprint import groups_of, on_meta
 from trainer.gpus import Gpu, by_device_name, find_gpu, gpus
-from trainer.memory import Group, training_state
 from trainer.parsing import parse
 from trainer.throughput import exchanges, expert_exchange
+from trainer.training_state import Group, training_state
 
 GPU = Gpu(name="G", memory=80e9, bf16=1000e12, fp32=100e12, hbm=3e12, link=400e9, network=50e9, host=50e9, per_node=8, source="a test")
 MACHINE = Machine(key="g", gpu=GPU, gpus=8, per_node=8, efficiency=0.5, notice_s=30, storage=2e9)

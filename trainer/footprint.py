@@ -18,9 +18,9 @@ from models.routing import experts_per_token
 from models.transformer import Transformer, TransformerConfig
 from trainer.config import RunConfig
 from trainer.engines import DeepSpeedConfig
-from trainer.memory import Group, State, optimizer_groups, training_state
 from trainer.objectives import Objective, build_objective
 from trainer.objectives.language import LanguageConfig, MaskedLanguageConfig
+from trainer.training_state import Group, State, optimizer_groups, training_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,8 @@ def weightless() -> Iterator[None]:
     def buffer(module: nn.Module, name: str, value: torch.Tensor | None, persistent: bool = True) -> None:
         plain_buffer(module, name, None if value is None else value.to("meta"), persistent)
 
-    ours, plain = (parameter, buffer), (plain_parameter, plain_buffer)
+    ours: tuple[Any, ...] = (parameter, buffer)
+    plain: tuple[Any, ...] = (plain_parameter, plain_buffer)
     names = ("register_parameter", "register_buffer")
     for name, method in zip(names, ours, strict=True):
         setattr(nn.Module, name, method)
@@ -93,7 +94,7 @@ def weightless() -> Iterator[None]:
 
 def groups_of(run: RunConfig, objective: Objective, world: int) -> dict[str, list[Group]]:
     """The optimiser's rows of each network on one of `world` ranks."""
-    return {name: optimizer_groups(network, run.optimizer, world, run.ep) for name, network in objective.networks.items()}
+    return {name: optimizer_groups(network, run.optimizer, world, run.ep(world)) for name, network in objective.networks.items()}
 
 
 def footprint(run: RunConfig, objective: Objective, world: int, bf16: bool, cuda: bool) -> Footprint:
@@ -105,7 +106,7 @@ def footprint(run: RunConfig, objective: Objective, world: int, bf16: bool, cuda
     network = objective.networks.get("model")
     if not isinstance(network, Transformer):
         return Footprint(states=states, averages=averages, balanced=None, worst=None)
-    moe, ep, batch = network.config.moe, run.ep, run.batch.micro_batch
+    moe, ep, batch = network.config.moe, run.ep(world), run.batch.micro_batch
     length, mask = objective.tokens_per_sample, bool(getattr(run.objective.data, "document_mask", False))
     worst = _worst_load(moe, ep, batch, length) if moe else 1.0
     balanced, fullest = (_activations(network, batch, length, kernels, ep, load, mask) for load in (1.0, worst))

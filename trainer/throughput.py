@@ -11,7 +11,7 @@ from models.routing import experts_per_token
 from models.transformer import TransformerConfig
 from trainer.engines import AccelerateConfig, DeepSpeedConfig, EngineConfig
 from trainer.gpus import Gpu
-from trainer.memory import Group
+from trainer.training_state import Group
 
 _FP32 = 4
 _LARGEST_KEPT = 1_000_000_000  # stage3_max_reuse_distance: below it ZeRO 3 gathers weights once for the forward and the backward pass

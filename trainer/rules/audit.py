@@ -29,7 +29,7 @@ class AuditLog:
         problems = verify(folder)
         if problems:
             raise ValueError(f"audit log of {folder}: {problems[0]}; nothing more is written to it: put it aside")
-        head = json.loads(folder.read(HEAD)) if folder.exists(HEAD) else {"lines": 0, "hash": _START}
+        head: dict[str, Any] = json.loads(folder.read(HEAD)) if folder.exists(HEAD) else {"lines": 0, "hash": _START}
         self.lines, self.last = int(head["lines"]), str(head["hash"])
 
     def add(self, gate: Gate, candidate: Candidate, decision: Decision, purpose: str, checkpoint: str) -> None:
