@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from cluster.kubernetes_config import KubernetesConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
@@ -17,6 +19,8 @@ class ClusterConfig:
     """How often the workers may be started again after a failure."""
     address: str | None = None
     """Ray cluster to join; null: RAY_ADDRESS, else a new one on this machine."""
+    kubernetes: KubernetesConfig = KubernetesConfig()
+    """Image, pods, storage and queue, where the job goes to Kubernetes."""
 
     def __post_init__(self) -> None:
         if self.fewest < 1:

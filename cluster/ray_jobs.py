@@ -5,7 +5,6 @@ RAY_AUTH_TOKEN (or ~/.ray/auth_token), as Ray's own commands do.
 """
 
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from trainer.code_version import code_name
 
 PACKAGES = ("launch", "cluster", "trainer", "models", "data")
 _CHECKOUT = Path(__file__).parents[1]
@@ -24,8 +25,6 @@ _ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_W
 
 def client(address: str) -> Any:
     """A client of the Jobs API at `address` (http://HEAD:8265). Raises ValueError if nobody answers there, or refuses."""
-    if not re.match(r"https?://", address):
-        raise ValueError(f"--to: {address!r} is no address of a Ray cluster; it looks like http://HEAD:8265")
     if os.environ.get("RAY_AUTH_TOKEN") or Path("~/.ray/auth_token").expanduser().exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     from ray.exceptions import RayError
@@ -37,8 +36,8 @@ def client(address: str) -> Any:
         raise ValueError(f"--to: no Ray cluster at {address} ({_line(error)}); is the head up, its port 8265 open, and RAY_AUTH_TOKEN right?") from None
 
 
-def submit(address: str, job: dict[str, Any], name: str) -> str:
-    """Start the job and return its id. `job` is what a job file holds."""
+def submit(address: str, job: dict[str, Any], name: str, resume: bool = False) -> str:
+    """Start the job and return its id. `job` is what a job file holds; `resume` goes on with the run of that name."""
     root = str(job["run"].get("root", "runs"))
     if "://" not in root and not Path(root).is_absolute():
         raise ValueError(
@@ -53,10 +52,11 @@ def submit(address: str, job: dict[str, Any], name: str) -> str:
         for package in PACKAGES:
             shutil.copytree(_CHECKOUT / package, Path(folder) / package, ignore=shutil.ignore_patterns("__pycache__"))
         (Path(folder) / f"{name}.yaml").write_text(yaml.safe_dump(job, sort_keys=False))
-        entrypoint = f"python -m launch.cli train {name}.yaml"
+        entrypoint = f"python -m launch.cli train {name}.yaml{' --resume' if resume else ''}"
         job_id = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
         try:
-            return str(jobs.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env={"working_dir": folder, "env_vars": _ENVIRONMENT}))
+            env = _ENVIRONMENT | {"SWITCHWORK_COMMIT": code_name()}
+            return str(jobs.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env={"working_dir": folder, "env_vars": env}))
         except (RuntimeError, ConnectionError) as error:
             raise ValueError(f"--to: {address} did not take the job ({_line(error)})") from None
 
@@ -93,6 +93,16 @@ def stop(address: str, job_id: str) -> None:
     """Have the cluster stop the job, which saves first."""
     status(address, job_id)
     client(address).stop_job(job_id)
+
+
+def suspend(address: str, job_id: str) -> None:
+    """Ray's Jobs API has no such thing. Raises ValueError."""
+    raise ValueError(f"job {job_id}: a Ray head suspends no jobs; use `switchwork stop`, and later `switchwork submit --resume`")
+
+
+def resume(address: str, job_id: str) -> None:
+    """Ray's Jobs API has no such thing. Raises ValueError."""
+    suspend(address, job_id)
 
 
 def _facts(details: Any) -> dict[str, str]:

@@ -1,67 +1,29 @@
 """A job handed to a real Ray cluster with token authentication: submit, follow, list, stop; and the ways in which it is refused."""
 
-import contextlib
 import json
-import os
-import shutil
 import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 from conftest import tiny_job
+from ray_head import BIN, TOKEN, environment, ray_head
 
 from trainer.world import free_port
-
-BIN = Path(sys.executable).parent
-TOKEN = "a" * 40
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a Ray head of this test's own, with a token."""
-    port, dashboard = free_port(), free_port()
-    folder = tempfile.mkdtemp(prefix="ray-")  # short: Ray makes sockets in it, whose names may have 107 characters
-    path = f"{BIN}:{os.environ['PATH']}"
-    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "PATH": path}
-    command = [
-        "ray",
-        "start",
-        "--head",
-        "--block",
-        f"--port={port}",
-        f"--dashboard-port={dashboard}",
-        "--num-cpus=4",
-        "--include-dashboard=true",
-        "--disable-usage-stats",
-        f"--temp-dir={folder}",
-    ]
-    with (tmp_path_factory.mktemp("head") / "log").open("w") as log:
-        process = subprocess.Popen([str(BIN / command[0]), *command[1:]], env=environment, stdout=log, stderr=log)
-    try:
-        address = f"http://127.0.0.1:{dashboard}"
-        deadline = time.monotonic() + 150
-        while switchwork("jobs", "--to", address).returncode:
-            assert time.monotonic() < deadline, "the head did not come up"
-            time.sleep(1)
-        yield address
-    finally:
-        started = [process, *psutil.Process(process.pid).children(recursive=True)]
-        for each in started:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
-        process.wait(30)
-        shutil.rmtree(folder, ignore_errors=True)
+    with ray_head(tmp_path_factory.mktemp("head") / "log") as started:
+        yield started.address
 
 
 def switchwork(*arguments: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-    return subprocess.run([str(BIN / "switchwork"), *arguments], env=environment, capture_output=True, text=True, timeout=200, check=False)
+    return subprocess.run(
+        [str(BIN / "switchwork"), *arguments], env=environment(RAY_AUTH_TOKEN=token), capture_output=True, text=True, timeout=200, check=False
+    )
 
 
 def test_a_submitted_job_trains_to_the_end(head: str, corpus: Path, tmp_path: Path) -> None:

@@ -1,0 +1,55 @@
+"""Jobs elsewhere: the one place that tells a Ray head (http://) from Kubernetes (k8s://)."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import yaml
+
+
+class Jobs(Protocol):
+    """What both kinds of clusters do; `address` is what --to says. All raise ValueError, in one line, for what the user can mend."""
+
+    def submit(self, address: str, job: dict[str, Any], name: str, resume: bool = False) -> str:
+        """Start the job (what a job file holds) and return its id; `resume` goes on with the run of that name."""
+
+    def listing(self, address: str) -> list[dict[str, str]]:
+        """Id, state and message of all jobs, the newest first."""
+
+    def status(self, address: str, job_id: str) -> dict[str, str]:
+        """Id, state and message of one job."""
+
+    def logs(self, address: str, job_id: str, follow: bool) -> Iterator[str]:
+        """What the driver has printed; with `follow` until the job ends."""
+
+    def stop(self, address: str, job_id: str) -> None:
+        """End the job."""
+
+    def suspend(self, address: str, job_id: str) -> None:
+        """Give back what the job holds, to go on later."""
+
+    def resume(self, address: str, job_id: str) -> None:
+        """Let a suspended job go on."""
+
+
+def jobs_at(address: str) -> Jobs:
+    """The jobs of the cluster at `address`. Raises ValueError if it is neither kind."""
+    match address.partition("://")[0]:
+        case "k8s":
+            from cluster import kubernetes_jobs
+
+            return kubernetes_jobs
+        case "http" | "https":
+            from cluster import ray_jobs
+
+            return ray_jobs
+        case _:
+            raise ValueError(f"--to: {address!r} is no address of a cluster; it looks like http://HEAD:8265 or k8s://CONTEXT/NAMESPACE")
+
+
+def render_for(address: str, job: dict[str, Any], name: str, resume: bool = False) -> str:
+    """The manifest that `submit` would send, as YAML; asks no cluster. Raises ValueError for a Ray head, which takes none."""
+    if not address.startswith("k8s://"):
+        raise ValueError(f"--render: {address} takes no manifest; leave --render out, or use --to k8s://CONTEXT/NAMESPACE")
+    from cluster.kubernetes_jobs import manifest
+
+    return str(yaml.safe_dump(manifest(address, job, name, resume), sort_keys=False, width=160))

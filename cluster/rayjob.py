@@ -1,0 +1,163 @@
+"""A job as a RayJob of KubeRay 1.7: a pure function from the job to the manifest, which `switchwork submit --render` prints.
+
+The code is the image. The job's values travel in the head's environment (SWITCHWORK_JOB), not in a ConfigMap: one object is accepted or
+refused as a whole, nothing is left behind when it goes, and a rendered manifest needs no second object that would have to know its uid.
+"""
+
+import json
+import math
+import re
+from typing import Any
+
+from cluster.config import ClusterConfig
+from cluster.kubernetes_config import KubernetesConfig
+from cluster.pod_templates import Json, container_security, head_pod, submitter_pod, worker_pod
+
+MANAGER = {"app.kubernetes.io/managed-by": "switchwork"}
+LONGEST_NAME = 47  # KubeRay makes the names of a RayCluster, its service and its pods from it
+_LARGEST_JOB = 100_000  # Linux takes 131,072 bytes for one environment variable
+_STAMP = len("-20260101-000000")
+
+
+def job_name(name: str, stamp: str) -> str:
+    """A RayJob's name from the run's and the time: a DNS-1035 label of at most 47 characters. Raises ValueError if it cannot be one."""
+    label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if not label or not label[0].isalpha():
+        raise ValueError(f"run.name: {name!r} gives no name for a job in Kubernetes, which begins with a letter; set another run.name")
+    if len(label) + _STAMP > LONGEST_NAME:
+        long = f"{name!r} and the time make a job name of {len(label) + _STAMP} characters"
+        raise ValueError(f"run.name: {long}, and KubeRay takes {LONGEST_NAME}; use a run.name of at most {LONGEST_NAME - _STAMP}")
+    return f"{label}-{stamp}"
+
+
+def rayjob(job_id: str, namespace: str, job: Json, cluster: ClusterConfig, ray_version: str, resume: bool = False) -> Json:
+    """The manifest of `job` (what a job file holds, its run named). Raises ValueError for what cannot run on Kubernetes."""
+    config = cluster.kubernetes
+    check_job(job, cluster)
+    values = json.dumps({"id": job_id, "resume": resume, "job": job}).replace("$", "\\u0024")  # Kubernetes would replace $(NAME)
+    if len(values) > _LARGEST_JOB:
+        raise ValueError(f"the job: {len(values)} characters do not fit into a pod's environment; keep it below {_LARGEST_JOB}, with long lists in files")
+    own_env = {"SWITCHWORK_JOB": values} | ({"SWITCHWORK_AUTOSCALING": "1"} if config.autoscaling else {})
+    spec: Json = {
+        "entrypoint": "python -m launch.pod",
+        "submissionMode": "K8sJobMode",  # the submitter's log is the driver's, and outlives the head
+        "backoffLimit": config.backoff_limit,
+        "shutdownAfterJobFinishes": config.delete_after_s is not None,
+        "suspend": config.suspend,
+        "submitterPodTemplate": submitter_pod(config),
+        "rayClusterSpec": _ray_cluster(cluster, own_env, ray_version),
+    }
+    times = {
+        "ttlSecondsAfterFinished": config.delete_after_s,
+        "activeDeadlineSeconds": config.deadline_s,
+        "preRunningDeadlineSeconds": config.start_deadline_s,
+    }
+    spec |= {name: value for name, value in times.items() if value is not None}
+    metadata = {"name": job_id, "namespace": namespace, "labels": _labels(job_id, config), "annotations": {"switchwork/run": _run_folder(job)}}
+    return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": spec}
+
+
+def check_job(job: Json, cluster: ClusterConfig) -> None:
+    """Raises ValueError, with the fix, for what does not go together in a job on Kubernetes."""
+    config, run = cluster.kubernetes, job["run"]
+    if not config.image:
+        raise ValueError("cluster.kubernetes.image: missing; build one with k8s/Dockerfile, push it, and name it")
+    for workers in (cluster.fewest, cluster.most):
+        if workers % config.workers_per_pod:
+            each = f"{workers} workers do not fill pods of {config.workers_per_pod}"
+            raise ValueError(f"cluster.kubernetes.workers_per_pod: {each}; use a divisor of {workers}")
+    _gpus(cluster, str(run.get("device", "auto")))
+    if (scaling := config.autoscaling) is not None:
+        if not scaling.min_workers <= cluster.fewest <= cluster.most <= scaling.max_workers:
+            bounds = f"{scaling.min_workers} to {scaling.max_workers}"
+            workers = f"{cluster.fewest}" if cluster.fewest == cluster.most else f"[{cluster.fewest}, {cluster.most}]"
+            raise ValueError(f"cluster.kubernetes.autoscaling: cluster.workers is {workers}, outside {bounds}; widen min_workers and max_workers")
+        if scaling.min_workers % config.workers_per_pod or scaling.max_workers % config.workers_per_pod:
+            bounds = f"{scaling.min_workers} and {scaling.max_workers}"
+            raise ValueError(f"cluster.kubernetes.autoscaling: {bounds} workers do not fill pods of {config.workers_per_pod}; use multiples of it")
+    _check_storage(run, config)
+    tracking = run.get("tracking") or {}
+    uri = str(tracking.get("uri") or config.env.get("MLFLOW_TRACKING_URI") or "")
+    if tracking.get("enabled", True) and not uri:
+        raise ValueError("run.tracking.uri: missing; pods need an MLflow server, such as http://mlflow:5000 of k8s/base, or run.tracking.enabled=false")
+    if uri.startswith("sqlite:") and not _on_claim(uri.removeprefix("sqlite:///"), config):
+        raise ValueError(f"run.tracking.uri: {uri} is on the pod's own disk, which goes with the pod; name a server, such as http://mlflow:5000")
+
+
+def _check_storage(run: Json, config: KubernetesConfig) -> None:
+    root = str(run.get("root", "runs"))
+    if "://" in root or _on_claim(root, config):
+        return
+    retry = f", and backoff_limit {config.backoff_limit} would start again from nothing" if config.backoff_limit else ""
+    paths = " or ".join(each.path for each in config.claims if not each.read_only) or "the path of one of cluster.kubernetes.claims"
+    raise ValueError(
+        f"run.root: {root} is on the pod's own disk, which goes with the pod{retry}; use a URL such as s3://bucket/runs, or a folder below {paths}"
+    )
+
+
+def _on_claim(path: str, config: KubernetesConfig) -> bool:
+    return any(path == each.path or path.startswith(f"{each.path}/") for each in config.claims if not each.read_only)
+
+
+def _gpus(cluster: ClusterConfig, device: str = "auto") -> int:
+    """GPUs of a pod: Kubernetes wants to be told, and gives whole ones."""
+    each = cluster.gpus_per_worker
+    if each is None and device != "cpu":
+        raise ValueError("cluster.gpus_per_worker: null leaves it to the cluster, but a pod must ask; set 1, or 0 for CPU workers")
+    if each is not None and (each < 0 or each != int(each)):
+        raise ValueError(f"cluster.gpus_per_worker: {each:g}; Kubernetes gives whole GPUs: use a whole number")
+    return int(each or 0) * cluster.kubernetes.workers_per_pod
+
+
+def _ray_cluster(cluster: ClusterConfig, own_env: dict[str, str], ray_version: str) -> Json:
+    config = cluster.kubernetes
+    spec: Json = {
+        "rayVersion": ray_version,
+        "authOptions": {"mode": "token"},  # KubeRay makes a token for each cluster and gives it to all its pods
+        "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": head_pod(config, own_env)},
+        "workerGroupSpecs": [_worker_group(cluster)],
+    }
+    if (scaling := config.autoscaling) is not None:
+        spec["enableInTreeAutoscaling"] = True
+        spec["autoscalerOptions"] = {"version": "v2", "idleTimeoutSeconds": scaling.idle_timeout_s, "securityContext": container_security()}
+    return spec
+
+
+def _worker_group(cluster: ClusterConfig) -> Json:
+    config = cluster.kubernetes
+    each = config.workers_per_pod
+    cpus = math.ceil(cluster.cpus_per_worker * each)
+    least, most = (config.autoscaling.min_workers, config.autoscaling.max_workers) if config.autoscaling else (cluster.most, cluster.most)
+    return {
+        "groupName": "workers",
+        "replicas": least // each,
+        "minReplicas": least // each,
+        "maxReplicas": most // each,
+        "rayStartParams": {"num-cpus": str(cpus), "object-store-memory": str(config.object_store_bytes)},
+        "template": worker_pod(config, cpus, _gpus(cluster, "cpu")),
+    }
+
+
+def _labels(job_id: str, config: KubernetesConfig) -> dict[str, str]:
+    labels = {"app.kubernetes.io/name": "switchwork"} | MANAGER
+    if config.queue:
+        labels["kueue.x-k8s.io/queue-name"] = config.queue
+        if config.priority:
+            labels["kueue.x-k8s.io/priority-class"] = config.priority
+    if config.gang:
+        labels["ray.io/gang-scheduling-enabled"] = "true"
+        labels |= {"ray.io/priority-class-name": config.priority} if config.priority else {}
+        match config.gang.scheduler:
+            case "volcano":
+                labels |= {"volcano.sh/queue-name": config.gang.queue} if config.gang.queue else {}
+            case "yunikorn":
+                labels |= {"yunikorn.apache.org/app-id": job_id} | ({"yunikorn.apache.org/queue": config.gang.queue} if config.gang.queue else {})
+            case "kai-scheduler":
+                labels |= {"kai.scheduler/queue": config.gang.queue} if config.gang.queue else {}
+            case "scheduler-plugins":
+                pass
+    return labels
+
+
+def _run_folder(job: dict[str, Any]) -> str:
+    return f"{job['run'].get('root', 'runs')}/{job['run']['name']}"
