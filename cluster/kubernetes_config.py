@@ -80,7 +80,7 @@ class KubernetesConfig:
     backoff_limit: int = 0
     """How often a failed job is tried again, each time on a new RayCluster; it goes on from its last checkpoint."""
     deadline_s: int | None = None
-    """Seconds after which the job is ended, over all tries; null: none."""
+    """Seconds after which a try is ended, its waiting included, and with it the job; null: none."""
     start_deadline_s: int | None = None
     """Seconds that the job may wait for its pods; null: for ever."""
     delete_after_s: int | None = 600

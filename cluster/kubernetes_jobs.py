@@ -29,8 +29,8 @@ def manifest(address: str, job: dict[str, Any], name: str, resume: bool = False)
     run["tracking"] = dict(run.get("tracking") or {})
     if os.environ.get("MLFLOW_TRACKING_URI") and not run["tracking"].get("uri") and "MLFLOW_TRACKING_URI" not in cluster.kubernetes.env:
         run["tracking"]["uri"] = os.environ["MLFLOW_TRACKING_URI"]
-    namespace = address.rpartition("/")[2]
-    return rayjob(job_id, namespace, {**job, "run": run}, cluster, version("ray"), resume)
+    _, slash, namespace = address.removeprefix("k8s://").rpartition("/")
+    return rayjob(job_id, namespace if slash else "default", {**job, "run": run}, cluster, version("ray"), resume)
 
 
 def submit(address: str, job: dict[str, Any], name: str, resume: bool = False) -> str:

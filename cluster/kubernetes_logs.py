@@ -122,8 +122,10 @@ def _stream(cluster: Namespace, pod: str) -> Iterator[str]:
         except ApiException as error:
             if error.status == 404:
                 return  # the pod was removed
-            with one_line(cluster, "read logs"):
-                raise
+            if error.status is not None and error.status < 500 and _runs(cluster, pod):
+                with one_line(cluster, "read logs"):
+                    raise
+            time.sleep(1)  # its node does not answer, or it was evicted and took its log along
         if not _runs(cluster, pod):
             return
 

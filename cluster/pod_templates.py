@@ -14,7 +14,7 @@ def head_pod(config: KubernetesConfig, own_env: dict[str, str]) -> Json:
     spec = _pod_spec(config, container)
     if config.autoscaling is None:
         spec["automountServiceAccountToken"] = False  # Ray's autoscaler, beside the head, asks Kubernetes for pods
-    return _template(spec)
+    return _template(spec, "head")
 
 
 def worker_pod(config: KubernetesConfig, cpus: int, gpus: int) -> Json:
@@ -28,7 +28,7 @@ def worker_pod(config: KubernetesConfig, cpus: int, gpus: int) -> Json:
         spec["nodeSelector"] = dict(config.node_selector)
     if config.tolerations:
         spec["tolerations"] = [_without_nulls(vars(toleration)) for toleration in config.tolerations]
-    return _template(spec)
+    return _template(spec, "worker")
 
 
 def submitter_pod(config: KubernetesConfig) -> Json:
@@ -43,11 +43,11 @@ def submitter_pod(config: KubernetesConfig) -> Json:
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
     spec = _identity(config) | {"containers": [container], "restartPolicy": "Never", "automountServiceAccountToken": False}
-    return _template(spec)
+    return _template(spec, "submitter")
 
 
-def _template(spec: Json) -> Json:
-    return {"metadata": {"labels": {"app.kubernetes.io/name": "switchwork", "app.kubernetes.io/component": "job"}}, "spec": spec}
+def _template(spec: Json, component: str) -> Json:
+    return {"metadata": {"labels": {"app.kubernetes.io/name": "switchwork", "app.kubernetes.io/component": component}}, "spec": spec}
 
 
 def _pod_spec(config: KubernetesConfig, container: Json) -> Json:

@@ -70,8 +70,8 @@ def check_job(job: Json, cluster: ClusterConfig) -> None:
     if (scaling := config.autoscaling) is not None:
         if not scaling.min_workers <= cluster.fewest <= cluster.most <= scaling.max_workers:
             bounds = f"{scaling.min_workers} to {scaling.max_workers}"
-            workers = f"{cluster.fewest}" if cluster.fewest == cluster.most else f"[{cluster.fewest}, {cluster.most}]"
-            raise ValueError(f"cluster.kubernetes.autoscaling: cluster.workers is {workers}, outside {bounds}; widen min_workers and max_workers")
+            asked = f"{cluster.fewest}" if cluster.fewest == cluster.most else f"[{cluster.fewest}, {cluster.most}]"
+            raise ValueError(f"cluster.kubernetes.autoscaling: cluster.workers is {asked}, outside {bounds}; widen min_workers and max_workers")
         if scaling.min_workers % config.workers_per_pod or scaling.max_workers % config.workers_per_pod:
             bounds = f"{scaling.min_workers} and {scaling.max_workers}"
             raise ValueError(f"cluster.kubernetes.autoscaling: {bounds} workers do not fill pods of {config.workers_per_pod}; use multiples of it")

@@ -150,6 +150,14 @@ def plan(
         raise typer.Exit(1)
 
 
+@app.command()
+def schema() -> None:
+    """The JSON Schema of job files, for editors."""
+    from launch.schema import job_schema
+
+    print(json.dumps(job_schema(), indent=1))
+
+
 RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="the run's folder, URL, or name below runs/")]
 
 Rules = Annotated[str | None, typer.Option("--rules", metavar="FILE.lp", help="rules that judge each text")]
@@ -260,6 +268,18 @@ def prove_moe(
     from launch.prove_moe import RECIPE, Options, prove
 
     prove(console, job or RECIPE, overrides or [], Options(experts=experts, seeds=seeds, processes=processes, minutes=minutes, folder=folder))
+
+
+@app.command()
+def diff(first: RunFolder, second: RunFolder, as_json: Json = False) -> None:
+    """What two runs differ in: config, code, data, results."""
+    from launch.diff import compare, show
+
+    found = compare(first, second)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        show(console, first, second, found)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kube_cluster import job_status, kube, submit, switchwork  # noqa: F401  (fixtures)
 
 ALPHABET = "the quick brown fox jumps over a lazy dog while seven wizards mix potions for the king of spades ".split()
 

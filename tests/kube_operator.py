@@ -5,9 +5,10 @@ Its rules are those of KubeRay 1.7's validation; its objects, labels, names and 
 
 import re
 import threading
+import time
 from typing import Any
 
-from kube_api import Json, KubeApi, Refused
+from kube_api import Json, KubeApi
 
 FINALIZER = "ray.io/rayjob-finalizer"
 
@@ -116,17 +117,18 @@ class Operator:
         return self.api.create(group, plural, {"metadata": metadata, **body})
 
     def _let_go(self) -> None:
-        """Remove the finalizer from every job that is being deleted, as the operator does after stopping the Ray job."""
+        """Remove the finalizer from every job that is being deleted, as the operator does a little later, after stopping the Ray job."""
+        seen: set[str] = set()
         while not self.api.closing:
+            time.sleep(0.3)
             with self.api.news:
-                self.api.news.wait(0.2)
                 for job in self.api.select("ray.io", "rayjobs", self.namespace):
-                    if "deletionTimestamp" in job["metadata"] and FINALIZER in job["metadata"].get("finalizers", []):
+                    if "deletionTimestamp" not in job["metadata"]:
+                        continue
+                    if job["metadata"]["uid"] in seen:
                         job["metadata"]["finalizers"] = []
-                        try:
-                            self.api.update("ray.io", "rayjobs", job)
-                        except Refused:
-                            continue  # changed meanwhile; next round
+                        self.api.update("ray.io", "rayjobs", job)
+                    seen.add(job["metadata"]["uid"])
 
 
 def validation_problem(job: Json) -> str:

@@ -48,6 +48,7 @@ GOOD: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "retried": ({"backoff_limit": 3, "deadline_s": 86400, "start_deadline_s": 1800, **STORE}, {}, {}),
     "queued": ({"queue": "team", "priority": "urgent", "delete_after_s": 0}, {}, {}),
     "autoscaled": ({"autoscaling": {"min_workers": 0, "max_workers": 4, "idle_timeout_s": 600}, "start_timeout_s": 12}, {}, {}),
+    "come and go": ({"autoscaling": {"min_workers": 1, "max_workers": 2}, "start_timeout_s": 12}, {"workers": [1, 2]}, {}),
     "volcano": ({"gang": {"scheduler": "volcano", "queue": "training"}, "priority": "high"}, {}, {}),
     "yunikorn": ({"gang": {"scheduler": "yunikorn", "queue": "root.training"}}, {}, {}),
     "scheduler plugins": ({"gang": {"scheduler": "scheduler-plugins"}}, {}, {}),
@@ -155,6 +156,19 @@ def test_pods_get_what_the_job_asks_for(tmp_path: Path, corpus: Path) -> None:
     for pod in (head["template"]["spec"], group["template"]["spec"]):
         assert pod["securityContext"]["runAsNonRoot"]
         assert pod["automountServiceAccountToken"] is False
+
+
+def test_pods_come_and_go_between_the_bounds(tmp_path: Path, corpus: Path) -> None:
+    fixed = render(job_file(tmp_path, corpus, {}, {"workers": [1, 2]}))["spec"]["rayClusterSpec"]
+    assert [fixed["workerGroupSpecs"][0][name] for name in ("minReplicas", "replicas", "maxReplicas")] == [2, 2, 2]
+    assert "enableInTreeAutoscaling" not in fixed
+    scaled = render(job_file(tmp_path, corpus, {"autoscaling": {"min_workers": 1, "max_workers": 8, "idle_timeout_s": 77}}, {"workers": [1, 2]}))
+    spec = scaled["spec"]["rayClusterSpec"]
+    assert [spec["workerGroupSpecs"][0][name] for name in ("minReplicas", "replicas", "maxReplicas")] == [1, 1, 8]
+    assert spec["enableInTreeAutoscaling"]
+    assert spec["autoscalerOptions"]["idleTimeoutSeconds"] == 77
+    with pytest.raises(ValueError, match=r"cluster\.workers is \[1, 2\], outside 0 to 1"):
+        render(job_file(tmp_path, corpus, {"autoscaling": {"max_workers": 1}}, {"workers": [1, 2]}))
 
 
 def test_the_job_travels_whole_and_names_its_run_once(tmp_path: Path, corpus: Path) -> None:

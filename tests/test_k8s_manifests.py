@@ -114,7 +114,7 @@ def test_pods_are_restricted(overlay: str, tmp_path: Path, corpus: Path) -> None
 def test_network_rules_name_labels_that_pods_have() -> None:
     manifests = built("dev")
     labels = [manifest["spec"]["template"]["metadata"]["labels"] for manifest in manifests if manifest["kind"] in ("Deployment", "StatefulSet")]
-    labels += [{"ray.io/is-ray-node": "yes"}, {"app.kubernetes.io/component": "job"}, {"app.kubernetes.io/name": "kuberay-operator"}]
+    labels += [{"ray.io/is-ray-node": "yes"}, {"app.kubernetes.io/component": "submitter"}, {"app.kubernetes.io/name": "kuberay-operator"}]
     rules = [manifest["spec"] for manifest in manifests if manifest["kind"] == "NetworkPolicy"]
     selectors = [rule["podSelector"].get("matchLabels", {}) for rule in rules]
     peers = [peer for rule in rules for way in (*rule.get("ingress", []), *rule.get("egress", [])) for peer in (*way.get("from", []), *way.get("to", []))]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from trainer.code_version import code_version
 from trainer.storage import Folder
 
 if TYPE_CHECKING:  # the driver and Ray's controller need no torch for what is here
@@ -46,7 +47,8 @@ def begin_attempt(folder: Folder, world: "World") -> int:
         if attempt:
             before = [line["world"] for line in earlier if "world" in line][-1]
             close_attempt(folder, attempt - 1, UNKNOWN if before == world.size else f"{before} workers became {world.size}")
-        append(folder, "attempts.jsonl", {"attempt": attempt, "time": time.time(), "world": world.size, "host": platform.node(), "pid": os.getpid()})
+        begun = {"attempt": attempt, "time": time.time(), "world": world.size, "host": platform.node(), "pid": os.getpid()}
+        append(folder, "attempts.jsonl", begun | code_version())
         saved = folder / "checkpoints"
         for name in saved.names():
             if name.startswith(".step-"):

@@ -17,6 +17,7 @@ from trainer import init_from
 from trainer.anomaly import Guard
 from trainer.attempts import Say, begin_attempt, close_attempt, ending, note_end, recorded
 from trainer.checkpoint import Checkpointer
+from trainer.code_version import code_name
 from trainer.collapse import collapse_hooks
 from trainer.config import RunConfig, check
 from trainer.control import Asked, Control
@@ -202,6 +203,7 @@ def _tracker(run: RunConfig, folder: Folder, attempt: int, manifest: Mapping[str
         return JsonlTracker(folder, attempt)
     params = dict(_flat("", plain(run))) | {"world": world.size, "device": str(world.device)}
     tags = {"run_folder": folder.url, "objective": run.objective.name, "torch": torch.__version__, "python": platform.python_version()}
+    tags |= {"mlflow.source.git.commit": code_name()} if code_name() else {}
     facts = RunFacts(str(run.name), run.objective.dataset, params, tags, manifest)
     return MlflowTracker(folder, attempt, run.tracking, facts, say)
 
