@@ -88,7 +88,7 @@ def test_a_seed_gives_all_variants_the_same_start_and_the_same_data(corpus: Path
             network = training.objective.networks["model"]
             assert isinstance(network, Transformer)
             assert sum(isinstance(module, MoELayer) for module in network.modules()) in (0, 2)
-            states.append({name: value for name, value in network.state_dict().items() if ".ffn." not in name})
+            states.append({name: weight.detach() for name, weight in network.named_parameters() if ".ffn." not in name})
     for state, batch in zip(states[1:], batches[1:], strict=True):
         assert state.keys() == states[0].keys()
         assert all(torch.equal(value, states[0][name]) for name, value in state.items())
