@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainer.attempts import lines
 from trainer.loop import Training
 from trainer.storage import Folder
 from trainer.tracking import Tracker
@@ -48,7 +49,8 @@ class Goodput:
 
     def start(self, training: Training) -> None:
         """Training begins now."""
-        training.furthest = max([training.step] + [row["step"] for row in self.earlier])
+        logged = [line["step"] for line in lines(self.folder, "metrics.jsonl")]  # a killed attempt may have logged more than its row says
+        training.furthest = max([training.step, *logged] + [row["step"] for row in self.earlier])
         training.seconds[self.waiting] = time.time() - self.begin
         self.write(training)
 

@@ -115,7 +115,9 @@ def _train(run: RunConfig, world: World, say: Say, started: float, asked: Asked 
         note_anomalies(training, folder, tracker, say)
         goodput.start(training)
         while True:
+            opening = time.perf_counter()
             stream = training.objective.stream(share, state.get("data"))
+            training.spend(goodput.waiting, opening)
             ledger.begin(state.get("data", {}), share)
             fit(training, stream, run.steps(training.objective.tokens_per_sample), hooks)
             stream.close()
