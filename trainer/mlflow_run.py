@@ -1,0 +1,122 @@
+"""One run in MLflow, made at the first attempt and found again by later ones. Importing this takes a second or two: do it in a thread."""
+
+import getpass
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+from mlflow import MlflowClient
+from mlflow.data.http_dataset_source import HTTPDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+
+from trainer.storage import Folder
+from trainer.tracking import RunFacts, TrackingConfig, tracking_uri
+
+_BATCH = 900  # a request of MLflow takes 1,000 metrics
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # what MLflow's pages show first: training, not chat traces
+
+
+def _make_store(file: Path) -> None:
+    """Have MLflow's tables in the SQLite file `file`, which appears whole: MLflow's own way takes two seconds of statements, and a worker
+    that is killed in between leaves a store that no MLflow opens again."""
+    if file.exists():
+        return
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}-") as scratch:
+        made = Path(scratch) / file.name
+        MlflowClient(f"sqlite:///{made}").search_experiments()
+        try:
+            os.link(made, file)
+        except FileExistsError:
+            pass  # another run was first
+        except OSError:  # no hard links here
+            os.replace(made, file)
+
+
+class MlflowRun:
+    """One MLflow run: made at the first attempt, found again at later ones."""
+
+    def __init__(self, folder: Folder, config: TrackingConfig, facts: RunFacts):
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        self.folder, self.facts = folder, facts
+        uri = tracking_uri(config)
+        if uri.startswith("sqlite:///"):
+            _make_store(Path(uri.removeprefix("sqlite:///")))
+        self.client = MlflowClient(uri)
+        self.place: dict[str, Any] = {"sent_bytes": 0, "attempt": 0, "last_step": -1, "replayed_until": -1}
+        if folder.exists("mlflow.json"):
+            self.place = json.loads(folder.read("mlflow.json"))
+        if folder.exists("mlflow_run_id"):
+            self.run_id = folder.read("mlflow_run_id").decode().strip()
+            self.client.update_run(self.run_id, status="RUNNING")
+            self._tag_ends()
+        else:
+            self.run_id = self._create(config)
+
+    def _create(self, config: TrackingConfig) -> str:
+        experiment = self.client.get_experiment_by_name(config.experiment)
+        experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(config.experiment, tags=_KIND)
+        run_id = str(
+            self.client.create_run(
+                experiment_id, run_name=self.facts.name, tags={"mlflow.user": getpass.getuser(), "mlflow.source.name": "switchwork"}
+            ).info.run_id
+        )
+        params = [Param(key, str(value)[:6000]) for key, value in self.facts.params.items()]
+        tags = [RunTag(key, value) for key, value in self.facts.tags.items()]
+        for start in range(0, max(1, len(params)), 100):
+            self.client.log_batch(run_id, params=params[start : start + 100], tags=tags if start == 0 else [])
+        self._log_input(run_id)
+        self.client.log_text(run_id, self.folder.read("resolved.yaml").decode(), "resolved.yaml")
+        self.client.log_dict(run_id, dict(self.facts.manifest), "data_manifest.json")
+        self.folder.write("mlflow_run_id", run_id.encode())
+        return run_id
+
+    def _log_input(self, run_id: str) -> None:
+        manifest = self.facts.manifest
+        source = HTTPDatasetSource(url=f"data_manifest.json#{manifest['digest']}")  # the artifact that lists every file
+        dataset = MetaDataset(source, name=self.facts.data_name, digest=str(manifest["digest"])[:36])  # type: ignore[abstract]
+        self.client.log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", "training")])])
+
+    def send_rows(self) -> None:
+        """Send the lines that MLflow does not have. A step that an earlier attempt has sent is not sent again: it is a replay."""
+        if not self.folder.exists("metrics.jsonl"):
+            return
+        place, metrics = dict(self.place), []
+        for line in self.folder.read("metrics.jsonl")[place["sent_bytes"] :].splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                break
+            place["sent_bytes"] += len(line)
+            row = json.loads(line)
+            step, when, attempt = row.pop("step"), int(row.pop("time") * 1000), row.pop("attempt")
+            if attempt != place["attempt"] or step < place.get("step", 0):  # a later attempt, or one that went back to a checkpoint
+                place |= {"attempt": attempt, "replayed_until": place["last_step"]}
+            place["step"] = step
+            if step > place["replayed_until"]:
+                metrics += [Metric(key, float(value), when, step) for key, value in row.items()]
+                place["last_step"] = max(place["last_step"], step)
+        for start in range(0, len(metrics), _BATCH):
+            self.client.log_batch(self.run_id, metrics=metrics[start : start + _BATCH])
+        if place != self.place:
+            self.place = place
+            self.folder.write("mlflow.json", json.dumps(place).encode())
+
+    def send_file(self, file: Path) -> None:
+        self.client.log_artifact(self.run_id, str(file))
+
+    def _tag_ends(self) -> None:
+        """Why each attempt so far ended, as a tag of the run."""
+        for line in map(json.loads, self.folder.read("attempts.jsonl").splitlines()):
+            if "ended" in line:
+                self.client.set_tag(self.run_id, f"attempt_{line['attempt']}_ended", line["ended"])
+
+    def close(self, status: str) -> None:
+        self._tag_ends()
+        self.client.set_terminated(self.run_id, status)
