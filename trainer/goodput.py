@@ -6,6 +6,7 @@ was last heard of, so what a failure costs is all there: until it was noticed, s
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,7 +64,8 @@ class Goodput:
         self.row |= {"until": until, "step": training.step, "ended": ended, "seconds": seconds}
         rows = [*self.earlier, self.row]
         if training.world.is_main:
-            self.folder.write("goodput.json", json.dumps({"attempts": rows}, indent=1).encode())
+            with suppress(OSError):  # a full disk: the next one says it all
+                self.folder.write("goodput.json", json.dumps({"attempts": rows}, indent=1).encode())
         return {what: sum(row["seconds"][what] for row in rows) for what in NAMES}
 
     def log(self, training: Training) -> None:

@@ -1,16 +1,27 @@
-"""Build what DeepSpeed compiles at its first use, so that the first run does not wait for it: `python -m trainer.engines.prebuild`."""
+"""Build what DeepSpeed compiles at its first use, so that no run waits for it: `python -m trainer.engines.prebuild`."""
+
+import os
+import tempfile
+from pathlib import Path
 
 from torch import nn
 
 from trainer.engines import DeepSpeedConfig, build_engine
+from trainer.engines.lean_deepspeed import BUILT, OP
 from trainer.optim import OptimizerConfig
 from trainer.world import joined
 
 
 def main() -> None:
-    """Bring up DeepSpeed once, in a world of one: whatever it compiles is then in torch's extension cache."""
-    with joined() as world:
+    """Bring up DeepSpeed once, in a world of one, and keep what it compiled; the folder appears by one rename, whole or not at all."""
+    if BUILT.exists():
+        return
+    BUILT.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=BUILT.parent) as scratch, joined() as world:
+        os.environ["TORCH_EXTENSIONS_DIR"] = scratch
         build_engine(DeepSpeedConfig(), nn.Linear(4, 4).to(world.device), OptimizerConfig(), bf16=False, world=world)
+        if (made := Path(scratch) / OP).exists():  # DeepSpeed has no such op on other platforms
+            made.rename(BUILT)
 
 
 if __name__ == "__main__":
