@@ -1,0 +1,48 @@
+"""Commands that put a job to the test: chaos, prove."""
+
+from typing import Annotated
+
+import typer
+
+from launch.arguments import JobFile, Overrides, console
+
+app = typer.Typer()
+
+
+@app.command()
+def chaos(
+    job: JobFile,
+    faults: Annotated[str, typer.Option("--faults", metavar="FILE", help="what goes wrong, and when: launch/configs/chaos_quickstart.yaml is one")],
+    overrides: Overrides = None,
+    folder: Annotated[str, typer.Option("--folder", help="a new folder for the two runs and drill.json")] = "drills/chaos",
+) -> None:
+    """A fire drill: the job without faults, then with them; ends with what each fault cost."""
+    from launch.chaos import chaos as drill
+
+    if not drill(console, job, faults, overrides or [], folder):
+        raise typer.Exit(1)
+
+
+prove = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Experiments that show what a part of this is worth, with intervals.")
+app.add_typer(prove, name="prove")
+
+
+@prove.callback()
+def prove_group() -> None:
+    """Makes `prove` a group while it has one member."""
+
+
+@prove.command("moe")
+def prove_moe(
+    overrides: Overrides = None,
+    job: Annotated[str | None, typer.Option("--job", metavar="JOB.yaml", help="default: the recipe launch/configs/prove_moe.yaml")] = None,
+    experts: Annotated[str, typer.Option("--experts", help="numbers of experts beside the job's own")] = "4,8,16",
+    seeds: Annotated[int, typer.Option("--seeds", help="how many, from the job's own on")] = 4,
+    minutes: Annotated[float | None, typer.Option("--minutes", help="time for all of it: the speed is measured, and the steps follow")] = None,
+    processes: Annotated[int | None, typer.Option("--processes", help="runs at a time; default: as many as there are cores for")] = None,
+    folder: Annotated[str, typer.Option("--folder", help="runs, results.json and proof.png; runs that are there already are kept")] = "proofs/moe",
+) -> None:
+    """Switch beside dense at equal FLOPs, steps and data, with a frozen and a permuted router as controls: leads with intervals, and a verdict."""
+    from launch.prove_moe import RECIPE, Options, prove
+
+    prove(console, job or RECIPE, overrides or [], Options(experts=experts, seeds=seeds, processes=processes, minutes=minutes, folder=folder))
