@@ -9,7 +9,8 @@ from trainer.export_diffusers import check_diffusers, write_diffusers
 from trainer.inference import load_objective
 from trainer.objectives.diffusion import DDPMConfig, DDPMObjective
 from trainer.objectives.gan import GanConfig
-from trainer.objectives.language import LanguageConfig, LanguageObjective, MaskedLanguageConfig
+from trainer.objectives.language import LanguageObjective
+from trainer.objectives.language_config import LanguageConfig, MaskedLanguageConfig
 from trainer.objectives.vae import VAEConfig
 from trainer.run_folder import find_run
 from trainer.storage import Folder, absolute, check_writable

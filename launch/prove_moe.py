@@ -25,7 +25,7 @@ from models.flops import flops_per_token, parameters
 from models.moe import MoEConfig
 from models.transformer import TransformerConfig
 from trainer.config import RunConfig, StopConfig, check
-from trainer.objectives.language import LanguageConfig
+from trainer.objectives.language_config import LanguageConfig
 from trainer.parsing import parse, plain, read_job
 from trainer.storage import Folder, absolute, check_writable
 

@@ -11,7 +11,8 @@ from data.tokenizer_files import tokenizer_files
 from models.routing import NoisyTopKRouter
 from models.transformers_format import to_config
 from models.transformers_names import to_transformers
-from trainer.objectives.language import LanguageConfig, LanguageObjective, MaskedLanguageConfig
+from trainer.objectives.language import LanguageObjective
+from trainer.objectives.language_config import LanguageConfig, MaskedLanguageConfig
 from trainer.storage import Folder
 
 LARGEST_FILE = "5GB"

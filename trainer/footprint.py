@@ -19,7 +19,7 @@ from models.transformer import Transformer, TransformerConfig
 from trainer.config import RunConfig
 from trainer.engines import DeepSpeedConfig
 from trainer.objectives import Objective, build_objective
-from trainer.objectives.language import LanguageConfig, MaskedLanguageConfig
+from trainer.objectives.language_config import LanguageConfig, MaskedLanguageConfig
 from trainer.training_state import Group, State, optimizer_groups, training_state
 
 

@@ -17,7 +17,7 @@ from models.transformer import Transformer, TransformerConfig
 from models.transformers_format import shape_of
 from models.upcycle import Origin, upcycled
 from trainer.objectives import ObjectiveConfig
-from trainer.objectives.language import LanguageConfig, MaskedLanguageConfig, vocabulary
+from trainer.objectives.language_config import LanguageConfig, MaskedLanguageConfig, vocabulary
 from trainer.shards import Fragment
 from trainer.sources import WeightSource, open_source
 from trainer.storage import Folder, absolute

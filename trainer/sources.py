@@ -54,7 +54,7 @@ class RunSource:
     """The newest whole checkpoint of a run of ours: the moving average of its weights, where it has one, as everywhere outside training."""
 
     def __init__(self, folder: Folder, scratch: Path):
-        from trainer.objectives.language import LanguageConfig, MaskedLanguageConfig
+        from trainer.objectives.language_config import LanguageConfig, MaskedLanguageConfig
 
         objective = (yaml.safe_load(folder.read("resolved.yaml"))["run"]).get("objective", {})
         kinds: dict[str, Any] = {"moe_lm": LanguageConfig, "masked_lm": MaskedLanguageConfig}

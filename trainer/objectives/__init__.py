@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from data.steps import Share
 from trainer.objectives.diffusion import DDPMConfig, DDPMObjective
 from trainer.objectives.gan import GanConfig, GanObjective
-from trainer.objectives.language import LanguageConfig, LanguageObjective, MaskedLanguageConfig
+from trainer.objectives.language import LanguageObjective
+from trainer.objectives.language_config import LanguageConfig, MaskedLanguageConfig
 from trainer.objectives.vae import VAEConfig, VAEObjective
 
 Batch = dict[str, Tensor]

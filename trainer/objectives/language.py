@@ -5,139 +5,26 @@ Legend: B samples, T positions, V vocabulary, G routing groups, E experts.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from data.text import TextConfig
 from models.flops import flops_per_token
 from models.generate import generate
 from models.losses import cross_entropy_sum
-from models.moe import MoEConfig, router_loss
+from models.moe import router_loss
 from models.random import derive, integers, sample_keys, uniform
-from models.routing import TopKRouter
-from models.transformer import Transformer, TransformerConfig
-from models.upcycle import UpcycleConfig
+from models.transformer import Transformer
+from trainer.objectives.language_config import LanguageConfig, MaskedLanguageConfig, vocabulary
 from trainer.objectives.routing_report import routing_figures, routing_sums
-from trainer.objectives.routing_watch import CollapseConfig, build_watch
+from trainer.objectives.routing_watch import build_watch
 
 if TYPE_CHECKING:
     from data.steps import Share
-    from data.tokenizers import Tokenizer
     from trainer.objectives import Batch, Gather, Samples, Stream, Sums
 
 IGNORE = -100
-
-
-class _TextModel:
-    """What the rest of the trainer asks of the config of a language model."""
-
-    model: TransformerConfig
-    data: TextConfig
-
-    @property
-    def moe(self) -> MoEConfig | None:
-        return self.model.moe
-
-    @property
-    def group(self) -> int:
-        return self.model.moe.group if self.model.moe else 1
-
-    @property
-    def tokens_per_sample(self) -> int:
-        return self.data.seq_len
-
-    @property
-    def lanes(self) -> int | None:
-        return self.data.lanes
-
-    @property
-    def dataset(self) -> str:
-        return self.data.source.name
-
-
-@dataclass(frozen=True, kw_only=True)
-class LanguageConfig(_TextModel):
-    """A decoder-only transformer that predicts the next token; dense where `model.moe` is null."""
-
-    name: Literal["moe_lm"] = "moe_lm"
-    model: TransformerConfig
-    """The network."""
-    data: TextConfig
-    """The text, how it becomes tokens, and what is held out."""
-    init_from: str | None = None
-    """Folder whose weights training starts from, unless it resumes: a run of ours, or one that transformers saved (safetensors; Qwen3,
-    Qwen3-MoE, Qwen2-MoE without biases, Llama, Mixtral)."""
-    upcycle: UpcycleConfig | None = None
-    """Make a mixture of experts from the dense model in `init_from`."""
-    vocab_size: int | None = None
-    """Rows of the embedding, where they are to be more than the tokenizer has ids; null: as many."""
-    sample_tokens: int = 200
-    """Length of a generated sample."""
-    temperature: float = 0.8
-    """Of the generated samples."""
-    prompt: str = ""
-    """How the samples begin."""
-    collapse: CollapseConfig = CollapseConfig()
-    """When routing has collapsed, and what is done then; without effect on a dense model."""
-
-    def __post_init__(self) -> None:
-        if not self.model.causal:
-            raise ValueError("objective moe_lm with model.causal false; use true, or the objective masked_lm")
-        object.__setattr__(self, "model", started(self))
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskedLanguageConfig(_TextModel):
-    """A bidirectional transformer that restores masked tokens (Devlin et al. 2019, section 3.1, task 1)."""
-
-    name: Literal["masked_lm"] = "masked_lm"
-    model: TransformerConfig
-    """The network; `causal` must be false."""
-    data: TextConfig
-    """The text, how it becomes tokens, and what is held out."""
-    init_from: str | None = None
-    """Folder whose weights training starts from, unless it resumes: a run of ours, or one that transformers saved (safetensors; Qwen3,
-    Qwen3-MoE, Qwen2-MoE without biases, Llama, Mixtral)."""
-    upcycle: UpcycleConfig | None = None
-    """Make a mixture of experts from the dense model in `init_from`."""
-    vocab_size: int | None = None
-    """Rows of the embedding, where they are to be more than the tokenizer has ids; null: as many."""
-    mask_rate: float = 0.15
-    """Share of the tokens that are to be restored: of them 80 % become the mask, 10 % a random token, 10 % stay."""
-    collapse: CollapseConfig = CollapseConfig()
-    """When routing has collapsed, and what is done then; without effect on a dense model."""
-
-    def __post_init__(self) -> None:
-        if self.model.causal:
-            raise ValueError("objective masked_lm with model.causal true; use false, or the objective moe_lm")
-        if not 0 < self.mask_rate < 1:
-            raise ValueError(f"mask_rate is {self.mask_rate}; it must be between 0 and 1")
-        object.__setattr__(self, "model", started(self))
-
-
-def started(config: LanguageConfig | MaskedLanguageConfig) -> TransformerConfig:
-    """The model that `config` trains: its own, with the mixture of experts that `upcycle` asks for."""
-    model, upcycle = config.model, config.upcycle
-    if upcycle is None:
-        return model
-    if config.init_from is None:
-        raise ValueError(f"upcycle.experts: {upcycle.experts}, but there is no dense model; set init_from to the folder of one")
-    moe = model.moe or MoEConfig(experts=upcycle.experts, ffn=model.ffn, router=TopKRouter(k=2))
-    if (moe.experts, moe.ffn) != (upcycle.experts, model.ffn):
-        fix = f"use experts {upcycle.experts} and ffn {model.ffn}, as each expert starts as a copy of the dense feed-forward network"
-        raise ValueError(f"model.moe: experts {moe.experts} and ffn {moe.ffn} beside upcycle.experts {upcycle.experts} and model.ffn {model.ffn}; {fix}")
-    return replace(model, moe=moe)
-
-
-def vocabulary(config: LanguageConfig | MaskedLanguageConfig, tokenizer: "Tokenizer") -> int:
-    """Rows of the embedding. ValueError if they are fewer than the tokenizer's ids."""
-    if config.vocab_size is not None and config.vocab_size < tokenizer.vocab_size:
-        fix = f"use {tokenizer.vocab_size} or more, or null"
-        raise ValueError(f"run.objective.vocab_size: {config.vocab_size} is less than the {tokenizer.vocab_size} ids of the tokenizer; {fix}")
-    return config.vocab_size or tokenizer.vocab_size
 
 
 class LanguageObjective:
