@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from conftest import tiny_job
 from distributed import run_distributed
+from test_trainer_anomaly import train as train_again
 
 from trainer.world import free_port
 
@@ -92,6 +93,17 @@ def test_the_profiler_leaves_a_trace(root: Path, corpus: Path) -> None:
     run_distributed(train, 1, job_of(corpus, root, "profiled", profile={"first": 2, "steps": 2}))
     trace = json.loads((root / "profiled" / "profile" / "trace.json").read_text())
     assert any("DeepSpeed" in str(event.get("name")) or "aten::mm" in str(event.get("name")) for event in trace["traceEvents"])
+
+
+def test_an_attempt_that_finds_all_steps_done_writes_the_summary_that_the_killed_one_could_not(root: Path, corpus: Path) -> None:
+    job = job_of(corpus, root, "reference")
+    before = json.loads((root / "reference" / "summary.json").read_text())
+    (root / "reference" / "summary.json").unlink()
+    run_distributed(train_again, 1, job)
+    after = json.loads((root / "reference" / "summary.json").read_text())
+    assert before["eval"]["loss"] == after["eval"]["loss"]
+    assert (before["samples"], before["step"]) == (after["samples"], after["step"])
+    assert after["attempt"] == 1
 
 
 def test_hours_end_a_run_with_a_checkpoint(root: Path, corpus: Path) -> None:
