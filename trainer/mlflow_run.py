@@ -90,7 +90,7 @@ class MlflowRun:
         if not self.folder.exists("metrics.jsonl"):
             return
         place, metrics = dict(self.place), []
-        for line in self.folder.read("metrics.jsonl")[place["sent_bytes"] :].splitlines(keepends=True):
+        for line in self.folder.read("metrics.jsonl", place["sent_bytes"]).splitlines(keepends=True):
             if not line.endswith(b"\n"):
                 break
             place["sent_bytes"] += len(line)

@@ -42,8 +42,9 @@ class Folder:
             return []
         return sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in self.fs.ls(self.path, detail=False))
 
-    def read(self, name: str) -> bytes:
-        return bytes(self.fs.cat_file(self._at(name)))
+    def read(self, name: str, start: int = 0) -> bytes:
+        """The bytes of `name`, from `start` on."""
+        return bytes(self.fs.cat_file(self._at(name), start=start or None))
 
     def write(self, name: str, content: bytes) -> None:
         """Write `name` so that a reader sees the old file or the new one, never half of it."""

@@ -18,6 +18,8 @@ from typing import Any, Protocol
 from trainer.storage import Folder, absolute
 
 _SAY_AFTER = 3
+_PAUSE_S = 1.0
+"""Between two sends: what is logged in the meantime goes in one request, and the sender's thread does not get into the steps' way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +109,7 @@ class MlflowTracker(JsonlTracker):
         self.config, self.facts, self.say = config, facts, say
         self.files: list[Path] = []
         self.status: str | None = None
-        self.wake = threading.Event()
+        self.wake, self.ends = threading.Event(), threading.Event()
         self.thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
         self.thread.start()
 
@@ -122,13 +124,14 @@ class MlflowTracker(JsonlTracker):
     def finish(self, status: str) -> None:
         self.status = status
         self.wake.set()
+        self.ends.set()
         self.thread.join(self.config.drain_s)
         if self.thread.is_alive():
             waited = f"MLflow at {tracking_uri(self.config)} has not taken all figures within {self.config.drain_s:.0f} s"
             self.say(f"{waited}; they are in {self.folder}/metrics.jsonl, and --resume sends them")
 
     def _run(self) -> None:
-        """Try until all is sent and the run is closed; after a failure wait, twice as long each time up to a minute."""
+        """Try until all is sent and the run is closed; after a failure wait, twice as long each time up to a minute, at the run's end a second."""
         failures, sender = 0, None
         self.wake.wait()  # importing MLflow takes a second or two: not while the first step is under way
         while True:
@@ -147,10 +150,13 @@ class MlflowTracker(JsonlTracker):
                     sender.close(ending)
                     return
                 failures = 0
+                self.ends.wait(_PAUSE_S)
                 self.wake.wait()
             except Exception as error:  # a tracking server fails in as many ways as there are; none may end the run
                 failures += 1
                 if failures == _SAY_AFTER:
                     cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                     self.say(f"MLflow does not take figures ({cause}); training goes on, they are kept and sent later")
-                time.sleep(min(60.0, 0.5 * 2**failures))
+                if not self.ends.wait(min(60.0, 0.5 * 2**failures)):
+                    continue
+                time.sleep(_PAUSE_S)  # the run has ended, and waits for this thread
