@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
@@ -45,6 +45,11 @@ def _knock(address: str | None) -> None:
         socket.create_connection((found[1], int(found[2])), timeout=5).close()
 
 
+def leave() -> None:
+    """Leave the Ray cluster; one that was started here ends."""
+    ray.shutdown()
+
+
 def gpus_per_worker(cluster: ClusterConfig) -> float:
     """As configured, else one if the cluster has any."""
     if cluster.gpus_per_worker is not None:
@@ -82,10 +87,19 @@ class _Trainer(DataParallelTrainer):
 
 def train(values: Mapping[str, Any], cluster: ClusterConfig, started: float) -> None:
     """Run `values` (a plain RunConfig) on the connected cluster until it is done. Raises WorkersFailed if they fail for good."""
+    _run(_worker, {"run": dict(values), "started": started}, values, cluster)
+
+
+def audit(values: Mapping[str, Any], cluster: ClusterConfig) -> None:
+    """Have the workers of `values` make the steps of an audit, and write their evidence into the run's folder. Raises WorkersFailed."""
+    _run(_audit_worker, {"run": dict(values)}, values, cluster)
+
+
+def _run(work: Callable[[dict[str, Any]], None], config: dict[str, Any], values: Mapping[str, Any], cluster: ClusterConfig) -> None:
     gpus = gpus_per_worker(cluster)
     trainer = _Trainer(
-        _worker,
-        train_loop_config={"run": dict(values), "started": started},
+        work,
+        train_loop_config=config,
         scaling_config=ScalingConfig(
             num_workers=cluster.workers,  # type: ignore[arg-type]  # Ray's hint is of the older interface
             use_gpu=gpus > 0,
@@ -114,17 +128,30 @@ def _storage(values: Mapping[str, Any]) -> str:
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """What Ray Train calls on each worker: says where the ranks meet, as torchrun would, and trains."""
-    context = ray.train.get_context()
-    here = (ray.util.get_node_ip_address(), free_port())
-    host, port = broadcast_from_rank_zero(here)
-    ranks = {"RANK": context.get_world_rank(), "WORLD_SIZE": context.get_world_size(), "LOCAL_RANK": context.get_local_rank()}
-    os.environ |= {name: str(value) for name, value in ranks.items()} | {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
+    """What Ray Train calls on each worker of a run."""
+    _say_where_ranks_meet()
     from trainer.worker import run_worker
 
     summary = run_worker(config["run"], say=print, started=config["started"], asked=preemption)
     if summary["stopped"].startswith(PREEMPTED):
         raise WorkerPreempted(summary["stopped"])
+
+
+def _audit_worker(config: dict[str, Any]) -> None:
+    """And on each worker of an audit."""
+    _say_where_ranks_meet()
+    from trainer.audit.collect import audit_worker
+
+    audit_worker(config["run"])
+
+
+def _say_where_ranks_meet() -> None:
+    """As torchrun would."""
+    context = ray.train.get_context()
+    here = (ray.util.get_node_ip_address(), free_port())
+    host, port = broadcast_from_rank_zero(here)
+    ranks = {"RANK": context.get_world_rank(), "WORLD_SIZE": context.get_world_size(), "LOCAL_RANK": context.get_local_rank()}
+    os.environ |= {name: str(value) for name, value in ranks.items()} | {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
 
 
 def _cause(error: BaseException, folder: Folder) -> str:

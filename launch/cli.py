@@ -67,6 +67,15 @@ def plan(
 
 
 @app.command()
+def audit(job: JobFile, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Are this job's gradients right, with its sharding, precision and machine? Two steps beside float64; exit code 1 for no."""
+    from launch.audit import audit as compare
+
+    if not compare(console, job, overrides or [], as_json):
+        raise typer.Exit(1)
+
+
+@app.command()
 def schema() -> None:
     """The JSON Schema of job files, for editors."""
     from launch.schema import job_schema

@@ -33,7 +33,7 @@ def train(console: Console, path: str, overrides: Sequence[str], resume: bool, s
     job = load(path, overrides, resume)
     if not (job.cluster.address or os.environ.get("RAY_ADDRESS")):
         choose_device(job.run.device, 0)  # the workers will be on this machine
-    _prepare_data(job)
+    prepare_data(job)
     folder = prepare(job.run, resume, {"cluster": plain(job.cluster)})
     connecting.join()
     from cluster import ray_train
@@ -59,7 +59,8 @@ def _workers(cluster: ClusterConfig) -> str:
     return f"{'' if cluster.fewest == cluster.most else f'{cluster.fewest} to '}{cluster.most} worker{'s' * (cluster.most > 1)}"
 
 
-def _prepare_data(job: JobConfig) -> None:
+def prepare_data(job: JobConfig) -> None:
+    """Make the data that the job reads, where they are made: once, before any worker starts."""
     from data.prepare import prepare as prepare_data
 
     data = job.run.objective.data

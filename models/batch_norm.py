@@ -36,8 +36,8 @@ class GroupedBatchNorm(nn.Module):
             raise ValueError(f"a batch of {x.shape[0]} samples does not divide into batch-norm groups of {self.group}: make the micro-batch a multiple of it")
         grouped = x.unflatten(0, (-1, self.group))
         across = [1, *range(3, grouped.ndim)]
-        # Statistics in fp32 whatever the activations are: means of bf16 lose three digits.
-        var, mean = torch.var_mean(grouped.float(), dim=across, correction=0, keepdim=True)
+        # Statistics in fp32 at least, whatever the activations are: means of bf16 lose three digits.
+        var, mean = torch.var_mean(grouped.to(torch.promote_types(grouped.dtype, torch.float32)), dim=across, correction=0, keepdim=True)
         self._note(mean.detach(), var.detach())
         return ((grouped - mean) * torch.rsqrt(var + self.eps)).to(x.dtype).flatten(0, 1)
 

@@ -106,8 +106,8 @@ class Images:
         return held_out_images(self.config, rank=share.rank, world=share.world, micro_batch=share.micro_batch)
 
     def values(self, batch: "Batch") -> Tensor:
-        """Float32 (M, C, H, W) in [-1, 1]."""
-        return batch["image"].float() / 127.5 - 1
+        """(M, C, H, W) in [-1, 1], float32 at least."""
+        return batch["image"].to(torch.promote_types(batch["image"].dtype, torch.float32)) / 127.5 - 1
 
     def manifest(self) -> dict[str, Any]:
         from data.manifest import manifest

@@ -1,0 +1,88 @@
+"""`switchwork audit`: are the gradients of this job, with its sharding, precision, kernels and machine, right? Minutes before a long run."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from launch.audit_report import show, suspects, unusual_signals
+from launch.config import JobConfig, load
+from launch.train import prepare_data
+from trainer.audit.evidence import Evidence, from_bytes
+from trainer.audit.verdict import Findings, judge
+from trainer.parsing import plain, read_job
+from trainer.run_folder import prepare
+from trainer.storage import Folder
+from trainer.world import choose_device
+
+
+def audit(console: Console, path: str, overrides: Sequence[str], as_json: bool) -> bool:
+    """Start the job's workers for two steps, work the same steps out in float64 here, print the comparison; returns whether all is right."""
+    root = (read_job(path, overrides).get("run") or {}).get("root", "runs")
+    job = load(path, [*overrides, f"run.root={json.dumps(f'{root}/audits')}"])
+    folder = prepare(job.run, resume=False, extra={"cluster": plain(job.cluster)})
+    if not as_json:
+        console.print(f"{job.run.name}: two steps on {job.cluster.most} worker{'s' * (job.cluster.most > 1)}, then the same in float64", highlight=False)
+    evidence = _evidence(console, job, folder)
+    findings = judge(job.run, evidence)
+    report = _report(findings, evidence)
+    folder.write("audit.json", json.dumps(report, indent=1).encode())
+    picture = _draw(findings, folder, str(job.run.name))
+    if as_json:
+        print(json.dumps(report, indent=1))
+    else:
+        show(console, str(job.run.name), findings, evidence, f"{folder}/audit.json", picture)
+    return findings.good
+
+
+def _evidence(console: Console, job: JobConfig, folder: Folder) -> Evidence:
+    """What the workers hand over; their file is large, and not kept."""
+    from cluster import ray_train
+    from trainer.audit import FILE
+
+    if not (job.cluster.address or os.environ.get("RAY_ADDRESS")):
+        choose_device(job.run.device, 0)  # the workers will be on this machine
+    prepare_data(job)
+    ray_train.connect(job.cluster)
+    ray_train.check_room(job.cluster)
+    try:
+        ray_train.audit(plain(job.run), job.cluster)
+        return from_bytes(folder.read(FILE))
+    except ray_train.WorkersFailed as error:
+        console.print(str(error), markup=False, highlight=False)
+        raise typer.Exit(1) from None
+    finally:
+        ray_train.leave()
+        if folder.exists(FILE):
+            folder.fs.rm_file(f"{folder.path}/{FILE}")
+
+
+def _report(findings: Findings, evidence: Evidence) -> dict[str, Any]:
+    """All of it, for programs."""
+    return {
+        "verdict": findings.good,
+        "suspects": suspects(findings),
+        "world": evidence.world,
+        "device": evidence.device,
+        "roundoff": evidence.roundoff,
+        "steps": [step.number for step in evidence.steps],
+        "routing": {"decisions": findings.decisions, "near_ties_decided_otherwise": findings.flips},
+        "signals": {phase: {layer: signal.norm for layer, signal in signals.items()} for phase, signals in findings.signals.items()},
+        "unusual_signals": unusual_signals(findings),
+        "judged": [asdict(each) | {"good": each.good} for each in findings.judged],
+    }
+
+
+def _draw(findings: Findings, folder: Folder, title: str) -> str:
+    from launch.audit_picture import draw
+
+    with TemporaryDirectory() as scratch:
+        file = draw(findings, Path(scratch) / "signal.png", title)
+        folder.put(file, file.name)
+    return f"{folder}/{file.name}"

@@ -1,0 +1,249 @@
+"""Two witnesses of the reference itself, neither of which uses autograd: finite differences, and backpropagation written out (models/backprop.py)."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from models.backprop import RELU, SIGMOID, SILU, TANH, Activation, Layer, backward, forward
+from models.spectral import SpectralLinear
+from trainer.audit.evidence import norm_of, relative
+from trainer.audit.reference import Reference
+
+_STEP = 1e-6
+"""Of a direction as long as the weights: small, as at a kink (ReLU) a difference is wrong in proportion to it."""
+_DOUBLE = 2.0**-53
+_ACTIVATIONS: dict[type[nn.Module], Activation] = {nn.Sigmoid: SIGMOID, nn.Tanh: TANH, nn.ReLU: RELU, nn.SiLU: SILU}
+
+
+def group_of(name: str) -> str:
+    """Parameters that differ only in a number (of a block, a layer) form a group: `model/blocks.*.attention.qkv.weight`."""
+    return re.sub(r"(?<=[./\[])\d+(?=[.\]]|$)", "*", name)
+
+
+@dataclass
+class Slope:
+    """The derivative of the first micro-batch's loss along one random direction of a group of parameters."""
+
+    differences: float
+    """By central differences."""
+    gradient: float
+    """By the reference's gradient."""
+    scale: float
+    """What a random direction would give, |gradient| |direction| / sqrt(elements), or this one where it gives more."""
+    rounding: float
+    """Of the two losses, over `scale`."""
+
+    @property
+    def error(self) -> float:
+        """Relative to `scale`."""
+        return relative(abs(self.differences - self.gradient), self.scale)
+
+
+class Held(TorchFunctionMode):
+    """Remembers what an objective detaches outside of its networks in a first computation, and gives it again in later ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[Tensor] = []
+        self.next, self.inside = 0, 0
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func is not torch.Tensor.detach or self.inside:
+            return found
+        self.next += 1
+        if self.next > len(self.kept):
+            self.kept.append(found.clone())
+        return self.kept[self.next - 1].detach()
+
+    @contextmanager
+    def by(self, networks: Mapping[str, nn.Module]) -> Iterator[None]:
+        """One computation of a loss over `networks`."""
+        self.next, handles = 0, []
+        for network in networks.values():
+            handles += [network.register_forward_pre_hook(lambda *_: self._count(1)), network.register_forward_hook(lambda *_: self._count(-1))]
+        try:
+            with self:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _count(self, change: int) -> None:
+        self.inside += change
+
+
+def slopes(reference: Reference, phase: str, directions: int, seed: int) -> dict[str, list[Slope]]:
+    """Central differences against the reference's gradient, along `directions` random directions of every group of parameters of `phase`.
+
+    What the objective itself holds constant on purpose (`detach` outside of the networks) is held constant here as well.
+    """
+    batch, held = reference.step.batches[0], Held()
+    with held.by(reference.objective.networks):
+        loss = abs(float(reference.loss_as_decided(phase, batch).detach()))
+    _, gradients, _ = reference.gradients(phase, [batch])
+    network, generator = reference.objective.networks[phase], torch.Generator().manual_seed(seed)
+    groups: dict[str, list[tuple[str, nn.Parameter]]] = {}
+    for path, parameter in network.named_parameters():
+        groups.setdefault(group_of(f"{phase}/{path}"), []).append((f"{phase}/{path}", parameter))
+    found: dict[str, list[Slope]] = {}
+    for group, members in groups.items():
+        found[group] = []
+        for _ in range(directions):
+            size = sum(norm_of(parameter.detach()) ** 2 for _, parameter in members) ** 0.5 or 1.0
+            elements = sum(parameter.numel() for _, parameter in members)
+            away = [torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * size / elements**0.5 for _, parameter in members]
+            ahead, behind = (_moved(reference, phase, batch, members, away, step, held) for step in (_STEP, -_STEP))
+            gradient = sum(float((gradients[name] * direction).sum()) for (name, _), direction in zip(members, away, strict=True))
+            length = sum(norm_of(gradients[name]) ** 2 for name, _ in members) ** 0.5
+            scale = max(length * size / elements**0.5, abs(gradient))
+            found[group].append(Slope((ahead - behind) / (2 * _STEP), gradient, scale, relative(_DOUBLE * loss / _STEP, scale)))
+    return found
+
+
+def _moved(
+    reference: Reference, phase: str, batch: dict[str, Tensor], members: list[tuple[str, nn.Parameter]], away: list[Tensor], step: float, held: Held
+) -> float:
+    """The loss with `members` moved by `step` times `away`; they are put back."""
+    kept = [parameter.detach().clone() for _, parameter in members]
+    with torch.no_grad():
+        for (_, parameter), direction in zip(members, away, strict=True):
+            parameter.add_(direction, alpha=step)
+    with held.by(reference.objective.networks):
+        loss = reference.loss_as_decided(phase, batch)
+    with torch.no_grad():
+        for (_, parameter), value in zip(members, kept, strict=True):
+            parameter.copy_(value)
+    return float(loss.detach())
+
+
+@dataclass
+class Signal:
+    """The error signal as it leaves one layer towards the input, over a whole backward pass."""
+
+    squares: float = 0.0
+    """Sum of (dL / d output)^2."""
+    size: int = 0
+
+    @property
+    def norm(self) -> float:
+        return self.squares**0.5
+
+
+@dataclass
+class Observed:
+    """What was seen of a backward pass in the reference."""
+
+    signals: dict[str, Signal] = field(default_factory=dict)
+    """Of every layer with parameters, in the order of the forward pass."""
+    written_out: dict[str, Tensor] = field(default_factory=dict)
+    """Gradients of the fully connected parts by the explicit recursion."""
+    twice: bool = False
+    """Whether gradients were differentiated again, of which the recursion knows nothing."""
+
+
+@contextmanager
+def observing(reference: Reference, phase: str) -> Iterator[Observed]:
+    """For the block, the error signals of the network of `phase`, and the recursion beside every fully connected part of it."""
+    network, seen, handles = reference.objective.networks[phase], Observed(), []
+    for path, module in network.named_modules():
+        if any(True for _ in module.parameters(recurse=False)):
+            handles.append(module.register_forward_hook(_note_signal(seen, path)))
+    for chain in chains(network):
+        handles += _watch_chain(chain, seen, phase)
+    try:
+        yield seen
+        if seen.twice:
+            seen.written_out = {}
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _note_signal(seen: Observed, path: str) -> Any:
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        signal = seen.signals.setdefault(path, Signal())
+        if isinstance(output, Tensor) and output.requires_grad:
+
+            def add(gradient: Tensor) -> None:
+                if gradient.requires_grad:  # a gradient penalty's own: no part of dL / d output
+                    seen.twice = True
+                    return
+                signal.squares += float(gradient.square().sum())
+                signal.size += gradient.numel()
+
+            output.register_hook(add)
+
+    return note
+
+
+@dataclass
+class Chain:
+    """Linear layers with one activation between them, as models/backprop.py takes them."""
+
+    layers: list[tuple[str, nn.Linear]]
+    activation: Activation
+
+
+def chains(network: nn.Module) -> list[Chain]:
+    """The fully connected parts of `network`: `Linear, f, Linear, ...` in a row where they stand so, and every other linear layer by itself."""
+    found, taken = [], set()
+    for path, module in network.named_modules():
+        if not isinstance(module, nn.Sequential):
+            continue
+        children = [(f"{path}.{name}".lstrip("."), child) for name, child in module.named_children()]
+        index = 0
+        while index < len(children):
+            name, child = children[index]
+            index += 1
+            if not _plain_linear(child):
+                continue
+            row, activation = [(name, child)], None
+            while index + 1 < len(children) and type(children[index][1]) in _ACTIVATIONS and _plain_linear(children[index + 1][1]):
+                following = _ACTIVATIONS[type(children[index][1])]
+                if activation not in (None, following):
+                    break
+                activation = following
+                row.append(children[index + 1])
+                index += 2
+            found.append(Chain(row, activation or SIGMOID))  # type: ignore[arg-type]
+            taken |= {name for name, _ in row}
+    return found + [Chain([(path, module)], SIGMOID) for path, module in network.named_modules() if _plain_linear(module) and path not in taken]
+
+
+def _plain_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) and not isinstance(module, SpectralLinear)
+
+
+def _watch_chain(chain: Chain, seen: Observed, phase: str) -> list[Any]:
+    inputs: list[Tensor] = []
+
+    def keep(module: nn.Module, args: Any) -> None:
+        inputs.append(args[0].detach())
+
+    def witness(module: nn.Module, args: Any, output: Tensor) -> None:
+        x = inputs.pop()
+        if output.requires_grad:
+            output.register_hook(lambda delta: _recursion(chain, x, delta, seen, phase))
+
+    first, last = chain.layers[0][1], chain.layers[-1][1]
+    return [first.register_forward_pre_hook(keep), last.register_forward_hook(witness)]
+
+
+@torch.no_grad()
+def _recursion(chain: Chain, x: Tensor, delta: Tensor, seen: Observed, phase: str) -> None:
+    """Add the gradients that the explicit recursion makes of dL/dz of the last layer."""
+    zero = x.new_zeros(())
+    layers = [Layer(linear.weight, zero if linear.bias is None else linear.bias) for _, linear in chain.layers]
+    trace = forward(layers, x.flatten(0, -2), chain.activation)
+    for (path, linear), gradients in zip(chain.layers, backward(layers, trace, delta.flatten(0, -2), chain.activation), strict=True):
+        for leaf, value in (("weight", gradients.weight_OI), ("bias", gradients.bias_O)):
+            if leaf == "weight" or linear.bias is not None:
+                name = f"{phase}/{path}.{leaf}"
+                seen.written_out[name] = seen.written_out.get(name, torch.zeros_like(value)) + value
