@@ -19,6 +19,9 @@ from trainer.code_version import code_name
 PACKAGES = ("launch", "cluster", "trainer", "models", "data")
 _CHECKOUT = Path(__file__).parents[1]
 _STOP_WAIT_S = 600
+_AGENT_WAIT_S = 60.0
+_NO_AGENT = "No available agent"
+"""What a head says that answers already and is not yet able to start anything."""
 _ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)}
 """A job that is stopped gets SIGTERM, saves and leaves; Ray would kill it after 3 s."""
 
@@ -54,11 +57,15 @@ def submit(address: str, job: dict[str, Any], name: str, resume: bool = False) -
         (Path(folder) / f"{name}.yaml").write_text(yaml.safe_dump(job, sort_keys=False))
         entrypoint = f"python -m launch.cli train {name}.yaml{' --resume' if resume else ''}"
         job_id = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        try:
-            env = _ENVIRONMENT | {"SWITCHWORK_COMMIT": code_name()}
-            return str(jobs.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env={"working_dir": folder, "env_vars": env}))
-        except (RuntimeError, ConnectionError) as error:
-            raise ValueError(f"--to: {address} did not take the job ({_line(error)})") from None
+        environment = {"working_dir": folder, "env_vars": _ENVIRONMENT | {"SWITCHWORK_COMMIT": code_name()}}
+        deadline = time.monotonic() + _AGENT_WAIT_S
+        while True:
+            try:
+                return str(jobs.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env=environment))
+            except (RuntimeError, ConnectionError) as error:
+                if _NO_AGENT not in str(error) or time.monotonic() > deadline:
+                    raise ValueError(f"--to: {address} did not take the job ({_line(error)})") from None
+            time.sleep(1.0)
 
 
 def listing(address: str) -> list[dict[str, str]]:
