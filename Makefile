@@ -29,7 +29,7 @@ train: setup  ## train the quickstart: a Switch mixture-of-experts language mode
 	$(BIN)/switchwork train launch/configs/switch_lm_quickstart.yaml
 
 test: setup  ## run the tests (under 15 minutes on two cores)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 test-all: setup  ## run all the tests, the slow ones as well
 	$(BIN)/python -m pytest

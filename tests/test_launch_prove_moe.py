@@ -101,6 +101,7 @@ def _share() -> Any:
     return Share(rank=0, world=1, global_batch=16, micro_batch=4)
 
 
+@pytest.mark.slow
 def test_a_small_proof_in_full_and_again(corpus: Path, tmp_path: Path) -> None:
     job, folder = tmp_path / "job.yaml", tmp_path / "proof"
     job.write_text(yaml.safe_dump({"run": tiny(corpus)}))

@@ -201,7 +201,7 @@ def started_state(world: Any, jobs: list[dict[str, Any]]) -> list[dict[str, Tens
     return states
 
 
-@pytest.mark.parametrize("upcycle", [False, True], ids=["same", "upcycled"])
+@pytest.mark.parametrize("upcycle", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["same", "upcycled"])
 def test_every_engine_and_layout_starts_from_the_same_bits(upcycle: bool, corpus: Path, tmp_path: Path) -> None:
     model = {"moe": SWITCH, "qk_norm": True, "moe_layers": "alternate"}
     run = save_run(job_of(corpus, tmp_path, "first", {"qk_norm": True} if upcycle else model))
