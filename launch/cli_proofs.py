@@ -27,11 +27,6 @@ prove = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Experimen
 app.add_typer(prove, name="prove")
 
 
-@prove.callback()
-def prove_group() -> None:
-    """Makes `prove` a group while it has one member."""
-
-
 @prove.command("moe")
 def prove_moe(
     overrides: Overrides = None,
@@ -46,3 +41,19 @@ def prove_moe(
     from launch.prove_moe import RECIPE, Options, prove
 
     prove(console, job or RECIPE, overrides or [], Options(experts=experts, seeds=seeds, processes=processes, minutes=minutes, folder=folder))
+
+
+@prove.command("thought")
+def prove_thought(
+    overrides: Overrides = None,
+    job: Annotated[str | None, typer.Option("--job", metavar="JOB.yaml", help="default: the recipe launch/configs/prove_thought.yaml")] = None,
+    most: Annotated[int, typer.Option("--steps", help="problems take 1 to so many steps")] = 6,
+    each: Annotated[int, typer.Option("--problems", help="problems of each number of steps")] = 200,
+    shots: Annotated[int, typer.Option("--shots", help="worked examples before each")] = 2,
+    processes: Annotated[int, typer.Option("--processes", help="runs at a time")] = 2,
+    folder: Annotated[str, typer.Option("--folder", help="texts, runs, results.json and proof.png; runs that are there already are kept")] = "proofs/thought",
+) -> None:
+    """Arithmetic in several steps, with the steps written out and without, at equal tokens: accuracy by number of steps."""
+    from launch.prove_thought import RECIPE, Options, prove
+
+    prove(console, job or RECIPE, overrides or [], Options(most=most, each=each, shots=shots, processes=processes, folder=folder))

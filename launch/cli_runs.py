@@ -56,11 +56,28 @@ def promote(
 
 
 @app.command("eval")
-def evaluate(run: RunFolder, as_json: Json = False) -> None:
-    """The objective's own measures on a run's held-out data, from its last checkpoint, in one process."""
+def evaluate(
+    run: RunFolder,
+    task: Annotated[str | None, typer.Option("--task", metavar="FILE.jsonl", help="questions with answers, instead of the held-out data")] = None,
+    shots: Annotated[int, typer.Option("--shots", help="of the task, worked examples before each question")] = 0,
+    style: Annotated[str, typer.Option("--style", metavar="direct|chain_of_thought", help="of the task, the answer at once or after its steps")] = "direct",
+    tokens: Annotated[int, typer.Option("--tokens", help="of the task, the longest answer")] = 128,
+    harness: Annotated[str | None, typer.Option("--harness", metavar="TASK,...", help="tasks of EleutherAI's lm-eval, which must be installed")] = None,
+    harness_tasks: Annotated[str | None, typer.Option("--harness-tasks", metavar="FOLDER", help="more tasks for it (YAML)")] = None,
+    as_json: Json = False,
+) -> None:
+    """A run's last checkpoint, in one process: the objective's own measures on its held-out data, a few-shot task, or lm-eval's tasks."""
     from launch.inspect import evaluate_run
+    from launch.task_eval import evaluate_task, style_of
 
-    figures = evaluate_run(console, run)
+    if harness is not None:
+        from launch.harness import evaluate_harness
+
+        figures = evaluate_harness(console, run, harness, harness_tasks, shots)
+    elif task is not None:
+        figures = evaluate_task(console, run, task, shots, style_of(style), tokens)
+    else:
+        figures = evaluate_run(console, run)
     if as_json:
         print(json.dumps(figures, indent=1))
 

@@ -12,9 +12,15 @@ from models.transformer import Transformer
 
 @torch.no_grad()
 def generate(
-    model: Transformer, prompt_BT: Tensor, n: int, temperature: float = 1.0, top_k: int | None = None, generator: torch.Generator | None = None
+    model: Transformer,
+    prompt_BT: Tensor,
+    n: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    generator: torch.Generator | None = None,
+    stop: int | None = None,
 ) -> Tensor:
-    """`prompt_BT` (at least one token) followed by `n` generated tokens: (B, T + n), int64.
+    """`prompt_BT` (at least one token) followed by `n` generated tokens: (B, T + n), int64; by fewer once all samples have the token `stop` among them.
 
     Temperature 0 takes the most probable token; `top_k` draws from the k most probable only. Experts are dropless, as in evaluation.
     ValueError for a bidirectional model or an empty prompt.
@@ -31,6 +37,8 @@ def generate(
         logits_BV = model(new_BT, caches=caches)[0][:, -1].float()
         new_BT = choose(logits_BV, temperature, top_k, generator)
         tokens_BT = torch.cat((tokens_BT, new_BT), dim=1)
+        if stop is not None and bool((tokens_BT[:, prompt_BT.shape[1] :] == stop).any(1).all()):
+            break
     model.train(training)
     return tokens_BT
 

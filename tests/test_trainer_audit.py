@@ -161,4 +161,4 @@ def test_the_command_passes_every_quickstart(file: Path, tmp_path: Path, switchw
     report = json.loads(printed[printed.index("{") :])
     assert report["verdict"]
     assert report["suspects"] == []
-    assert (tmp_path / "audits" / f"{file.stem}-000" / "signal.png").stat().st_size > 10_000
+    assert (tmp_path / "audits" / f"{file.stem}-001" / "signal.png").stat().st_size > 10_000

@@ -1,0 +1,136 @@
+"""`switchwork prove thought`: is it worth writing the steps down? Two models, alike but for the texts that they train on at equal tokens: problems
+with their answers, and problems with the steps to them. Accuracy by number of steps, for both, with intervals."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.console import Console
+from rich.table import Table
+
+from data.sources import Files
+from launch.arithmetic import write_task, write_texts
+from launch.config import JobConfig
+from launch.side_by_side import named, summaries
+from launch.task_eval import answer_task
+from trainer.config import RunConfig
+from trainer.few_shot import Style, wilson
+from trainer.objectives.language_config import LanguageConfig
+from trainer.parsing import parse, plain, read_job
+from trainer.storage import Folder, absolute, check_writable
+
+RECIPE = str(Path(__file__).parent / "configs" / "prove_thought.yaml")
+_STYLES: tuple[Style, ...] = get_args(Style)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command's flags say."""
+
+    most: int
+    """Problems take 1 to so many steps."""
+    each: int
+    """Problems of each number of steps to be answered."""
+    shots: int
+    """Worked examples before each."""
+    processes: int
+    """Runs at a time."""
+    folder: str
+    """Texts, runs, results and picture."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.most <= 12 or self.each < 20:
+            raise ValueError(f"--steps {self.most} and --problems {self.each}: use 1 to 12 steps, and at least 20 problems of each")
+
+
+@dataclass(frozen=True)
+class Level:
+    """Accuracy at one number of steps: how many of `of` were right, and the difference of the two shares, item by item, with its 95 % interval."""
+
+    steps: int
+    of: int
+    right: dict[str, int]
+    lead: float
+    low: float
+    high: float
+
+
+def prove(console: Console, path: str, overrides: Sequence[str], options: Options) -> None:
+    """Make the texts, train what is not trained yet, answer the problems, and show who is right how often."""
+    run = parse(JobConfig, read_job(path, overrides)).run
+    if not isinstance(run.objective, LanguageConfig) or run.stop.steps is None:
+        raise ValueError(f"{path}: the proof trains a language model for a number of steps; use the objective moe_lm, and set run.stop.steps")
+    root = Path(absolute(options.folder))
+    check_writable(str(root), "--folder")
+    task, steps = root / "task.jsonl", range(1, options.most + 1)
+    asked = write_task(task, steps, options.each, seed=run.seed + 1)
+    runs = {style: _run(run, run.objective, style, root, steps, asked) for style in _STYLES}
+    found = summaries(console, list(runs.values()), options.processes, "training")
+    rows = {style: answer_task(console, Folder(f"{each.root}/{each.name}"), task, options.shots, style) for style, each in runs.items()}
+    levels = [_level(count, rows) for count in steps]
+    results: dict[str, Any] = {
+        "job": plain(run),
+        "tokens": run.stop.steps * run.batch.global_batch * run.objective.data.seq_len,
+        "shots": options.shots,
+        "minutes_of_runs": {style: summary["train_seconds"] / 60 for style, summary in zip(runs, found, strict=True)},
+        "levels": [vars(level) for level in levels],
+    }
+    (root / "results.json").write_text(json.dumps(results, indent=1))
+    _show(console, levels, options, results)
+    draw(levels, root / "proof.png")
+
+
+def _run(run: RunConfig, objective: LanguageConfig, style: Style, root: Path, steps: Sequence[int], asked: set[str]) -> RunConfig:
+    """The run on texts of `style`, which are made: as many characters as the run reads, and some more."""
+    texts = root / "texts" / f"{style}-{len(steps)}"
+    write_texts(texts, style, steps, round(1.3 * (run.stop.steps or 0) * run.batch.global_batch * objective.data.seq_len), run.seed, asked)
+    data = replace(objective.data, source=Files(paths=(f"{texts}/*.jsonl",)))
+    return named(replace(run, objective=replace(objective, data=data)), style, str(root / "runs"))
+
+
+def _level(steps: int, rows: dict[Style, list[dict[str, Any]]]) -> Level:
+    direct, thought = ({row["item"]: row["right"] for row in rows[style] if row["group"] == f"{steps} steps"} for style in _STYLES)
+    differences = [thought[item] - direct[item] for item in direct]
+    n, lead = len(differences), sum(differences) / len(differences)
+    reach = 1.959964 * math.sqrt(sum((each - lead) ** 2 for each in differences) / (n - 1) / n)
+    return Level(steps, n, {"direct": sum(direct.values()), "chain_of_thought": sum(thought.values())}, lead, lead - reach, lead + reach)
+
+
+def _show(console: Console, levels: Sequence[Level], options: Options, results: dict[str, Any]) -> None:
+    title = f"share of right answers, {levels[0].of} problems each, {options.shots} examples in context, {results['tokens']:,} training tokens for each style"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for heading in ("steps", "direct", "chain of thought", "lead", "95 % interval"):
+        table.add_column(heading, justify="right")
+    for level in levels:
+        shares = [f"{level.right[style] / level.of:.3f}" for style in _STYLES]
+        table.add_row(str(level.steps), *shares, f"{level.lead:+.3f}", f"{level.low:+.3f} to {level.high:+.3f}")
+    console.print(table)
+    ahead = [level.steps for level in levels if level.low > 0]
+    verdict = f"ahead, with the interval clear of zero, at {', '.join(map(str, ahead))} steps" if ahead else "not ahead anywhere"
+    console.print(f"chain of thought: {verdict}", style="bold", highlight=False)
+    minutes = ", ".join(f"{style} {minutes:.1f}" for style, minutes in results["minutes_of_runs"].items())
+    console.print(f"minutes of training: {minutes}; results.json and proof.png in {options.folder}", highlight=False)
+
+
+def draw(levels: Sequence[Level], file: Path) -> None:
+    """Accuracy by number of steps, with Wilson intervals."""
+    from trainer.charts import PLAIN, plt
+
+    with plt.rc_context(PLAIN):
+        figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+        for style, colour, label in (("chain_of_thought", "#08519c", "steps written out"), ("direct", "#d98c21", "answer at once")):
+            shares = [level.right[style] / level.of for level in levels]
+            bounds = [wilson(level.right[style], level.of) for level in levels]
+            reach = [[share - low for share, (low, _) in zip(shares, bounds)], [high - share for share, (_, high) in zip(shares, bounds)]]
+            axis.errorbar([level.steps for level in levels], shares, yerr=reach, color=colour, marker="o", capsize=3, label=label)
+        axis.axhline(0.1, color="#9aa5b1", linestyle=":", label="a guess")
+        axis.set_ylim(0, 1.03)
+        axis.set_xticks([level.steps for level in levels])
+        axis.set_xlabel("steps that the problem takes")
+        axis.set_title("share of right answers, 95 % intervals")
+        axis.legend(frameon=False)
+        figure.savefig(file)
+        plt.close(figure)

@@ -1,0 +1,102 @@
+"""`switchwork eval RUN --task FILE.jsonl`: the last checkpoint answers a task, with worked examples in context. Goes on where it was cut off."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from launch.inspect import read_run
+from trainer.few_shot import Answers, Style, digest_of, read_task, wilson
+from trainer.inference import load_objective
+from trainer.objectives.language import LanguageObjective
+from trainer.objectives.language_config import LanguageConfig
+from trainer.run_folder import find_run
+from trainer.storage import Folder
+
+_BATCH = 64
+
+
+def style_of(text: str) -> Style:
+    """What --style says."""
+    for style in get_args(Style):
+        if text == style:
+            return cast(Style, style)
+    raise ValueError(f"--style: {text!r}; use one of {', '.join(get_args(Style))}")
+
+
+def evaluate_task(console: Console, run: str, task: str, shots: int, style: Style, tokens: int) -> dict[str, Any]:
+    """Print and return the accuracy of the last checkpoint of `run` on `task`."""
+    rows = answer_task(console, find_run(run), Path(task), shots, style, tokens)
+    figures = accuracy(rows)
+    table = Table(title=f"{task}: {style}, {shots} examples in context", title_justify="left", box=None, pad_edge=False)
+    for heading in ("", "items", "exact match", "95 %", "likeliest choice", "95 %"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for group, each in figures.items():
+        cells = [group, str(each["items"])]
+        for name in ("exact_match", "choice"):
+            cells += [f"{each[name]:.3f}", f"{each[f'{name}_low']:.3f} to {each[f'{name}_high']:.3f}"] if name in each else ["", ""]
+        table.add_row(*cells)
+    console.print(table)
+    return {"task": task, "style": style, "shots": shots, "accuracy": figures}
+
+
+def answer_task(console: Console, folder: Folder, task: Path, shots: int, style: Style, tokens: int = 128) -> list[dict[str, Any]]:
+    """A row for each item of `task`; those that `evals/` in the run's folder has already, of this checkpoint and task, are kept."""
+    config = read_run(folder)
+    if not isinstance(config.objective, LanguageConfig):
+        raise ValueError(f"--task: a {config.objective.name} run answers no questions; name a run of moe_lm")
+    items = read_task(task, style)
+    objective, step = load_objective(replace(config, objective=replace(config.objective, init_from=None)), folder, console.print)
+    assert isinstance(objective, LanguageObjective)
+    answers = Answers(objective.model, objective.tokenizer, items, shots, style, tokens, seed=0)
+    name = f"evals/{task.stem}-{digest_of(items)}-{style}-{shots}-{tokens}-step-{step:08d}.jsonl"
+    (folder / "evals").make()
+    rows = _read(folder, name)
+    there = {row["item"] for row in rows}
+    if there:
+        console.print(f"{len(there)} of {len(items)} items are answered already", highlight=False)
+    pending: list[dict[str, Any]] = []
+    with torch.inference_mode():
+        for row in answers.to([index for index in range(len(items)) if index not in there], _BATCH):
+            pending.append(row)
+            if len(pending) == _BATCH:
+                _keep(folder, name, pending)
+                rows, pending = rows + pending, []
+    _keep(folder, name, pending)
+    return sorted(rows + pending, key=lambda row: int(row["item"]))
+
+
+def _read(folder: Folder, name: str) -> list[dict[str, Any]]:
+    """The rows of an earlier call; half a line at the end, of one that was killed, is cut off."""
+    if not folder.exists(name):
+        return []
+    content = folder.read(name)
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        folder.write(name, whole)
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _keep(folder: Folder, name: str, rows: Sequence[dict[str, Any]]) -> None:
+    if rows:
+        folder.append(name, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def accuracy(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Shares of right answers with their 95 % intervals: of each group, and of `all`."""
+    groups = [group for group in dict.fromkeys(row["group"] for row in rows) if group]
+    found = {}
+    for group in [*groups, "all"]:
+        members = [row for row in rows if group in ("all", row["group"])]
+        found[group] = {"items": float(len(members))}
+        for name, key in (("exact_match", "right"), ("choice", "likeliest_right")):
+            judged = [bool(row[key]) for row in members if key in row]
+            if judged:
+                low, high = wilson(sum(judged), len(judged))
+                found[group] |= {name: sum(judged) / len(judged), f"{name}_low": low, f"{name}_high": high}
+    return found
