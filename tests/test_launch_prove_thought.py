@@ -15,6 +15,7 @@ SMALL = [
     "run.batch={global_batch: 8, micro_batch: 8}",
     "run.objective.model={layers: 1, d_model: 16, heads: 2, ffn: 16}",
     "run.log_every=2",
+    "run.objective.data.held_out=0.3",
 ]
 
 
