@@ -71,7 +71,7 @@ def prepare(run: RunConfig, resume: bool, extra: dict[str, Any]) -> Folder:
 
 def find_run(text: str, root: str = "runs") -> Folder:
     """The run that a person means: a folder or URL, or a name below `root`."""
-    for folder in (Folder(absolute(text)), Folder(absolute(f"{root}/{text}"))):
-        if folder.exists("resolved.yaml"):
+    for place in [text] if "://" in text else [text, f"{root}/{text}"]:
+        if (folder := Folder(absolute(place))).exists("resolved.yaml"):
             return folder
     raise ValueError(f"run {text}: no resolved.yaml in it nor in {root}/{text}; name the folder of a run")
