@@ -7,6 +7,7 @@ from trainer.config import RunConfig
 from trainer.export import check_exportable, write_transformers
 from trainer.export_diffusers import check_diffusers, write_diffusers
 from trainer.inference import load_objective
+from trainer.objectives.contrastive import SimCLRConfig
 from trainer.objectives.diffusion import DDPMConfig, DDPMObjective
 from trainer.objectives.gan import GanConfig
 from trainer.objectives.language import LanguageObjective
@@ -43,5 +44,5 @@ def _write(config: RunConfig, folder: Folder, target: Folder, console: Console) 
             assert isinstance(objective, DDPMObjective)
             check_writable(target.url, "--to")
             return step, "diffusers.DDPMPipeline.from_pretrained loads it", write_diffusers(objective, target)
-        case VAEConfig() | GanConfig():
+        case VAEConfig() | GanConfig() | SimCLRConfig():
             raise ValueError(f"run {folder}: no format elsewhere holds a {config.objective.name}; read its checkpoints (safetensors and JSON)")

@@ -1,4 +1,4 @@
-"""VAE, DDPM and GAN: the same global batches give the same losses and the same moving averages for every number of ranks and ZeRO stage."""
+"""VAE, DDPM, GAN and SimCLR: the same global batches give the same losses and the same moving averages for every number of ranks and ZeRO stage."""
 
 from functools import cache
 from typing import Any
@@ -56,6 +56,14 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "network": {"name": "style", "latent": 8, "channels": [8, 8], "std_group": 4},
         "loss": "relativistic",
         "penalty": {"r1": 1.0, "r2": 1.0, "every": 2},
+    },
+    "contrastive-simclr": {
+        "name": "simclr",
+        "data": DIGITS,
+        "encoder": {"channels": [8, 16], "norm_groups": 4},
+        "projection": [16, 8],
+        "augment": {"rotate": 10, "noise": 0.1},
+        "chunk": 5,
     },
 }
 PENALISED = ("gan-wasserstein", "gan-style")

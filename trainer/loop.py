@@ -92,7 +92,7 @@ def train_step(training: Training, micro_batches: Sequence[Batch]) -> None:
         freeze_others(objective, phase)
         engine, loss_sum = training.engines[phase], torch.zeros((), device=device)
         guard.keep_buffers()
-        for batch in batches:
+        for batch in objective.prepare(phase, engine.module, batches, training.world.rows):
             loss, sums = objective.loss(phase, engine.module, batch, training.step)
             # Engines average over the ranks; the loss is divided by the weight of the whole global batch.
             engine.backward(loss * (training.world.size / weight))

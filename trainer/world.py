@@ -41,6 +41,14 @@ class World:
         dist.all_gather_object(things, thing)
         return things
 
+    def rows(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The rows of `tensor` (n, ...), of one shape on all ranks, of each rank behind those of the rank before: (size * n, ...)."""
+        if self.size == 1:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
     def barrier(self) -> None:
         if self.size > 1:
             self.sum(torch.zeros(1))

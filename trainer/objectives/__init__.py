@@ -1,6 +1,6 @@
 """What is minimised, measured and looked at. An objective knows no optimiser, engine, rank or tracker."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from data.steps import Share
+from trainer.objectives.contrastive import ContrastiveObjective, SimCLRConfig
 from trainer.objectives.diffusion import DDPMConfig, DDPMObjective
 from trainer.objectives.gan import GanConfig, GanObjective
 from trainer.objectives.language import LanguageObjective
@@ -21,7 +22,10 @@ Sums = dict[str, Tensor]
 Gather = Callable[[Any], list[Any]]
 """What every rank gives, as a list over the ranks, on each of them."""
 
-ObjectiveConfig = LanguageConfig | MaskedLanguageConfig | VAEConfig | DDPMConfig | GanConfig
+Rows = Callable[[Tensor], Tensor]
+"""The rows of this rank's tensor -> those of all ranks, one rank behind the other, on each of them."""
+
+ObjectiveConfig = LanguageConfig | MaskedLanguageConfig | VAEConfig | DDPMConfig | GanConfig | SimCLRConfig
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,9 @@ class Objective(Protocol):
     def is_due(self, phase: str, step: int) -> bool:
         """Whether this network is updated in the optimiser step number `step` (from 0)."""
 
+    def prepare(self, phase: str, net: nn.Module, batches: Sequence[Batch], rows: Rows) -> Sequence[Batch]:
+        """This rank's micro-batches of one step, each with what its loss needs to know of all the others: `batches` as they are, where that is nothing."""
+
     def loss(self, phase: str, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Sums]:
         """The summed loss of `batch` through `net`, which is networks[phase] inside its engine, and metrics."""
 
@@ -110,3 +117,5 @@ def build_objective(config: ObjectiveConfig, seed: int) -> Objective:
             return DDPMObjective(config, seed)
         case GanConfig():
             return GanObjective(config, seed)
+        case SimCLRConfig():
+            return ContrastiveObjective(config, seed)

@@ -20,7 +20,7 @@ from models.schedules import Schedule, betas
 from models.unet import UNetConfig
 from models.vlb import prior_term, vlb_term
 from trainer.objectives.image_data import ImageModel, Images, Points, ToyConfig, cloud_of, grid_of
-from trainer.objectives.image_objective import ImageObjective
+from trainer.objectives.image_objective import GenerativeObjective
 from trainer.objectives.quality import QualityConfig, check_quality
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class DDPMConfig(ImageModel):
         return 1
 
 
-class DDPMObjective(ImageObjective):
+class DDPMObjective(GenerativeObjective):
     """The loss is the weighted mean squared error of the prediction, at one random timestep a sample."""
 
     def __init__(self, config: DDPMConfig, seed: int):

@@ -28,7 +28,7 @@ from models.gan_networks import GanNetworkConfig, build_discriminator, build_gen
 from models.random import derive, normal, sample_keys, uniform
 from models.spectral import renew_spectral_norms
 from trainer.objectives.image_data import ImageModel, Points, ToyConfig, cloud_of, grid_of
-from trainer.objectives.image_objective import ImageObjective
+from trainer.objectives.image_objective import GenerativeObjective
 from trainer.objectives.quality import QualityConfig, check_quality
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class GanConfig(ImageModel):
         return max(self.penalty.r1, self.penalty.r2, self.penalty.gradient_penalty) > 0
 
 
-class GanObjective(ImageObjective):
+class GanObjective(GenerativeObjective):
     """Losses are means over packs."""
 
     phases: tuple[str, ...] = ("discriminator", "generator")

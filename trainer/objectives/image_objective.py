@@ -1,7 +1,7 @@
 """What the image objectives have in common: their data, and the measures of their samples."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,11 +13,11 @@ from trainer.objectives.quality import QualityConfig, image_quality, point_quali
 
 if TYPE_CHECKING:
     from data.steps import Share
-    from trainer.objectives import Batch, Gather, Stream, Sums
+    from trainer.objectives import Batch, Gather, Rows, Stream, Sums
 
 
-class ImageObjective(ABC):
-    """An objective whose one sample is one image, or point of toy data. Subclasses say what is minimised, and draw."""
+class ImageObjective:
+    """What objectives share whose one sample is one image, or point of toy data. Subclasses say what is minimised."""
 
     phases: tuple[str, ...] = ("model",)
     averaged: tuple[str, ...] = ("model",)
@@ -26,17 +26,13 @@ class ImageObjective(ABC):
     tokens_per_sample = 0
     flops_per_sample = 0.0
 
-    def __init__(self, data: ImageConfig | ToyConfig, quality: QualityConfig | None, group: int, seed: int):
+    def __init__(self, data: ImageConfig | ToyConfig, group: int, seed: int):
         self.data: Images | Points = build_data(data, seed)
-        self.seed, self.group, self.measures = seed, group, quality
+        self.seed, self.group = seed, group
 
     @property
     def device(self) -> torch.device:
         return next(next(iter(self.networks.values())).parameters()).device
-
-    @abstractmethod
-    def draw(self, keys_M: Tensor, labels_M: Tensor) -> Tensor:
-        """A sample for each key, images in [-1, 1]."""
 
     def stream(self, share: "Share", state: Mapping[str, Any] | None) -> "Stream":
         return self.data.stream(share, state)
@@ -50,8 +46,32 @@ class ImageObjective(ABC):
     def is_due(self, phase: str, step: int) -> bool:
         return True
 
-    def after_step(self, sums: "Sums", add_over_ranks: Callable[[Tensor], Tensor]) -> None:  # noqa: B027
+    def prepare(self, phase: str, net: nn.Module, batches: "Sequence[Batch]", rows: "Rows") -> "Sequence[Batch]":
+        return batches
+
+    def after_step(self, sums: "Sums", add_over_ranks: Callable[[Tensor], Tensor]) -> None:
         """Nothing: all changes by gradients here."""
+
+    def alarms(self, quality: Mapping[str, float]) -> list[str]:
+        return []
+
+    def baselines(self) -> dict[str, float]:
+        return {}
+
+    def manifest(self) -> dict[str, Any]:
+        return self.data.manifest()
+
+
+class GenerativeObjective(ImageObjective, ABC):
+    """Those that make images, whose samples are measured."""
+
+    def __init__(self, data: ImageConfig | ToyConfig, quality: QualityConfig | None, group: int, seed: int):
+        super().__init__(data, group, seed)
+        self.measures = quality
+
+    @abstractmethod
+    def draw(self, keys_M: Tensor, labels_M: Tensor) -> Tensor:
+        """A sample for each key, images in [-1, 1]."""
 
     def quality(self, nets: Mapping[str, nn.Module], share: "Share", gather: "Gather") -> dict[str, float]:
         if self.measures is None:
@@ -62,9 +82,3 @@ class ImageObjective(ABC):
 
     def alarms(self, quality: Mapping[str, float]) -> list[str]:
         return quality_alarms(self.measures, quality)
-
-    def baselines(self) -> dict[str, float]:
-        return {}
-
-    def manifest(self) -> dict[str, Any]:
-        return self.data.manifest()

@@ -4,7 +4,7 @@ Legend: B samples, T positions, V vocabulary, G routing groups, E experts.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +22,7 @@ from trainer.objectives.routing_watch import build_watch
 
 if TYPE_CHECKING:
     from data.steps import Share
-    from trainer.objectives import Batch, Gather, Samples, Stream, Sums
+    from trainer.objectives import Batch, Gather, Rows, Samples, Stream, Sums
 
 IGNORE = -100
 
@@ -88,6 +88,9 @@ class LanguageObjective:
 
     def is_due(self, phase: str, step: int) -> bool:
         return True
+
+    def prepare(self, phase: str, net: nn.Module, batches: "Sequence[Batch]", rows: "Rows") -> "Sequence[Batch]":
+        return batches
 
     def loss(self, phase: str, net: nn.Module, batch: "Batch", step: int) -> tuple[Tensor, "Sums"]:
         inputs_BT, targets_BT = self._targets(batch)

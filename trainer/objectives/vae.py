@@ -17,7 +17,7 @@ from models.likelihoods import GaussianConfig, LikelihoodConfig
 from models.random import normal, sample_keys
 from models.vae import VAE, ConvVAEConfig, VAENetworkConfig
 from trainer.objectives.image_data import ImageModel, grid_of
-from trainer.objectives.image_objective import ImageObjective
+from trainer.objectives.image_objective import GenerativeObjective
 from trainer.objectives.quality import QualityConfig, check_quality
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class VAEConfig(ImageModel):
         return self.free_bits_group if self.free_bits else 1
 
 
-class VAEObjective(ImageObjective):
+class VAEObjective(GenerativeObjective):
     """The loss is the negative ELBO in nats a sample."""
 
     def __init__(self, config: VAEConfig, seed: int):

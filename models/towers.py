@@ -1,0 +1,82 @@
+"""Networks that embed images and texts on one unit sphere: an encoder and a projection for two views (SimCLR), two towers (CLIP, SigLIP).
+
+M samples, images (C, H, W), F features, P width of an embedding.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.contrastive import Embedded
+from models.mlp import mlp
+from models.shapes import check_halvings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvEncoderConfig:
+    """A residual network with group norm: nothing in it looks at other samples."""
+
+    name: Literal["convolutional"] = "convolutional"
+    """Selects this encoder."""
+    channels: tuple[int, ...] = (32, 64, 128)
+    """Channels of each level; every level but the first halves the resolution."""
+    blocks: int = 1
+    """Residual blocks of each level."""
+    norm_groups: int = 8
+    """Groups of the group norms; divides all channels."""
+
+    def __post_init__(self) -> None:
+        if not self.channels or self.blocks < 1 or any(each % self.norm_groups for each in self.channels):
+            raise ValueError(
+                f"encoder: channels {list(self.channels)}, {self.blocks} blocks; norm_groups {self.norm_groups} must divide all channels, of one or more"
+            )
+
+
+class _Block(nn.Module):
+    """x + conv(relu(norm(conv(relu(norm(x)))))) (He et al. 2016, identity mappings)."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        halves = [[nn.GroupNorm(groups, channels), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)] for _ in range(2)]
+        self.residual = nn.Sequential(*halves[0], *halves[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.residual(x)
+
+
+class ConvEncoder(nn.Sequential):
+    """Images (M, C, H, W) -> features (M, F): the mean over places of the last level."""
+
+    def __init__(self, config: ConvEncoderConfig, shape: Sequence[int]) -> None:
+        check_halvings(shape, len(config.channels) - 1)
+        layers: list[nn.Module] = []
+        inputs = shape[0]
+        for level, channels in enumerate(config.channels):
+            layers.append(nn.Conv2d(inputs, channels, 3, stride=2 if level else 1, padding=1))
+            layers += [_Block(channels, config.norm_groups) for _ in range(config.blocks)]
+            inputs = channels
+        super().__init__(*layers, nn.GroupNorm(config.norm_groups, inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.width = inputs
+
+
+class TwoViews(nn.Module):
+    """SimCLR's network: both views through one encoder and one projection head (Chen et al. 2020, section 2.1)."""
+
+    def __init__(self, encoder: ConvEncoderConfig, shape: Sequence[int], projection: Sequence[int], temperature: float) -> None:
+        super().__init__()
+        self.encoder = ConvEncoder(encoder, shape)
+        self.head = mlp((self.encoder.width, *projection), nn.ReLU)
+        self.log_scale = -math.log(temperature)
+
+    def features(self, x: Tensor) -> Tensor:
+        """What is kept after training: (M, F), before the projection."""
+        return self.encoder(x)
+
+    def forward(self, a: Tensor, b: Tensor) -> Embedded:
+        a_MP, b_MP = F.normalize(self.head(self.encoder(torch.cat([a, b]))).float(), dim=1).chunk(2)
+        return Embedded(a_MP, b_MP, a_MP.new_full((1,), self.log_scale), a_MP.new_zeros(1))
