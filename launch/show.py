@@ -50,12 +50,12 @@ def figures(console: Console, facts: dict[str, Any]) -> None:
 
 
 def quality_table(console: Console, quality: dict[str, float]) -> None:
-    """Measures of the samples, beside the same of what they are to be compared with: held-out data and noise, or a perfect sampler."""
+    """Measures of samples or features, beside the same of what they are to be compared with: held-out data and noise, say, or random features."""
     beside = list(dict.fromkeys(name.partition("/")[0] for name in quality if "/" in name))
     if not quality:
         return
-    table = Table(title="samples", title_justify="left", box=None, pad_edge=False)
-    for heading in ("", "generated", *(each.replace("_", " ") for each in beside)):
+    table = Table(title="quality", title_justify="left", box=None, pad_edge=False)
+    for heading in ("", "this run", *(each.replace("_", " ") for each in beside)):
         table.add_column(heading, justify="right" if heading else "left")
     for name, value in quality.items():
         if "/" not in name:
