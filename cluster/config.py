@@ -1,8 +1,12 @@
 """The part of a job that says where its workers run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cluster.kubernetes_config import KubernetesConfig
+from cluster.placement import RankOrder, Strategy
+from cluster.pod_config import check_variable
+
+_OURS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,10 +15,21 @@ class ClusterConfig:
 
     workers: int | tuple[int, int] = 1
     """Number of workers; with GPUs, one a GPU. [fewest, most]: as many as there is room for, more or fewer as nodes come and go."""
+    workers_multiple: int = 1
+    """With a range of workers: only multiples of this number, such as the GPUs of a node."""
     cpus_per_worker: float = 1
     """CPU cores of a worker, and its threads."""
     gpus_per_worker: float | None = None
     """GPUs of a worker; null: one where the cluster has GPUs."""
+    placement: Strategy = "PACK"
+    """PACK: on as few nodes as there is room on; STRICT_PACK: all on one node, or none; SPREAD: evenly over the nodes."""
+    ranks: RankOrder = "by_node"
+    """by_node: ranks that share a set of experts sit on one node where they fit. round_robin: neighbours in rank sit on different nodes, so that
+    tokens cross the network to their experts, and the copies of an expert share a node where they fit: for large experts and few tokens."""
+    node_labels: dict[str, str] = field(default_factory=dict)
+    """Labels of the nodes that workers may run on (`ray start --labels`): value, !value, in(a, b) or !in(a, b) each."""
+    env: dict[str, str] = field(default_factory=dict)
+    """Environment of the workers, such as NCCL's settings (NCCL_SOCKET_IFNAME, NCCL_IB_HCA); nothing secret: it is kept with the run."""
     max_failures: int = 0
     """How often the workers may be started again after a failure."""
     address: str | None = None
@@ -29,6 +44,17 @@ class ClusterConfig:
             raise ValueError(f"workers is [{self.fewest}, {self.most}]; the first must not be above the second")
         if self.cpus_per_worker <= 0:
             raise ValueError(f"cpus_per_worker is {self.cpus_per_worker}; it must be above 0")
+        if self.workers_multiple < 1 or self.fewest % self.workers_multiple or self.most % self.workers_multiple:
+            raise ValueError(f"workers is {self.workers}, and workers_multiple {self.workers_multiple}; use numbers of workers that are multiples of it")
+        for name in self.env:
+            check_variable(name, "env")
+            if name in _OURS:
+                raise ValueError(f"env: {name} is set for each worker by Switchwork; leave it out")
+
+    @property
+    def selector(self) -> dict[str, str]:
+        """`node_labels` as Ray takes them: it looks for a space as a part of the label."""
+        return {name: value.replace(" ", "") for name, value in self.node_labels.items()}
 
     @property
     def fewest(self) -> int:
@@ -41,4 +67,4 @@ class ClusterConfig:
     @property
     def sizes(self) -> range:
         """Every number of workers that there may be."""
-        return range(self.fewest, self.most + 1)
+        return range(self.fewest, self.most + 1, self.workers_multiple)

@@ -13,15 +13,18 @@ os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
+import psutil
 import ray
-from ray.train import FailureConfig, ScalingConfig
-from ray.train import RunConfig as RayRunConfig
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2.api.config import FailureConfig, ScalingConfig
+from ray.train.v2.api.config import RunConfig as RayRunConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from cluster.config import ClusterConfig
 from cluster.failures import PREEMPTED, NoteFailures, WorkerPreempted, preemption
+from cluster.placement import room
+from cluster.scheduling import Elastic, Placement, fitting_nodes
 from trainer.attempts import close_attempt, current_attempt
 from trainer.storage import Folder
 from trainer.world import free_port
@@ -61,13 +64,22 @@ def check_room(cluster: ClusterConfig) -> None:
     """Raises ValueError if the connected cluster can never hold the workers."""
     if os.environ.get("SWITCHWORK_AUTOSCALING"):
         return  # nodes come when workers ask for them; how many at most was checked when the job was submitted
-    there = ray.cluster_resources()
-    gpus = gpus_per_worker(cluster)
-    for name, field, each in (("CPU", "cpus_per_worker", cluster.cpus_per_worker), ("GPU", "gpus_per_worker", gpus)):
-        wanted, has = cluster.fewest * each, there.get(name, 0)
-        if wanted > has:
-            total = f"{cluster.fewest} x {field} {each:g} = {wanted:g} {name}s"
-            raise ValueError(f"cluster.workers: {total}, and the cluster has {has:g}; use fewer workers or a smaller {field}")
+    there, each = fitting_nodes(cluster.node_labels), _resources(cluster, gpus_per_worker(cluster))
+    if (fit := room(there, each, cluster.placement)) < cluster.fewest:
+        wanted = " and ".join(f"{name.lower()}s_per_worker {amount:g}" for name, amount in each.items())
+        has = "".join(f", {sum(resources.get(name, 0) for resources in there.values()):g} {name}s" for name in each)
+        nodes = f"{len(there)} node{'s' * (len(there) != 1)}{f' with node_labels {cluster.node_labels}' if cluster.node_labels else ''}{has}"
+        where = " on one node (placement STRICT_PACK)" if cluster.placement == "STRICT_PACK" else ""
+        raise ValueError(f"cluster.workers: {cluster.fewest} with {wanted}, and {nodes} have room for {fit}{where}; use fewer workers, or smaller ones")
+
+
+def waits_for(cluster: ClusterConfig) -> str:
+    """What the workers wait for, as other jobs hold it for now; "": nothing."""
+    free = ray.available_resources()
+    for name, amount in _resources(cluster, gpus_per_worker(cluster)).items():
+        if (has := free.get(name, 0)) < (wanted := cluster.fewest * amount):
+            return f"{wanted:g} {name}s, of which {has:g} are free now"
+    return ""
 
 
 class WorkersFailed(RuntimeError):
@@ -77,54 +89,76 @@ class WorkersFailed(RuntimeError):
 class _Trainer(DataParallelTrainer):
     """Ray's base trainer, as the ranks join each other by themselves: TorchTrainer would have the controller import torch first.
 
-    Without the actor that removes placement groups if the controller dies: it needs the dashboard, which a local Ray does without.
+    A range of workers follows our policy. The actor that removes placement groups if the controller dies needs the dashboard, which a
+    local Ray does without.
     """
 
+    def __init__(self, cluster: ClusterConfig, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.cluster = cluster
+
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
+        if self.cluster.fewest < self.cluster.most:
+            options["scaling_policy"] = Elastic(self.scaling_config, self.cluster)  # type: ignore[arg-type]  # it is of Ray Train V2
+        return super()._initialize_and_run_controller(**options)
+
     def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+        callbacks = [each for each in super()._create_default_callbacks() if not isinstance(each, PlacementGroupCleanerCallback)]
+        return sorted(callbacks, key=lambda each: not isinstance(each, Placement))  # first: the others are to hear of the nodes that it gives up
 
 
-def train(values: Mapping[str, Any], cluster: ClusterConfig, started: float) -> None:
-    """Run `values` (a plain RunConfig) on the connected cluster until it is done. Raises WorkersFailed if they fail for good."""
-    _run(_worker, {"run": dict(values), "started": started}, values, cluster)
+def train(values: Mapping[str, Any], cluster: ClusterConfig, started: float, ep: Callable[[int], int]) -> None:
+    """Run `values` (a plain RunConfig) on the connected cluster until it is done. Raises WorkersFailed if they fail for good.
+
+    `ep` says how many ranks share a set of experts, by the number of workers.
+    """
+    _run(_worker, {"run": dict(values), "started": started}, values, cluster, ep)
 
 
-def audit(values: Mapping[str, Any], cluster: ClusterConfig) -> None:
+def audit(values: Mapping[str, Any], cluster: ClusterConfig, ep: Callable[[int], int]) -> None:
     """Have the workers of `values` make the steps of an audit, and write their evidence into the run's folder. Raises WorkersFailed."""
-    _run(_audit_worker, {"run": dict(values)}, values, cluster)
+    _run(_audit_worker, {"run": dict(values)}, values, cluster, ep)
 
 
-def _run(work: Callable[[dict[str, Any]], None], config: dict[str, Any], values: Mapping[str, Any], cluster: ClusterConfig) -> None:
+def _run(work: Callable[[dict[str, Any]], None], config: dict[str, Any], values: Mapping[str, Any], cluster: ClusterConfig, ep: Callable[[int], int]) -> None:
+    url = f"{values['root']}/{values['name']}"
+    try:
+        start_workers(work, config, cluster, url, {size: ep(size) for size in cluster.sizes})
+    except ray.train.TrainingFailedError as error:
+        raise WorkersFailed(_cause(error, Folder(url))) from error
+
+
+def start_workers(work: Callable[[dict[str, Any]], None], config: dict[str, Any], cluster: ClusterConfig, url: str, groups: Mapping[int, int]) -> None:
+    """Call `work` with `config` on each worker of the connected cluster, and again after failures, until all are through.
+
+    `url` is the run's folder; `groups` has the number of ranks that share a set of experts, by the number of workers.
+    """
     gpus = gpus_per_worker(cluster)
+    root, _, name = url.rpartition("/")
     trainer = _Trainer(
+        cluster,
         work,
         train_loop_config=config,
         scaling_config=ScalingConfig(
-            num_workers=cluster.workers,  # type: ignore[arg-type]  # Ray's hint is of the older interface
+            num_workers=cluster.workers,
             use_gpu=gpus > 0,
             resources_per_worker=_resources(cluster, gpus),
+            placement_strategy=cluster.placement,
+            label_selector=cluster.selector or None,
         ),
         run_config=RayRunConfig(
-            name=values["name"],
-            storage_path=_storage(values),
+            name=name,
+            storage_path=f"{root}/{name}/ray",  # Ray Train's own few files: inside the run folder, so that nothing lies about elsewhere
             failure_config=FailureConfig(max_failures=cluster.max_failures),
-            callbacks=[NoteFailures(f"{values['root']}/{values['name']}")],  # type: ignore[list-item]  # Ray's hint is of the older interface
+            callbacks=[NoteFailures(url), Placement(cluster, groups)],  # type: ignore[list-item]  # Ray's hint is of UserCallback alone
+            worker_runtime_env={"env_vars": cluster.env},
         ),
     )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise WorkersFailed(_cause(error, Folder(f"{values['root']}/{values['name']}"))) from error
+    trainer.fit()
 
 
 def _resources(cluster: ClusterConfig, gpus: float) -> dict[str, float]:
     return {"CPU": cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
-
-
-def _storage(values: Mapping[str, Any]) -> str:
-    """Where Ray Train keeps its own few files: inside the run folder, so that nothing lies about elsewhere."""
-    return f"{values['root']}/{values['name']}/ray"
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -148,16 +182,25 @@ def _audit_worker(config: dict[str, Any]) -> None:
 def _say_where_ranks_meet() -> None:
     """As torchrun would."""
     context = ray.train.get_context()
-    here = (ray.util.get_node_ip_address(), free_port())
-    host, port = broadcast_from_rank_zero(here)
+    ip = ray.util.get_node_ip_address()
+    host, port = broadcast_from_rank_zero((ip, free_port()))
+    if interface := _interface(ip):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)  # else that of the host's name, which other nodes may not reach
     ranks = {"RANK": context.get_world_rank(), "WORLD_SIZE": context.get_world_size(), "LOCAL_RANK": context.get_local_rank()}
     os.environ |= {name: str(value) for name, value in ranks.items()} | {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
+
+
+def _interface(ip: str) -> str:
+    """The network interface that has the address `ip`; "": none, as behind a translated address."""
+    return next((name for name, addresses in psutil.net_if_addrs().items() if ip in [each.address for each in addresses]), "")
 
 
 def _cause(error: BaseException, folder: Folder) -> str:
     """What the first failed worker raised, with its traceback above it, and why the attempt ended."""
     failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
     said = [f"{failure}\nworker {rank} failed, see above" for rank, failure in sorted(failures.items())][:1] or [str(error)]
+    if lacking := re.findall(r"(?:ModuleNotFoundError|ImportError): (.+)", said[0]):
+        said.append(f"a worker's node has not what workers need ({lacking[-1]}); give every node the environment of this checkout")
     attempt = current_attempt(folder)
     if attempt >= 0:
         said.append(f"attempt {attempt} ended: {close_attempt(folder, attempt)}")

@@ -55,7 +55,7 @@ def _evidence(console: Console, job: JobConfig, folder: Folder) -> Evidence:
     ray_train.connect(job.cluster)
     ray_train.check_room(job.cluster)
     try:
-        ray_train.audit(plain(job.run), job.cluster)
+        ray_train.audit(plain(job.run), job.cluster, job.run.ep)
         return from_bytes(folder.read(FILE))
     except ray_train.WorkersFailed as error:
         console.print(str(error), markup=False, highlight=False)

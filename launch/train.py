@@ -42,9 +42,11 @@ def train(console: Console, path: str, overrides: Sequence[str], resume: bool, s
     ray_train.check_room(job.cluster)
     steps = job.run.steps(job.run.objective.tokens_per_sample)
     console.print(f"{job.run.name}: {_workers(job.cluster)}, run folder {folder}", highlight=False)
+    if waiting := ray_train.waits_for(job.cluster):
+        console.print(f"waiting for {waiting}: other jobs hold the rest", highlight=False)
     with Watch(folder, steps, console), stopping(folder, console):
         try:
-            ray_train.train(plain(job.run), job.cluster, started)
+            ray_train.train(plain(job.run), job.cluster, started, job.run.ep)
         except ray_train.WorkersFailed as error:
             console.print(str(error), markup=False, highlight=False)
             raise typer.Exit(1) from None
