@@ -74,3 +74,42 @@ def test_a_job_that_is_stopped_saves_first(head: str, corpus: Path, tmp_path: Pa
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["stopped"] == "SIGTERM to the command"
     assert (folder / "checkpoints" / f"step-{summary['step']:08d}" / "manifest.json").exists()
+
+
+def test_a_node_without_the_environment_is_named(head: str, corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken" / "torch").mkdir(parents=True)
+    (tmp_path / "broken" / "torch" / "__init__.py").write_text("raise ImportError('libtorch.so: not here')")
+    job = tmp_path / "job.yaml"
+    where = {"workers": 1, "env": {"PYTHONPATH": str(tmp_path / "broken")}}
+    job.write_text(yaml.safe_dump({"run": tiny_job(corpus, root=str(tmp_path / "runs"), name="lacking"), "cluster": where}))
+    job_id = switchwork("submit", str(job), "--to", head).stdout.strip()
+    printed = switchwork("logs", job_id, "-f", "--to", head).stdout
+    assert "libtorch.so: not here); give every node the environment of this checkout" in printed, printed
+    assert json.loads(switchwork("status", job_id, "--to", head, "--json").stdout)["state"] == "FAILED"
+
+
+def test_a_job_that_never_fits_is_refused_soon(head: str, corpus: Path, tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    run = tiny_job(corpus, root=str(tmp_path / "runs"), name="large")
+    run["objective"]["data"]["lanes"] = 16
+    job.write_text(yaml.safe_dump({"run": run | {"batch": {"global_batch": 16, "micro_batch": 1}}, "cluster": {"workers": 16}}))
+    job_id = switchwork("submit", str(job), "--to", head).stdout.strip()
+    printed = switchwork("logs", job_id, "-f", "--to", head).stdout
+    assert "error: cluster.workers: 16 with cpus_per_worker 1, and 1 node, 4 CPUs have room for 4; use fewer workers" in printed, printed
+
+
+@pytest.mark.slow
+def test_submit_to_first_step_on_a_warm_cluster(head: str, corpus: Path, tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    run = tiny_job(corpus, root=str(tmp_path / "runs"), stop={"steps": 2}, evaluate={"samples": 0})
+    job.write_text(yaml.safe_dump({"run": run, "cluster": {"workers": 2}}))
+    seconds = []
+    for name in ("warming", "warm"):
+        before = time.time()
+        job_id = switchwork("submit", str(job), f"run.name={name}", "--to", head).stdout.strip()
+        printed = switchwork("logs", job_id, "-f", "--to", head).stdout
+        facts = json.loads((tmp_path / "runs" / name / "summary.json").read_text())
+        first = (tmp_path / "runs" / name / "first_step.json").stat().st_mtime
+        seconds.append(first - before)
+        print(f"{name}: {first - before:.1f} s from submit to the first step, {facts['seconds_to_first_step']:.1f} s of them in the job's command")
+    assert seconds[-1] < 20, printed
