@@ -6,9 +6,8 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from trainer.audit.evidence import Evidence
+from trainer.audit.evidence import Evidence, group_of
 from trainer.audit.verdict import Findings, Judged
-from trainer.audit.witness import group_of
 
 _FAR = 1e4
 """A signal this many times weaker or stronger than the median layer's is marked."""

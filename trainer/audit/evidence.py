@@ -1,6 +1,7 @@
 """What the workers of an audit hand over: their batches, weights, gradients and routing decisions of each audited step, as one safetensors file."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,3 +126,8 @@ def relative(error: float, size: float) -> float:
 def norm_of(value: Tensor) -> float:
     """Euclidean norm, in float64."""
     return float(torch.linalg.vector_norm(value.double()))
+
+
+def group_of(name: str) -> str:
+    """Parameters that differ only in a number (of a block, a layer) form a group: `model/blocks.*.attention.qkv.weight`."""
+    return re.sub(r"(?<=[./\[])\d+(?=[.\]]|$)", "*", name)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from trainer.audit.decisions import Replayed
+from trainer.audit.differences import slopes
 from trainer.audit.evidence import AuditedStep, Evidence, RouterCall, experts_of, norm_of, relative
+from trainer.audit.recursion import Signal, observing
 from trainer.audit.reference import Reference
 from trainer.audit.rounding import FP32, rounded
-from trainer.audit.witness import Signal, observing, slopes
 from trainer.config import RunConfig
 
 ALLOWANCE = 8.0
