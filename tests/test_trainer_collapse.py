@@ -175,13 +175,13 @@ def test_dead_experts_start_anew(world: int, layout: tuple[int, int], corpus: Pa
 
 
 def whole_run(world: Any, job: dict[str, Any], resume: bool) -> dict[str, Any]:
-    import trainer.worker as worker
+    from trainer import run_hooks, worker
     from trainer.config import RunConfig
     from trainer.parsing import parse
     from trainer.run_folder import prepare, settle
 
-    made = worker.collapse_hooks
-    worker.collapse_hooks = lambda *parts: [(1, plant), *made(*parts)]
+    made = run_hooks.collapse_hooks
+    run_hooks.collapse_hooks = lambda *parts: [(1, plant), *made(*parts)]
     config = settle(parse(RunConfig, job, "run"), "job", world.size, resume=resume)
     if world.is_main:
         prepare(config, resume=resume, extra={})

@@ -52,6 +52,10 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+class _PeerFailed(OSError):
+    """Another rank could not write its part, and says itself why."""
+
+
 class Checkpointer:
     """Saves the fragments of all ranks into `root`, one checkpoint at a time, while training goes on."""
 
@@ -90,10 +94,11 @@ class Checkpointer:
         """Until the save under way is over on all ranks: "", or what went wrong on the first of them where it did, the same on each."""
         try:
             self.wait()
-            problem = ""
+            problem, by_peer = "", True
         except OSError as error:  # no room, no right, no answer: what storage does
-            problem = f"checkpoint {step_name(self.last_step)}: {' '.join(str(error).split())}"
-        problem = next(filter(None, self.world.gather(problem)), "")
+            problem, by_peer = f"checkpoint {step_name(self.last_step)}: {' '.join(str(error).split())}", isinstance(error, _PeerFailed)
+        problems = sorted(self.world.gather((by_peer, problem)), key=lambda each: each[0])  # the cause before what followed from it
+        problem = next((text for _, text in problems if text), "")
         if problem and self.world.is_main:  # now nobody writes into it any more
             folder = self._unpublished(self.last_step)
             with suppress(OSError):
@@ -165,7 +170,7 @@ class Checkpointer:
         expected = {f"rank-{rank:05d}.json" for rank in range(self.world.size)}
         while missing := expected - set(names := folder.names()):
             if failed := [name for name in names if name.endswith(".failed")]:
-                raise OSError(f"{failed[0].removesuffix('.failed')} could not be written")
+                raise _PeerFailed(f"{failed[0].removesuffix('.failed')} could not be written")
             if time.monotonic() > deadline:
                 raise TimeoutError(
                     f"checkpoint {step_name(step)}: no {', '.join(sorted(missing))} after {_WAIT_FOR_RANKS_S:.0f} s; is {folder} shared by all nodes?"
