@@ -1,7 +1,7 @@
 """How Ray Train places the workers: on nodes that answer, in our order of ranks, in the numbers that the job allows.
 
-Ray goes on counting a lost node for a while: for 20 s where it decides how many workers there are to be, and until the head's health
-checks fail (a minute, if only its link is cut) where it places them. Here every node is asked before workers are started, and while they
+Ray goes on counting a lost node for a while: for 20 s where it decides how many workers there are to be, and until the head's own health
+checks fail where it places them, which takes longer if only its link is cut. Here every node is asked before workers are started, and while they
 work. Ray's interfaces for this move: cluster/scheduling.py and cluster/failures.py are their places.
 """
 

@@ -1,6 +1,5 @@
 """Wrong input of every kind ends in one line that names the field, the values and the fix, with exit code 2, before Ray starts."""
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,27 +9,16 @@ import pytest
 import yaml
 from conftest import tiny_job
 
-from launch.cli import main
 from trainer.world import free_port
 
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def switchwork(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """The command, in this process: exit code, what it printed, what it complained of."""
+def switchwork(switchwork: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command, in the folder of this test."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["switchwork", *arguments])
-        try:
-            main()
-            code = 0
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
+    return switchwork
 
 
 @pytest.fixture

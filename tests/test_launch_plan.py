@@ -1,7 +1,6 @@
 """`switchwork plan`: verdicts, figures against arithmetic done by hand, and what a checkpoint really takes."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import pytest
 import yaml
 from conftest import tiny_job
 
-from launch.cli import main
 from launch.estimate import Machine, estimate
 from models.flops import flops_per_token, forward_flops_per_token, parameters
 from models.moe import MoEConfig
@@ -163,19 +161,10 @@ def test_the_table_of_gpus() -> None:
 
 
 @pytest.fixture
-def switchwork(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
+def switchwork(switchwork: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """The command, in the folder of this test."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["switchwork", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
+    return switchwork
 
 
 def test_the_command(switchwork: Callable[..., tuple[int, str, str]], corpus: Path, tmp_path: Path) -> None:

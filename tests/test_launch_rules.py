@@ -1,7 +1,6 @@
 """Rules at the command, on a real run: samples that pass, promotion in MLflow's registry, the conflict rate while training, the audit log."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import yaml
 from conftest import tiny_job
 from mlflow import MlflowClient
 
-from launch.cli import main
 from launch.config import load
 from trainer.parsing import plain
 from trainer.run_folder import prepare
@@ -43,19 +41,10 @@ def home(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
 
 
 @pytest.fixture
-def switchwork(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def switchwork(switchwork: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command, in the folder of this test."""
     monkeypatch.chdir(home)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["switchwork", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
+    return switchwork
 
 
 def champion() -> str | None:
