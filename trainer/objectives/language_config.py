@@ -14,11 +14,23 @@ if TYPE_CHECKING:
     from data.tokenizers import Tokenizer
 
 
+@dataclass(frozen=True, kw_only=True)
 class _TextModel:
-    """What the rest of the trainer asks of the config of a language model."""
+    """What all language models have, and what the rest of the trainer asks of their config."""
 
     model: TransformerConfig
+    """The network; `causal` is true for moe_lm and false for masked_lm."""
     data: TextConfig
+    """The text, how it becomes tokens, and what is held out."""
+    init_from: str | None = None
+    """Folder whose weights training starts from, unless it resumes: a run of ours, or one that transformers saved (safetensors; Qwen3,
+    Qwen3-MoE, Qwen2-MoE without biases, Llama, Mixtral)."""
+    upcycle: UpcycleConfig | None = None
+    """Make a mixture of experts from the dense model in `init_from`."""
+    vocab_size: int | None = None
+    """Rows of the embedding, where they are to be more than the tokenizer has ids; null: as many."""
+    collapse: CollapseConfig = CollapseConfig()
+    """When routing has collapsed, and what is done then; without effect on a dense model."""
 
     @property
     def moe(self) -> MoEConfig | None:
@@ -46,25 +58,12 @@ class LanguageConfig(_TextModel):
     """A decoder-only transformer that predicts the next token; dense where `model.moe` is null."""
 
     name: Literal["moe_lm"] = "moe_lm"
-    model: TransformerConfig
-    """The network."""
-    data: TextConfig
-    """The text, how it becomes tokens, and what is held out."""
-    init_from: str | None = None
-    """Folder whose weights training starts from, unless it resumes: a run of ours, or one that transformers saved (safetensors; Qwen3,
-    Qwen3-MoE, Qwen2-MoE without biases, Llama, Mixtral)."""
-    upcycle: UpcycleConfig | None = None
-    """Make a mixture of experts from the dense model in `init_from`."""
-    vocab_size: int | None = None
-    """Rows of the embedding, where they are to be more than the tokenizer has ids; null: as many."""
     sample_tokens: int = 200
     """Length of a generated sample."""
     temperature: float = 0.8
     """Of the generated samples."""
     prompt: str = ""
     """How the samples begin."""
-    collapse: CollapseConfig = CollapseConfig()
-    """When routing has collapsed, and what is done then; without effect on a dense model."""
 
     def __post_init__(self) -> None:
         if not self.model.causal:
@@ -77,21 +76,8 @@ class MaskedLanguageConfig(_TextModel):
     """A bidirectional transformer that restores masked tokens (Devlin et al. 2019, section 3.1, task 1)."""
 
     name: Literal["masked_lm"] = "masked_lm"
-    model: TransformerConfig
-    """The network; `causal` must be false."""
-    data: TextConfig
-    """The text, how it becomes tokens, and what is held out."""
-    init_from: str | None = None
-    """Folder whose weights training starts from, unless it resumes: a run of ours, or one that transformers saved (safetensors; Qwen3,
-    Qwen3-MoE, Qwen2-MoE without biases, Llama, Mixtral)."""
-    upcycle: UpcycleConfig | None = None
-    """Make a mixture of experts from the dense model in `init_from`."""
-    vocab_size: int | None = None
-    """Rows of the embedding, where they are to be more than the tokenizer has ids; null: as many."""
     mask_rate: float = 0.15
     """Share of the tokens that are to be restored: of them 80 % become the mask, 10 % a random token, 10 % stay."""
-    collapse: CollapseConfig = CollapseConfig()
-    """When routing has collapsed, and what is done then; without effect on a dense model."""
 
     def __post_init__(self) -> None:
         if self.model.causal:
