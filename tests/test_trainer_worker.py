@@ -2,10 +2,12 @@
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import tiny_job
 from distributed import run_distributed
 from test_trainer_anomaly import train as train_again
@@ -61,6 +63,23 @@ def test_accumulation_engine_and_recomputation_do_not_change_the_loss(root: Path
     for job in jobs:
         run_distributed(train, 1, job)
         assert losses(root, job["name"]) == pytest.approx(reference, abs=1e-5), job["name"]
+
+
+def threads_under_accelerate(world: Any) -> int:
+    """torch's threads once Accelerate is set up where nothing says how many threads there are to be, as in a user's shell."""
+    from trainer.engines.accelerate_engine import AccelerateEngine
+    from trainer.optim import OptimizerConfig
+    from trainer.world import joined
+
+    os.environ.pop("OMP_NUM_THREADS", None)
+    with joined("cpu", threads=1) as again:
+        AccelerateEngine(torch.nn.Linear(2, 2), OptimizerConfig(), bf16=False, world=again)
+        return torch.get_num_threads()
+
+
+def test_accelerate_leaves_the_number_of_threads_alone() -> None:
+    """By itself it takes all cores for each process: two runs side by side then take five times as long."""
+    assert run_distributed(threads_under_accelerate, 1) == [1]
 
 
 def test_ddp_over_two_ranks_equals_one_process(root: Path, corpus: Path) -> None:

@@ -92,6 +92,7 @@ def joined(device: Device = "auto", threads: int | None = None, timeout_s: float
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if threads:
         torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate sets torch's threads to the number of cores
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s))
     try:
