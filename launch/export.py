@@ -12,6 +12,7 @@ from trainer.objectives.diffusion import DDPMConfig, DDPMObjective
 from trainer.objectives.gan import GanConfig
 from trainer.objectives.language import LanguageObjective
 from trainer.objectives.language_config import LanguageConfig, MaskedLanguageConfig
+from trainer.objectives.two_towers import TwoTowersConfig
 from trainer.objectives.vae import VAEConfig
 from trainer.run_folder import find_run
 from trainer.storage import Folder, absolute, check_writable
@@ -44,5 +45,5 @@ def _write(config: RunConfig, folder: Folder, target: Folder, console: Console) 
             assert isinstance(objective, DDPMObjective)
             check_writable(target.url, "--to")
             return step, "diffusers.DDPMPipeline.from_pretrained loads it", write_diffusers(objective, target)
-        case VAEConfig() | GanConfig() | SimCLRConfig():
+        case VAEConfig() | GanConfig() | SimCLRConfig() | TwoTowersConfig():
             raise ValueError(f"run {folder}: no format elsewhere holds a {config.objective.name}; read its checkpoints (safetensors and JSON)")

@@ -5,7 +5,7 @@ M samples, images (C, H, W), F features, P width of an embedding.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -13,8 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.contrastive import Embedded
+from models.feedforward import Linear
+from models.init import no_decay
 from models.mlp import mlp
 from models.shapes import check_halvings
+from models.transformer import Transformer, TransformerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,5 +81,51 @@ class TwoViews(nn.Module):
         return self.encoder(x)
 
     def forward(self, a: Tensor, b: Tensor) -> Embedded:
-        a_MP, b_MP = F.normalize(self.head(self.encoder(torch.cat([a, b]))).float(), dim=1).chunk(2)
+        a_MP, b_MP = F.normalize(self.head(self.encoder(torch.cat([a, b]))), dim=1).chunk(2)
         return Embedded(a_MP, b_MP, a_MP.new_full((1,), self.log_scale), a_MP.new_zeros(1))
+
+
+class Temperature(nn.Module):
+    """What the logits of two towers are scaled by and moved by, as learned: log(1 / temperature), and the bias where there is one."""
+
+    def __init__(self, temperature: float, bias: float | None) -> None:
+        super().__init__()
+        self.start, self.start_bias = -math.log(temperature), bias
+        self.log_scale = no_decay(nn.Parameter(torch.empty(1)))
+        self.bias = None if bias is None else no_decay(nn.Parameter(torch.empty(1)))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        self.log_scale.fill_(self.start)
+        if self.bias is not None:
+            self.bias.fill_(self.start_bias or 0.0)
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        return self.log_scale, torch.zeros_like(self.log_scale) if self.bias is None else self.bias
+
+
+class TwoTowers(nn.Module):
+    """An image encoder and a causal text transformer, read at the end of the text, projected onto one sphere (Radford et al. 2021, section 2.4)."""
+
+    def __init__(
+        self, image: ConvEncoderConfig, text: TransformerConfig, shape: Sequence[int], vocab_size: int, width: int, temperature: float, bias: float | None
+    ) -> None:
+        super().__init__()
+        self.encoder = ConvEncoder(image, shape)
+        self.text = Transformer(replace(text, tie_embeddings=True), vocab_size)
+        self.image_head, self.text_head = Linear(self.encoder.width, width, self.encoder.width**-0.5), Linear(text.d_model, width, text.d_model**-0.5)
+        self.temperature = Temperature(temperature, bias)
+
+    def features(self, x: Tensor) -> Tensor:
+        """What is kept of the image tower: (M, F), before the projection."""
+        return self.encoder(x)
+
+    def read(self, tokens_MT: Tensor, end_M: Tensor) -> Tensor:
+        """Texts that end at place `end_M` -> (M, P); what comes behind their end is not seen."""
+        hidden_MTD, _ = self.text.hidden(tokens_MT)
+        return F.normalize(self.text_head(hidden_MTD[torch.arange(len(end_M), device=end_M.device), end_M]), dim=1)
+
+    def forward(self, x: Tensor, tokens_MT: Tensor, end_M: Tensor) -> Embedded:
+        a_MP = F.normalize(self.image_head(self.encoder(x)), dim=1)
+        return Embedded(a_MP, self.read(tokens_MT, end_M), *self.temperature())

@@ -163,7 +163,19 @@ class Transformer(nn.Module):
         seed: int = 0,
         caches: list[KVCache] | None = None,
     ) -> tuple[Tensor, tuple[RouteStats, ...]]:
-        """Logits (B, T, V) and the statistics of each mixture-of-experts layer.
+        """Logits (B, T, V) and the statistics of each mixture-of-experts layer. See `hidden` for the arguments."""
+        x_BTD, stats = self.hidden(tokens_BT, samples_B, segments_BT, seed, caches)
+        return F.linear(x_BTD, self.embedding.weight) if self.head is None else self.head(x_BTD), stats
+
+    def hidden(
+        self,
+        tokens_BT: Tensor,
+        samples_B: Tensor | None = None,
+        segments_BT: Tensor | None = None,
+        seed: int = 0,
+        caches: list[KVCache] | None = None,
+    ) -> tuple[Tensor, tuple[RouteStats, ...]]:
+        """What the output matrix reads (B, T, D), and the statistics of each mixture-of-experts layer.
 
         `samples_B` are the samples' numbers in the run (int64; default 0, 1, ...), which with `seed` decide jitter and noise.
         `segments_BT` numbers the documents in a sample: positions see their own document only.
@@ -183,8 +195,7 @@ class Transformer(nn.Module):
                 x_BTD, layer = block(*inputs)
             if layer is not None:
                 stats.append(layer)
-        x_BTD = self.norm(x_BTD)
-        return F.linear(x_BTD, self.embedding.weight) if self.head is None else self.head(x_BTD), tuple(stats)
+        return self.norm(x_BTD), tuple(stats)
 
     def _mask(self, segments_BT: Tensor) -> Tensor:
         same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]

@@ -11,7 +11,7 @@ from test_trainer_generative import OBJECTIVES
 from models import losses
 
 GLOBAL_BATCH = 16
-NAMES = ("contrastive-simclr",)
+NAMES = ("contrastive-simclr", "contrastive-clip", "contrastive-siglip")
 CASES = [(name, micro_batch, chunk) for name in NAMES for micro_batch in (1, 2, 4) for chunk in (3, 1000)]
 
 Found = dict[tuple[str, int, int], tuple[float, dict[str, torch.Tensor]]]
@@ -74,8 +74,10 @@ def by_autograd(name: str) -> tuple[float, dict[str, torch.Tensor]]:
         views = torch.cat([z.a_MP, z.b_MP])
         similar = (views @ views.T).masked_fill(torch.eye(2 * GLOBAL_BATCH, dtype=torch.bool), -torch.inf)
         loss = losses.info_nce(similar, torch.cat([own + GLOBAL_BATCH, own]), 1 / scale).sum() / 2
+    elif name == "contrastive-clip":
+        loss = (losses.info_nce(z.a_MP @ z.b_MP.T, own, 1 / scale) + losses.info_nce(z.b_MP @ z.a_MP.T, own, 1 / scale)).sum() / 2
     else:
-        raise AssertionError(name)
+        loss = losses.binary_cross_entropy(scale * z.a_MP @ z.b_MP.T + z.bias, torch.eye(GLOBAL_BATCH)).sum()
     loss.backward()
     return loss.item(), {key: torch.zeros_like(p) if p.grad is None else p.grad for key, p in objective.model.named_parameters()}
 

@@ -1,4 +1,4 @@
-"""VAE, DDPM, GAN and SimCLR: the same global batches give the same losses and the same moving averages for every number of ranks and ZeRO stage."""
+"""VAE, DDPM, GAN, SimCLR, CLIP: the same global batches give the same losses and the same moving averages for every number of ranks and ZeRO stage."""
 
 from functools import cache
 from typing import Any
@@ -12,6 +12,8 @@ STEPS = 5
 DIGITS = {"source": {"name": "sklearn_digits"}, "classes": 10, "lanes": 8, "window": 64, "prefetch": 0}
 GRID = {"name": "gaussian_grid", "held_out": 64}
 MLP_GAN = {"name": "mlp", "generator_hidden": [16, 16], "discriminator_hidden": [16, 16], "batch_norm_group": 4, "data_scale": 2.8}
+
+TOWERS = {"image": {"channels": [8, 16], "norm_groups": 4}, "text": {"layers": 1, "d_model": 16, "heads": 2, "ffn": 16}, "width": 8, "chunk": 5}
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "vae-mlp": {"name": "vae", "data": DIGITS, "network": {"name": "mlp", "latent": 4, "hidden": [32]}, "likelihood": {"name": "bernoulli"}},
@@ -65,6 +67,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "augment": {"rotate": 10, "noise": 0.1},
         "chunk": 5,
     },
+    "contrastive-clip": {"name": "clip", "data": DIGITS} | TOWERS,
+    "contrastive-siglip": {"name": "siglip", "data": DIGITS, "temperature": 0.1, "bias": -3.0} | TOWERS,
 }
 PENALISED = ("gan-wasserstein", "gan-style")
 CASES = [(name, world, zero) for name in OBJECTIVES for world in (1, 2, 4) for zero in (0, 1, 2, 3) if not (zero == 3 and name in PENALISED)]

@@ -51,20 +51,25 @@ class Reference:
     def loss(self, phase: str, batch: dict[str, Tensor]) -> Tensor:
         """The share of `batch` in the mean loss of the global batch."""
         network = self.objective.networks[phase]
-        loss, _ = self.objective.loss(phase, network, {key: _at_least(value) for key, value in batch.items()}, self.step.number)
+        loss, _ = self.objective.loss(phase, network, batch, self.step.number)
         return loss / self.weight[phase]
+
+    def _prepared(self, phase: str, batches: Sequence[dict[str, Tensor]]) -> Sequence[dict[str, Tensor]]:
+        """`batches` as if they were the whole step."""
+        precise = [{key: _at_least(value) for key, value in batch.items()} for batch in batches]
+        return self.objective.prepare(phase, self.objective.networks[phase], precise, lambda rows: rows)
 
     def loss_as_decided(self, phase: str, batch: dict[str, Tensor]) -> Tensor:
         """The same of the step's first batch, with the workers' routing decisions."""
         with deciding(self.objective.networks[phase], Replayed(self.step.decisions)):
-            return self.loss(phase, batch)
+            return self.loss(phase, self._prepared(phase, [batch])[0])
 
     def gradients(self, phase: str, batches: Sequence[dict[str, Tensor]]) -> tuple[float, dict[str, Tensor], Replayed]:
         """Loss and gradients of `batches`, the first ones of the step, and what routing would have decided otherwise."""
         network, replay, total = self.objective.networks[phase], Replayed(self.step.decisions), 0.0
         network.zero_grad(set_to_none=True)
         with deciding(network, replay):
-            for batch in batches:
+            for batch in self._prepared(phase, batches):
                 loss = self.loss(phase, batch)
                 loss.backward()
                 total += float(loss.detach())

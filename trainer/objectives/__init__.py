@@ -13,6 +13,7 @@ from trainer.objectives.diffusion import DDPMConfig, DDPMObjective
 from trainer.objectives.gan import GanConfig, GanObjective
 from trainer.objectives.language import LanguageObjective
 from trainer.objectives.language_config import LanguageConfig, MaskedLanguageConfig
+from trainer.objectives.two_towers import TwoTowersConfig, TwoTowersObjective
 from trainer.objectives.vae import VAEConfig, VAEObjective
 
 Batch = dict[str, Tensor]
@@ -25,7 +26,7 @@ Gather = Callable[[Any], list[Any]]
 Rows = Callable[[Tensor], Tensor]
 """The rows of this rank's tensor -> those of all ranks, one rank behind the other, on each of them."""
 
-ObjectiveConfig = LanguageConfig | MaskedLanguageConfig | VAEConfig | DDPMConfig | GanConfig | SimCLRConfig
+ObjectiveConfig = LanguageConfig | MaskedLanguageConfig | VAEConfig | DDPMConfig | GanConfig | SimCLRConfig | TwoTowersConfig
 
 
 @dataclass(frozen=True)
@@ -119,3 +120,5 @@ def build_objective(config: ObjectiveConfig, seed: int) -> Objective:
             return GanObjective(config, seed)
         case SimCLRConfig():
             return ContrastiveObjective(config, seed)
+        case TwoTowersConfig():
+            return TwoTowersObjective(config, seed)

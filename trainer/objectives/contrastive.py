@@ -9,7 +9,7 @@ M samples, F features, P width of an embedding.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -69,16 +69,16 @@ class ContrastiveObjective(ImageObjective):
 
     least_temperature = 0.01
 
-    def __init__(self, config: SimCLRConfig, seed: int):
+    def __init__(self, config: Any, seed: int):
         super().__init__(config.data, config.group, seed)
         assert isinstance(self.data, Images)
         self.config, self.images = config, self.data
-        self.model = self._network()
+        self.model: Any = self._network()
         self.networks: dict[str, nn.Module] = {"model": self.model}
         self.beside: dict[str, float] = {}
         """Figures of the network as it started and of the pixels: computed once."""
 
-    def _network(self) -> TwoViews:
+    def _network(self) -> nn.Module:
         return TwoViews(self.config.encoder, self.images.shape, self.config.projection, self.config.temperature)
 
     def _inputs(self, x: Tensor, number_M: Tensor, purpose: str) -> tuple[Tensor, Tensor]:
@@ -110,8 +110,10 @@ class ContrastiveObjective(ImageObjective):
         z, cached = self._embed(net, batch, "views"), PairLoss(*(batch[f"cached/{name}"] for name in PairLoss._fields))
         inner = (cached.a_MP * z.a_MP).sum() + (cached.b_MP * z.b_MP).sum() + cached.log_scale_M.sum() * z.log_scale.sum() + cached.bias_M.sum() * z.bias.sum()
         loss_sum = cached.loss_M.sum()
+        with torch.no_grad():
+            rest = loss_sum - inner
         # The value is the loss; the gradient is that of the inner product.
-        return loss_sum + inner - inner.detach(), {"loss": loss_sum.double()} | _count(loss_sum, len(cached.loss_M))
+        return inner + rest, {"loss": loss_sum.double()} | _count(loss_sum, len(cached.loss_M))
 
     @torch.no_grad()
     def evaluate(self, nets: Mapping[str, nn.Module], batch: "Batch") -> "Sums":
@@ -131,28 +133,32 @@ class ContrastiveObjective(ImageObjective):
         if self.config.quality is None:
             return {}
         config, first = self.config.quality, not self.beside
-        start = self._network()
+        start: Any = self._network()
         initialise(start, self.seed)
         start.to(self.device).eval()
 
-        def known(x: Tensor, number_M: Tensor) -> Parts:
+        def known(x: Tensor, number_M: Tensor, label_M: Tensor) -> Parts:
             more = {"random": start.features(x.to(self.device)), "pixels": x.flatten(1)} if first and self.images.classes else {}
             return {"features": self.model.features(x.to(self.device))} | more
 
-        def asked(x: Tensor, number_M: Tensor) -> Parts:
-            z = nets["model"](*self._inputs(x.to(self.device), number_M.to(self.device), "held-out views"))
-            return known(x, number_M) | {"a": z.a_MP, "b": z.b_MP}
+        def asked(x: Tensor, number_M: Tensor, label_M: Tensor) -> Parts:
+            batch = {"image": (x + 1) * 127.5, "label": label_M, "sample": number_M}
+            z = self._embed(nets["model"], {name: value.to(self.device) for name, value in batch.items()}, "held-out views")
+            return known(x, number_M, label_M) | {"a": z.a_MP, "b": z.b_MP}
 
         train = of_images(self.images, "train", config.samples, known, share, gather)
         held_out = of_images(self.images, self._apart, config.samples, asked, share, gather)
 
         def figures() -> dict[str, float]:
             found = class_figures(config, [name for name in ("features", "random", "pixels") if name in train], train, held_out) if self.images.classes else {}
-            return found | pair_figures(config, held_out["a"], held_out["b"], held_out["number"], "view", "")
+            return found | self._pair_figures(config, held_out)
 
         found = once(figures, share, gather)
         self.beside |= {name: value for name, value in found.items() if "/" in name}
         return found | self.beside
+
+    def _pair_figures(self, config: ProbeConfig, held_out: Parts) -> dict[str, float]:
+        return pair_figures(config, held_out["a"], held_out["b"], held_out["number"], "view")
 
     @property
     def _apart(self) -> Literal["train", "held_out"]:

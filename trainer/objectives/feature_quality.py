@@ -39,14 +39,14 @@ class ProbeConfig:
             raise ValueError(f"quality: samples {self.samples}, neighbours {self.neighbours} and recall {list(self.recall)} must be at least 1")
 
 
-def of_images(data: "Images", split: Split, samples: int, compute: Callable[[Tensor, Tensor], Parts], share: "Share", gather: "Gather") -> Parts:
-    """`compute(images in [-1, 1], numbers)` of the first `samples` images of a split, and their "label", over all ranks and in order."""
+def of_images(data: "Images", split: Split, samples: int, compute: Callable[[Tensor, Tensor, Tensor], Parts], share: "Share", gather: "Gather") -> Parts:
+    """`compute(images in [-1, 1], numbers, labels)` of the first `samples` images of a split, and their "label", over all ranks and in order."""
     from data.held_out_images import image_set
 
     image_NCHW, label_N = image_set(data.config, split, samples)
     found: list[Parts] = []
     for number_M in torch.arange(share.rank, len(label_N), share.world).split(256):
-        parts = compute(image_NCHW[number_M].float() / 127.5 - 1, number_M)
+        parts = compute(image_NCHW[number_M].float() / 127.5 - 1, number_M, label_N[number_M])
         found.append({name: value.cpu() for name, value in parts.items()} | {"label": label_N[number_M], "number": number_M})
     everything = [part for rank in gather(found) for part in rank]
     order_N = torch.cat([part["number"] for part in everything]).argsort()
@@ -80,13 +80,11 @@ def linear_probe(known_NF: Tensor, label_N: Tensor, asked_MF: Tensor, label_M: T
     return float(probe.score(asked_MF.numpy(), label_M.numpy()))
 
 
-def pair_figures(config: ProbeConfig, a_MP: Tensor, b_MP: Tensor, meaning_M: Tensor, there: str, back: str) -> dict[str, float]:
-    """Alignment, uniformity of both sides, and recall@k from a to b (`there`) and from b to a (`back`, if it has a name)."""
+def pair_figures(config: ProbeConfig, a_MP: Tensor, b_MP: Tensor, meaning_M: Tensor, what: str) -> dict[str, float]:
+    """Alignment, uniformity of both sides, and recall@k of b, which is `what`, by a."""
     figures = {"alignment": alignment(a_MP, b_MP), "uniformity": 0.5 * (uniformity(a_MP) + uniformity(b_MP))}
     for most in config.recall:
-        figures[f"{there}_recall_at_{most}"] = recall_at(a_MP, b_MP, meaning_M, meaning_M, most)
-        if back:
-            figures[f"{back}_recall_at_{most}"] = recall_at(b_MP, a_MP, meaning_M, meaning_M, most)
+        figures[f"{what}_recall_at_{most}"] = recall_at(a_MP, b_MP, meaning_M, meaning_M, most)
     return figures
 
 

@@ -1,0 +1,122 @@
+"""Images and their captions on one sphere: CLIP's symmetric InfoNCE or SigLIP's pairwise sigmoid, on the protocol of contrastive.py.
+
+M samples, K classes, P width of an embedding.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from data.images import ImageConfig
+from models.augment import AugmentConfig, augment
+from models.contrastive import Embedded, PairLoss, clamped, sigmoid_pairs, symmetric_info_nce
+from models.probes import recall_at
+from models.random import sample_keys
+from models.towers import ConvEncoderConfig, TwoTowers
+from models.transformer import TransformerConfig
+from trainer.objectives.captions import CaptionConfig, Captions
+from trainer.objectives.contrastive import ContrastiveObjective
+from trainer.objectives.feature_quality import Parts, ProbeConfig, pair_figures
+from trainer.objectives.image_data import ImageModel, grid_of
+
+if TYPE_CHECKING:
+    from trainer.objectives import Batch, Rows, Samples
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoTowersConfig(ImageModel):
+    """An image is to be alike to its caption, and unlike the captions of all other images of the global batch."""
+
+    name: Literal["clip", "siglip"] = "clip"
+    """clip: softmax over the captions and over the images (Radford et al. 2021); siglip: each pair by itself (Zhai et al. 2023)."""
+    data: ImageConfig = field(default_factory=ImageConfig)
+    """Images with labels."""
+    captions: CaptionConfig = field(default_factory=CaptionConfig)
+    """What the labels say."""
+    image: ConvEncoderConfig = field(default_factory=ConvEncoderConfig)
+    """The tower of the images."""
+    text: TransformerConfig = field(default_factory=lambda: TransformerConfig(layers=2, d_model=64, heads=4, ffn=128))
+    """The tower of the captions' bytes; causal and dense."""
+    width: int = 64
+    """Of the embeddings."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """How training images are varied."""
+    temperature: float = 0.07
+    """At the start; it is learned (0.1 is usual with siglip)."""
+    least_temperature: float = 0.01
+    """The learned one counts as no less, and as no more than 1."""
+    bias: float = -10.0
+    """Of siglip's logits at the start; it is learned."""
+    chunk: int = 4096
+    """Candidates whose logits are in memory at a time, for each pair of this rank."""
+    quality: ProbeConfig | None = field(default_factory=ProbeConfig)
+    """How images are found by texts, texts by images, and how the image features are measured; null: not at all."""
+
+    def __post_init__(self) -> None:
+        if self.data.classes != len(self.captions.names):
+            raise ValueError(f"captions.names: {len(self.captions.names)} names for data.classes {self.data.classes}; give each class one")
+        if self.text.moe is not None or not self.text.causal:
+            raise ValueError("text: a tower is causal and dense; leave out moe, and causal: false")
+        if not 0 < self.least_temperature <= self.temperature <= 1:
+            raise ValueError(f"temperature is {self.temperature} and least_temperature {self.least_temperature}; 0 < least_temperature <= temperature <= 1")
+        if min(self.chunk, self.width) < 1:
+            raise ValueError(f"chunk is {self.chunk} and width {self.width}; both must be at least 1")
+
+    @property
+    def group(self) -> int:
+        return 1
+
+
+class TwoTowersObjective(ContrastiveObjective):
+    """The loss is in nats a pair."""
+
+    def __init__(self, config: TwoTowersConfig, seed: int):
+        self.config, self.captions, self.least_temperature = config, Captions(config.captions, seed), config.least_temperature
+        super().__init__(config, seed)
+
+    def _network(self) -> TwoTowers:
+        config = self.config
+        bias = config.bias if config.name == "siglip" else None
+        return TwoTowers(config.image, config.text, self.images.shape, self.captions.vocab_size, config.width, config.temperature, bias)
+
+    def _embed(self, net: nn.Module, batch: "Batch", purpose: str) -> Embedded:
+        x, label_M = self.images.values(batch), batch["label"]
+        if purpose == "views":
+            views = augment(self.config.augment, x, sample_keys(self.seed, batch["sample"], purpose))
+            embedded: Embedded = net(views, *self.captions.drawn(label_M, batch["sample"]))
+        else:
+            embedded = net(x, *self.captions.of(label_M, torch.zeros_like(label_M)))
+        return embedded
+
+    def _pair_loss(self, z: Embedded, number_M: Tensor, rows: "Rows") -> PairLoss:
+        scale = clamped(z.log_scale, self.least_temperature)
+        pair_loss = symmetric_info_nce if self.config.name == "clip" else sigmoid_pairs
+        return pair_loss(z, number_M, scale, self.config.chunk, rows)
+
+    def _pair_figures(self, config: ProbeConfig, held_out: Parts) -> dict[str, float]:
+        label_M, (tokens_KT, end_K) = held_out["label"], self.captions.of(classes := torch.arange(len(self.config.captions.names)), torch.zeros_like(classes))
+        texts_KP = self.model.read(tokens_KT.to(self.device), end_K.to(self.device)).cpu()
+        found = {"zero_shot_accuracy": recall_at(held_out["a"], texts_KP, label_M, classes, 1)}
+        found |= {f"image_recall_at_{most}": recall_at(texts_KP, held_out["a"], classes, label_M, most) for most in config.recall}
+        pairs = pair_figures(config, held_out["a"], held_out["b"], label_M, "text")
+        return found | {"temperature": self._temperature()} | pairs
+
+    def _temperature(self) -> float:
+        return 1 / clamped(self.model.temperature()[0].detach(), self.least_temperature).item()
+
+    def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> "Samples":
+        """In each row the held-out images that are most similar to the caption of one class, the most similar first."""
+        from data.held_out_images import image_set
+        from trainer.objectives import Samples
+
+        image_NCHW, _ = image_set(self.images.config, self._apart, 10_000)
+        classes = torch.arange(len(self.config.captions.names), device=self.device)
+        texts_KP = self.model.read(*self.captions.of(classes, torch.zeros_like(classes)))
+        z_NP = nn.functional.normalize(self.model.image_head(self._features(image_NCHW)), dim=1)
+        nearest_KS = (texts_KP @ z_NP.T).topk(min(_SHOWN, len(image_NCHW)), dim=1).indices.cpu()
+        return Samples(images={"retrieved": grid_of(image_NCHW[nearest_KS.flatten()].float() / 127.5 - 1, columns=nearest_KS.shape[1])})
