@@ -67,7 +67,7 @@ def _cut(config: AugmentConfig, x: Tensor, keys_M: Tensor) -> Tensor:
     across = torch.stack([side_M * width_M * angle_M.cos(), -width_M * angle_M.sin(), (2 * column_M - 1) * (1 - width_M)], dim=1)
     down = torch.stack([side_M * height_M * angle_M.sin(), height_M * angle_M.cos(), (2 * row_M - 1) * (1 - height_M)], dim=1)
     grid = F.affine_grid(torch.stack([across, down], dim=1), list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return F.grid_sample(x, grid.to(x), mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def _colours(config: AugmentConfig, x: Tensor, keys_M: Tensor) -> Tensor:
