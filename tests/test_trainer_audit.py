@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradient_faults
@@ -14,6 +15,7 @@ from distributed import run_distributed
 from torch import nn
 
 from launch.audit_report import suspects
+from trainer.audit import differences
 from trainer.audit.evidence import Evidence, from_bytes, to_bytes
 from trainer.audit.rounding import FP32, rounded
 from trainer.audit.verdict import Findings, judge
@@ -150,9 +152,32 @@ def test_a_bias_before_a_batch_norm_has_no_gradient_and_may_have_what_rounding_m
     assert right < 1e-10 < bias_gradient(network.float(), x.float()) < 8 * allowed < 1e-2
 
 
-# All but the fire drill's faults, which are no job, and the contrastive ones, whose many kinks finite differences do not pass yet.
-APART = ("chaos", "simclr", "clip")
-QUICKSTARTS = [file for file in sorted(Path(__file__).parents[1].glob("launch/configs/*quickstart*.yaml")) if not file.stem.startswith(APART)]
+def test_a_kink_between_the_ends_is_passed_by_a_smaller_step_and_a_wrong_gradient_by_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """relu with its kink 3e-7 below the weight: within the first step, and outside of the second."""
+    network = nn.Linear(1, 1, bias=False).double()
+    network.weight.data.fill_(1.0)
+
+    def loss() -> torch.Tensor:
+        return network.weight.sum() + torch.relu(network.weight - (1 - 3e-7)).sum()
+
+    def error(factor: float) -> float:
+        reference: Any = SimpleNamespace(
+            step=SimpleNamespace(batches=[{}]),
+            objective=SimpleNamespace(networks={"model": network}),
+            loss_as_decided=lambda phase, batch: loss(),
+            gradients=lambda phase, batches: (0.0, {"model/weight": factor * torch.autograd.grad(loss(), network.weight)[0]}, None),
+        )
+        ((slope,),) = differences.slopes(reference, "model", directions=1, seed=0).values()
+        return slope.error
+
+    assert error(1.0) < 1e-6
+    assert error(1.01) > differences.SLOPE
+    monkeypatch.setattr(differences, "_STEPS", (1e-6,))
+    assert error(1.0) > differences.SLOPE, "the kink is between the ends of the larger step"
+
+
+# All but the fire drill's faults, which are no job.
+QUICKSTARTS = [file for file in sorted(Path(__file__).parents[1].glob("launch/configs/*quickstart*.yaml")) if not file.stem.startswith("chaos")]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trainer.audit.decisions import Replayed
-from trainer.audit.differences import slopes
+from trainer.audit.differences import SLOPE, slopes
 from trainer.audit.evidence import AuditedStep, Evidence, RouterCall, experts_of, norm_of, relative
 from trainer.audit.recursion import Signal, observing
 from trainer.audit.reference import Reference
@@ -22,8 +22,6 @@ from trainer.config import RunConfig
 ALLOWANCE = 8.0
 REPEATS = 2
 DOUBLE = 2.0**-53
-SLOPE = 1e-3
-"""Relative error of a central difference that may be left to kinks (ReLU); where there are none, 1e-8 is usual. Rounding comes on top."""
 
 
 @dataclass(frozen=True, kw_only=True)
