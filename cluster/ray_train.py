@@ -60,12 +60,17 @@ def gpus_per_worker(cluster: ClusterConfig) -> float:
     return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
 
 
+def fits(cluster: ClusterConfig) -> int:
+    """How many such workers the connected cluster can hold."""
+    return room(fitting_nodes(cluster.node_labels), _resources(cluster, gpus_per_worker(cluster)), cluster.placement)
+
+
 def check_room(cluster: ClusterConfig) -> None:
     """Raises ValueError if the connected cluster can never hold the workers."""
     if os.environ.get("SWITCHWORK_AUTOSCALING"):
         return  # nodes come when workers ask for them; how many at most was checked when the job was submitted
-    there, each = fitting_nodes(cluster.node_labels), _resources(cluster, gpus_per_worker(cluster))
-    if (fit := room(there, each, cluster.placement)) < cluster.fewest:
+    if (fit := fits(cluster)) < cluster.fewest:
+        there, each = fitting_nodes(cluster.node_labels), _resources(cluster, gpus_per_worker(cluster))
         wanted = " and ".join(f"{name.lower()}s_per_worker {amount:g}" for name, amount in each.items())
         has = "".join(f", {sum(resources.get(name, 0) for resources in there.values()):g} {name}s" for name in each)
         nodes = f"{len(there)} node{'s' * (len(there) != 1)}{f' with node_labels {cluster.node_labels}' if cluster.node_labels else ''}{has}"

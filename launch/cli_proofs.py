@@ -1,4 +1,4 @@
-"""Commands that put a job to the test: chaos, prove."""
+"""Commands that run a job more than once: sweep, chaos, prove."""
 
 from typing import Annotated
 
@@ -7,6 +7,23 @@ import typer
 from launch.arguments import JobFile, Overrides, console
 
 app = typer.Typer()
+
+
+@app.command()
+def sweep(
+    file: Annotated[str, typer.Argument(metavar="SWEEP.yaml", help="the job, and what is varied in it: launch/configs/scaling_law.yaml is one")],
+    overrides: Overrides = None,
+    folder: Annotated[str | None, typer.Option("--folder", help="runs, table and picture; default: sweeps/ and the file's name")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check, print the trials, and stop")] = False,
+) -> None:
+    """A job with many values for some of its keys, by Ray Tune; goes on where it was stopped. Exit code 1 if a trial failed or is left."""
+    from launch.sweep import show_trials
+    from launch.sweep import sweep as run_trials
+
+    if dry_run:
+        show_trials(console, file, overrides or [], folder)
+    elif not run_trials(console, file, overrides or [], folder):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -25,10 +25,10 @@ def compare(first: str, second: str) -> dict[str, dict[str, Pair]]:
     """For each of config, code, data and results, what differs: name to the two values; None is a value that one does not have."""
     ours, theirs = find_run(first), find_run(second)
     return {
-        "config": _differing(_config(ours), _config(theirs), leave_out=_SAME_FOR_NO_RUN),
-        "code": _differing(_code(ours), _code(theirs)),
-        "data": _differing(_data(ours), _data(theirs)),
-        "results": _differing(_results(ours), _results(theirs)),
+        "config": differences(_config(ours), _config(theirs), leave_out=_SAME_FOR_NO_RUN),
+        "code": differences(_code(ours), _code(theirs)),
+        "data": differences(_data(ours), _data(theirs)),
+        "results": differences(_results(ours), _results(theirs)),
     }
 
 
@@ -50,7 +50,7 @@ def show(console: Console, first: str, second: str, found: Mapping[str, Mapping[
 
 
 def _config(folder: Folder) -> dict[str, Any]:
-    return dict(_flat("", yaml.safe_load(folder.read("resolved.yaml"))))
+    return dict(flat("", yaml.safe_load(folder.read("resolved.yaml"))))
 
 
 def _code(folder: Folder) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def _code(folder: Folder) -> dict[str, Any]:
 
 def _data(folder: Folder) -> dict[str, Any]:
     """The manifest, its files one by one."""
-    return dict(_flat("", json.loads(folder.read("data_manifest.json")))) if folder.exists("data_manifest.json") else {}
+    return dict(flat("", json.loads(folder.read("data_manifest.json")))) if folder.exists("data_manifest.json") else {}
 
 
 def _results(folder: Folder) -> dict[str, Any]:
@@ -69,14 +69,14 @@ def _results(folder: Folder) -> dict[str, Any]:
     if not folder.exists("summary.json"):
         return {}
     summary = {name: value for name, value in json.loads(folder.read("summary.json")).items() if name not in ("name", "samples", "attempt")}
-    return {name: value for name, value in _flat("", summary) if "/expert" not in name}
+    return {name: value for name, value in flat("", summary) if "/expert" not in name}
 
 
-def _flat(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
+def flat(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
     """Leaves by their path; a file in a list goes by its name, so that files are compared with themselves."""
     if isinstance(node, dict):
         for key, value in node.items():
-            yield from _flat(f"{prefix}.{key}" if prefix else str(key), value)
+            yield from flat(f"{prefix}.{key}" if prefix else str(key), value)
     elif isinstance(node, list) and node and all(isinstance(each, dict) and "name" in each for each in node):
         for each in node:
             yield f"{prefix}[{each['name']}]", " ".join(str(value) for key, value in each.items() if key != "name")
@@ -84,7 +84,8 @@ def _flat(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
         yield prefix, node
 
 
-def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any], leave_out: tuple[str, ...] = ()) -> dict[str, Pair]:
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], leave_out: tuple[str, ...] = ()) -> dict[str, Pair]:
+    """What differs between two flat mappings: name to the two values."""
     names = [*ours, *(name for name in theirs if name not in ours)]
     return {name: (ours.get(name), theirs.get(name)) for name in names if name not in leave_out and ours.get(name) != theirs.get(name)}
 

@@ -7,22 +7,21 @@ import hashlib
 import json
 import multiprocessing
 import os
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import psutil
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 
+from launch.many_runs import progress
 from launch.progress import clock
 from trainer.config import RunConfig
 from trainer.parsing import parse, plain
 from trainer.run_folder import prepare, settle
 from trainer.storage import Folder
+from trainer.tracking import history
 from trainer.worker import run_worker
 from trainer.world import stand_alone
 
@@ -47,7 +46,7 @@ def summaries(console: Console, runs: Sequence[RunConfig], processes: int, what:
     missing = [run for run in runs if _summary(run) is None]
     context = multiprocessing.get_context("forkserver")  # which imports once what takes seconds to import
     context.set_forkserver_preload(["trainer.worker", "data.stream", *(f"trainer.engines.{run.engine.name}_engine" for run in missing[:1])])
-    with _progress(console, runs, what) as show, ProcessPoolExecutor(processes, context, max_tasks_per_child=1) as pool:
+    with progress(console, runs, what, _ended) as show, ProcessPoolExecutor(processes, context, max_tasks_per_child=1) as pool:
         waiting = {pool.submit(_train, plain(run)): run for run in missing}
         try:
             while waiting:
@@ -79,39 +78,12 @@ def _summary(run: RunConfig) -> dict[str, Any] | None:
     return summary if summary.get("step") == run.stop.steps else None
 
 
-@contextmanager
-def _progress(console: Console, runs: Sequence[RunConfig], what: str) -> Iterator[Any]:
-    """A function to call now and then: it moves the bar where there is a terminal, and prints a line for each run that ends."""
-    total, begin, first = sum(run.stop.steps or 0 for run in runs), time.monotonic(), sum(map(_steps_done, runs))
-    ended = {run.name for run in runs if _summary(run)}
-    if ended:
-        console.print(f"{len(ended)} of {len(runs)} runs are there already", highlight=False)
-    columns = (TextColumn(what), BarColumn(), TextColumn("{task.completed}/{task.total} steps"), TextColumn("{task.fields[left]}"))
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(what, total=total, completed=first, left="")
-
-        def show() -> None:
-            done = sum(map(_steps_done, runs))
-            left = f"{clock((time.monotonic() - begin) * (total - done) / (done - first))} left" if done > first else ""
-            progress.update(bar, completed=done, left=left)
-            for run in runs:
-                if run.name not in ended and (summary := _summary(run)):
-                    ended.add(run.name)
-                    console.print(
-                        f"{run.name}: {curve(run)[-1][1]:.4f} in {clock(summary['train_seconds'])}  ({len(ended)} of {len(runs)} runs)  {left}", highlight=False
-                    )
-
-        yield show
+def _ended(run: RunConfig) -> str:
+    """What is said of a run at its end; "": it has not ended."""
+    summary = _summary(run)
+    return f"{curve(run)[-1][1]:.4f} in {clock(summary['train_seconds'])}" if summary else ""
 
 
 def curve(run: RunConfig) -> list[tuple[int, float]]:
-    """Held-out cross-entropy by step; of a step that was replayed after a stop, the last counts."""
-    rows = [json.loads(line) for line in Folder(f"{run.root}/{run.name}").read("metrics.jsonl").splitlines()]
-    return sorted({row["step"]: float(row["eval/cross_entropy"]) for row in rows if "eval/cross_entropy" in row}.items())
-
-
-def _steps_done(run: RunConfig) -> int:
-    """The last step that a run has written down."""
-    folder = Folder(f"{run.root}/{run.name}")
-    lines = folder.read("metrics.jsonl").splitlines() if folder.exists("metrics.jsonl") else []
-    return int(json.loads(lines[-1])["step"]) if lines else 0
+    """Held-out cross-entropy by step."""
+    return history(Folder(f"{run.root}/{run.name}"), "eval/cross_entropy")

@@ -29,7 +29,7 @@ def dry_run(console: Console, path: str, overrides: Sequence[str], resume: bool)
 
 def train(console: Console, path: str, overrides: Sequence[str], resume: bool, started: float) -> None:
     """Train to the end, on this machine or on the cluster that Ray finds."""
-    connecting = _Background(_import_ray)  # Ray takes seconds to import, and torch does as well: at the same time
+    connecting = Background(import_ray)  # Ray takes seconds to import, and torch does as well: at the same time
     job = load(path, overrides, resume)
     if not (job.cluster.address or os.environ.get("RAY_ADDRESS")):
         choose_device(job.run.device, 0)  # the workers will be on this machine
@@ -70,11 +70,12 @@ def prepare_data(job: JobConfig) -> None:
         prepare_data(data)
 
 
-def _import_ray() -> None:
+def import_ray() -> None:
+    """What the driver needs of Ray."""
     import cluster.ray_train  # noqa: F401
 
 
-class _Background(threading.Thread):
+class Background(threading.Thread):
     """`work` in a thread of its own; `join` raises what went wrong in it."""
 
     def __init__(self, work: object):

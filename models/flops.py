@@ -37,6 +37,11 @@ def parameters(config: TransformerConfig, vocab_size: int) -> Parameters:
     return Parameters(round(shared + moe_layers * held + unused), matmul + unused, matmul)
 
 
+def non_embedding(config: TransformerConfig) -> int:
+    """Parameters without the token embedding and the output matrix: N of Kaplan et al. 2020, section 2.1."""
+    return parameters(config, vocab_size=0).total
+
+
 def _moe_parameters(moe: MoEConfig, width: int) -> tuple[float, float]:
     """Parameters of one mixture-of-experts layer: (those that a token uses, all)."""
     expert = 3 * width * moe.ffn

@@ -13,6 +13,8 @@ from trainer.loop import Training
 from trainer.storage import Folder
 
 _LOOK_EVERY_S = 2.0
+PRUNED = "pruned: "
+"""Begins the reason where a sweep stops a run that falls behind the others."""
 Asked = Callable[[], str]
 """Why the worker's surroundings want it to leave; "": they do not."""
 

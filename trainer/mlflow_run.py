@@ -39,6 +39,22 @@ def _make_store(file: Path) -> None:
             os.replace(made, file)
 
 
+def open_store(config: TrackingConfig) -> MlflowClient:
+    """A client of the store that `config` means; a SQLite file that is not there is made."""
+    uri = tracking_uri(config)
+    if uri.startswith("sqlite:///"):
+        _make_store(Path(uri.removeprefix("sqlite:///")))
+    return MlflowClient(uri)
+
+
+def begin_run(client: MlflowClient, config: TrackingConfig, name: str) -> str:
+    """The id of a new run in the experiment that `config` names."""
+    experiment = client.get_experiment_by_name(config.experiment)
+    experiment_id = experiment.experiment_id if experiment else client.create_experiment(config.experiment, tags=_KIND)
+    tags = {"mlflow.user": getpass.getuser(), "mlflow.source.name": "switchwork"}
+    return str(client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
+
+
 class MlflowRun:
     """One MLflow run: made at the first attempt, found again at later ones."""
 
@@ -47,10 +63,7 @@ class MlflowRun:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         self.folder, self.facts = folder, facts
-        uri = tracking_uri(config)
-        if uri.startswith("sqlite:///"):
-            _make_store(Path(uri.removeprefix("sqlite:///")))
-        self.client = MlflowClient(uri)
+        self.client = open_store(config)
         self.place: dict[str, Any] = {"sent_bytes": 0, "attempt": 0, "last_step": -1, "replayed_until": -1}
         if folder.exists("mlflow.json"):
             self.place = json.loads(folder.read("mlflow.json"))
@@ -62,13 +75,7 @@ class MlflowRun:
             self.run_id = self._create(config)
 
     def _create(self, config: TrackingConfig) -> str:
-        experiment = self.client.get_experiment_by_name(config.experiment)
-        experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(config.experiment, tags=_KIND)
-        run_id = str(
-            self.client.create_run(
-                experiment_id, run_name=self.facts.name, tags={"mlflow.user": getpass.getuser(), "mlflow.source.name": "switchwork"}
-            ).info.run_id
-        )
+        run_id = begin_run(self.client, config, self.facts.name)
         params = [Param(key, str(value)[:6000]) for key, value in self.facts.params.items()]
         tags = [RunTag(key, value) for key, value in self.facts.tags.items()]
         for start in range(0, max(1, len(params)), 100):

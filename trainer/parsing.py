@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -81,14 +82,20 @@ def parse(cls: type[T], values: Any, where: str = "") -> T:
             raise ValueError(f"{prefix}{key}: unknown key; {f'did you mean {near[0]}?' if near else 'known keys: ' + ', '.join(fields)}")
     inner = {key: _nested(hints[key], value, _default(fields[key]), f"{prefix}{key}") for key, value in values.items()}
     try:
-        return TypeAdapter(cls).validate_python(inner)
+        return _adapter(cls).validate_python(inner)  # type: ignore[no-any-return]
     except ValidationError as error:
         raise ValueError("; ".join(dict.fromkeys(_explain(problem, prefix) for problem in error.errors(include_url=False)))) from None
 
 
 def plain(config: Any) -> dict[str, Any]:
     """A config dataclass as nested dicts, lists and scalars: what YAML, JSON and a worker take."""
-    return dict(TypeAdapter(type(config)).dump_python(config, mode="json"))
+    return dict(_adapter(type(config)).dump_python(config, mode="json"))
+
+
+@functools.cache
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    """pydantic's reader and writer of `cls`: making one takes longer than all its work."""
+    return TypeAdapter(cls)
 
 
 def _nested(hint: Any, value: Any, default: Any, where: str) -> Any:

@@ -26,6 +26,7 @@ def open_tracker(run: RunConfig, folder: Folder, attempt: int, manifest: Mapping
     params = dict(_flat("", plain(run))) | {"world": world.size, "device": str(world.device)}
     tags = {"run_folder": folder.url, "objective": run.objective.name, "torch": torch.__version__, "python": platform.python_version()}
     tags |= {"mlflow.source.git.commit": code_name()} if code_name() else {}
+    tags |= {"mlflow.parentRunId": run.tracking.parent} if run.tracking.parent else {}
     facts = RunFacts(str(run.name), run.objective.dataset, params, tags, manifest)
     return MlflowTracker(folder, attempt, run.tracking, facts, say)
 

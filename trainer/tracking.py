@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from trainer.attempts import lines
 from trainer.storage import Folder, absolute
 
 _SAY_AFTER = 3
@@ -34,6 +35,8 @@ class TrackingConfig:
     """false: metrics.jsonl only."""
     drain_s: float = 60.0
     """How long the end of a run waits for a server that does not answer; what is unsent then stays in the run folder."""
+    parent: str | None = None
+    """Id of the MLflow run that this one belongs to; a sweep sets it in the runs of its trials."""
 
 
 def tracking_uri(config: TrackingConfig) -> str:
@@ -42,6 +45,11 @@ def tracking_uri(config: TrackingConfig) -> str:
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
         uri = f"sqlite:///{absolute(uri.removeprefix('sqlite:///'))}"
     return uri
+
+
+def history(folder: Folder, name: str) -> list[tuple[int, float]]:
+    """The figure `name` of the run in `folder` by step; of a step that was replayed after a stop, the last counts."""
+    return sorted({int(row["step"]): float(row[name]) for row in lines(folder, "metrics.jsonl") if name in row}.items())
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,176 @@
+"""`switchwork sweep`: a job many times over with other values for some of its keys, as children of one MLflow run. What is done already is kept."""
+
+import json
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from launch.many_runs import progress
+from launch.stopping import stopping
+from launch.sweep_config import Asha, SweepConfig
+from launch.sweep_outcomes import KEPT, claim, look
+from launch.sweep_results import finish
+from launch.sweep_trials import Trial, as_overrides, job_file, plan, read_sweep
+from launch.train import Background, prepare_data
+from trainer.config import RunConfig
+from trainer.parsing import plain, read_job
+from trainer.run_folder import prepare
+from trainer.storage import Folder, absolute, check_writable
+from trainer.tracking import tracking_uri
+from trainer.world import choose_device
+
+if TYPE_CHECKING:
+    from trainer.mlflow_sweep import SweepRun
+
+
+def show_trials(console: Console, path: str, overrides: Sequence[str], folder: str | None) -> None:
+    """Print what would be run, once all of it is checked."""
+    config, _, trials = _planned(path, overrides, folder)
+    listing = Table(title=f"{len(trials)} trials, by {config.mode} {config.metric}", title_justify="left", box=None, pad_edge=False)
+    for heading in ("trial", "steps", "changes"):
+        listing.add_column(heading, justify="right" if heading == "steps" else "left", overflow="fold")
+    for trial in trials:
+        listing.add_row(trial.name, str(trial.steps or "-"), " ".join(as_overrides(trial.changes)))
+    console.print(listing)
+
+
+def sweep(console: Console, path: str, overrides: Sequence[str], folder: str | None) -> bool:
+    """Run what is missing, then show and keep what came out; returns whether every trial has come to its end."""
+    config, place, trials = _planned(path, overrides, folder)
+    check_writable(place.url, "--folder")
+    claim(place, config, trials)
+    left = {trial.name for trial in trials if look(trial, config.metric).status not in KEPT}
+    if left:
+        _prepare([trial for trial in trials if trial.name in left])
+    parent = _parent(place, config, trials[0]) if trials[0].job.run.tracking.enabled else None
+    trials = [trial.child_of(parent.run_id if parent else None) for trial in trials]
+    try:
+        if left:
+            _run(console, config, place, trials, [trial for trial in trials if trial.name in left])
+        return finish(console, config, place, trials, lambda changes: read_job(job_file(config, path), [*overrides, *as_overrides(changes)]), parent)
+    except BaseException:
+        if parent:
+            parent.close("KILLED", {}, {}, [])
+        raise
+
+
+def _planned(path: str, overrides: Sequence[str], folder: str | None) -> tuple[SweepConfig, Folder, list[Trial]]:
+    config = read_sweep(path)
+    place = Folder(absolute(folder or f"sweeps/{Path(path).stem}"))
+    trials = plan(config, path, overrides, place.url)
+    if config.fit is not None:
+        from launch.scaling_law_report import check_sizes
+
+        check_sizes(config.fit, trials)
+    return config, place, trials
+
+
+def _prepare(trials: Sequence[Trial]) -> None:
+    """What does not need Ray, while Ray is being imported."""
+    importing = Background(_import_tune)
+    for trial in trials:
+        if not (trial.job.cluster.address or os.environ.get("RAY_ADDRESS")):
+            choose_device(trial.job.run.device, 0)  # the workers will be on this machine
+    for trial in {json.dumps(plain(trial.job)["run"]["objective"]["data"]): trial for trial in trials}.values():
+        prepare_data(trial.job)
+    importing.join()
+
+
+def _import_tune() -> None:
+    import cluster.sweep  # noqa: F401
+
+
+def _parent(place: Folder, config: SweepConfig, trial: Trial) -> "SweepRun":
+    """The MLflow run of the sweep. Raises ValueError if the server does not take it: without its id no trial can name it."""
+    from trainer.mlflow_sweep import SweepRun
+
+    tracking = trial.job.run.tracking
+    try:
+        return SweepRun(place, tracking, place.url.rsplit("/", 1)[-1], plain(config))
+    except Exception as error:  # a tracking server fails in as many ways as there are
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        fix = "start it, or set run.tracking.enabled=false"
+        raise ValueError(f"run.tracking.uri: MLflow at {tracking_uri(tracking)} does not take the sweep's run ({cause}); {fix}") from None
+
+
+def _run(console: Console, config: SweepConfig, place: Folder, trials: Sequence[Trial], waiting: Sequence[Trial]) -> None:
+    """Have Ray Tune run those that wait, and show how it goes."""
+    from cluster import ray_train
+    from cluster import sweep as tune_sweep
+
+    ray_train.connect(waiting[0].job.cluster)
+    try:
+        for trial in waiting:
+            ray_train.check_room(trial.job.cluster)
+        concurrent = _concurrent(config, tune_sweep.places(trial.job.cluster for trial in waiting))
+        for trial in waiting:
+            _make_ready(trial)
+        _remove(place, "stop")
+        console.print(f"{len(trials)} trials, {min(concurrent, len(waiting))} at a time, in {place}", highlight=False)
+        rungs, past = None, {trial.name: look(trial, config.metric).curve for trial in trials if trial not in waiting}
+        if isinstance(asha := config.scheduler, Asha):
+            most = max(trial.steps or 0 for trial in trials)
+            rungs = tune_sweep.Rungs(grace_steps=asha.grace_steps, reduction_factor=asha.reduction_factor, most=most)
+        work = {trial.name: _work(trial) for trial in waiting}
+        with _watched(console, config, trials), stopping(place, console):
+            tune_sweep.run_trials(work, place.url, config.metric, config.mode, concurrent, rungs, past)
+    finally:
+        ray_train.leave()
+
+
+def _concurrent(config: SweepConfig, places: int) -> int:
+    if config.concurrent is not None and config.concurrent > places and not os.environ.get("SWITCHWORK_AUTOSCALING"):
+        raise ValueError(f"concurrent: {config.concurrent}, but the cluster has room for the workers of {places} trials at a time; use {places}, or null")
+    return config.concurrent or places
+
+
+def _make_ready(trial: Trial) -> None:
+    """The run's folder as `switchwork train` makes it; what its last attempt came to is forgotten, its checkpoints are not."""
+    for name in ("failure", "summary.json"):
+        _remove(trial.folder, name)
+    prepare(trial.job.run, trial.folder.exists("attempts.jsonl"), {"cluster": plain(trial.job.cluster)})
+
+
+def _remove(folder: Folder, name: str) -> None:
+    if folder.exists(name):
+        folder.fs.rm_file(f"{folder.path}/{name}")
+
+
+def _work(trial: Trial) -> Any:
+    from cluster.sweep import Work
+
+    run, cluster = trial.job.run, trial.job.cluster
+    return Work(values=plain(run), cluster=cluster, groups={size: run.ep(size) for size in cluster.sizes}, steps=trial.steps)
+
+
+@contextmanager
+def _watched(console: Console, config: SweepConfig, trials: Sequence[Trial]) -> Iterator[None]:
+    """A bar over all trials and a line for each that ends, while the block runs."""
+    by_name = {trial.name: trial for trial in trials}
+
+    def ended(run: RunConfig) -> str:
+        outcome = look(by_name[str(run.name)], config.metric)
+        value = "" if outcome.value is None or outcome.status == "failed" else f", {config.metric} {outcome.value:.4f}"
+        return f"{outcome.words}{value}" if outcome.status in (*KEPT, "failed") else ""
+
+    over = threading.Event()
+    with progress(console, [trial.job.run for trial in trials], "sweep", ended) as show:
+
+        def watch() -> None:
+            while not over.wait(1.0):
+                show()
+
+        thread = threading.Thread(target=watch, name="sweep", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            show()
