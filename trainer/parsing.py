@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import functools
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 T = TypeVar("T")
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
 
 
 class _Loader(yaml.SafeLoader):
@@ -82,7 +82,7 @@ def parse(cls: type[T], values: Any, where: str = "") -> T:
             raise ValueError(f"{prefix}{key}: unknown key; {f'did you mean {near[0]}?' if near else 'known keys: ' + ', '.join(fields)}")
     inner = {key: _nested(hints[key], value, _default(fields[key]), f"{prefix}{key}") for key, value in values.items()}
     try:
-        return _adapter(cls).validate_python(inner)  # type: ignore[no-any-return]
+        return _adapter(cls).validate_python(inner)
     except ValidationError as error:
         raise ValueError("; ".join(dict.fromkeys(_explain(problem, prefix) for problem in error.errors(include_url=False)))) from None
 
@@ -92,10 +92,11 @@ def plain(config: Any) -> dict[str, Any]:
     return dict(_adapter(type(config)).dump_python(config, mode="json"))
 
 
-@functools.cache
-def _adapter(cls: type) -> TypeAdapter[Any]:
-    """pydantic's reader and writer of `cls`: making one takes longer than all its work."""
-    return TypeAdapter(cls)
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    """pydantic's reader and writer of `cls`, made once: that takes longer than all its work."""
+    if cls not in _ADAPTERS:
+        _ADAPTERS[cls] = TypeAdapter(cls)
+    return _ADAPTERS[cls]
 
 
 def _nested(hint: Any, value: Any, default: Any, where: str) -> Any:
