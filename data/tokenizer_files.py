@@ -19,6 +19,13 @@ def tokenizer_files(name: str) -> dict[str, bytes]:
     return files | {"tokenizer_config.json": json.dumps(config, indent=2).encode()}
 
 
+def token_ids(tokenizer_json: bytes) -> dict[str, int]:
+    """The id of each token of a tokenizer.json, special ones included."""
+    from tokenizers import Tokenizer
+
+    return dict(Tokenizer.from_str(tokenizer_json.decode()).get_vocab(with_added_tokens=True))
+
+
 def _byte_files() -> dict[str, bytes]:
     """A byte-pair encoding without pairs: exactly the ids of `ByteTokenizer`.
 

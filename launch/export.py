@@ -11,7 +11,7 @@ from trainer.objectives.contrastive import SimCLRConfig
 from trainer.objectives.diffusion import DDPMConfig, DDPMObjective
 from trainer.objectives.gan import GanConfig
 from trainer.objectives.language import LanguageObjective
-from trainer.objectives.language_config import LanguageConfig, MaskedLanguageConfig
+from trainer.objectives.language_config import DistillConfig, LanguageConfig, MaskedLanguageConfig
 from trainer.objectives.two_towers import TwoTowersConfig
 from trainer.objectives.vae import VAEConfig
 from trainer.run_folder import find_run
@@ -33,7 +33,7 @@ def export(console: Console, run: str, to: str) -> None:
 def _write(config: RunConfig, folder: Folder, target: Folder, console: Console) -> tuple[int, str, list[str]]:
     """Step of the checkpoint, what loads the folder, and what it cannot say."""
     match config.objective:
-        case LanguageConfig() | MaskedLanguageConfig():
+        case LanguageConfig() | DistillConfig() | MaskedLanguageConfig():
             check_exportable(config.objective)
             objective, step = load_objective(config, folder, console.print)
             assert isinstance(objective, LanguageObjective)

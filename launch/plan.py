@@ -22,6 +22,7 @@ PARTS = {
     "master": ("fp32 weights", "the partition that ZeRO >= 1 updates"),
     "moments": ("Adam's moments", "2 x 4 bytes a parameter (ZeRO, section 3.1)"),
     "averages": ("moving averages", "4 bytes a parameter that this rank updates"),
+    "teacher": ("the teacher", "4 bytes a parameter, whole on each rank"),
     "activations": ("activations", "operation by operation (Korthikanti et al. 2022, section 4.1)"),
     "recomputed": ("one block again", "activation checkpointing: the largest block's activations"),
     "bf16_copies": ("bf16 weights", "autocast's copies, kept until the backward pass"),

@@ -8,27 +8,19 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import tiny_job
 from distributed import run_distributed
 from rich.console import Console
+from saved_runs import SWITCH, begun, job_of, model_of, save_run, started_state, tokens
 from test_launch_errors import Run, switchwork  # noqa: F401
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from launch.export import export
 from models.generate import generate
-from models.init import initialise
-from models.transformer import Transformer
-from trainer import init_from, shards
-from trainer.checkpoint import CheckpointConfig, Checkpointer
 from trainer.config import RunConfig
-from trainer.inference import ALONE, load_objective
 from trainer.objectives import build_objective
 from trainer.parsing import parse, plain
 from trainer.run_folder import settle
-from trainer.storage import Folder
 
-SWITCH = {"experts": 4, "ffn": 48, "router": {"name": "switch"}}
 TOP_2 = {"experts": 4, "ffn": 48, "router": {"name": "top_k", "k": 2}}
 MODELS: dict[str, dict[str, Any]] = {
     "qwen3": {"qk_norm": True, "tie_embeddings": True, "head_dim": 24},
@@ -39,50 +31,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2_moe": {"moe": SWITCH, "moe_layers": "alternate"},
     "qwen2_moe shared": {"moe": TOP_2 | {"shared_expert": 40}, "kv_heads": 2},
 }
-
-
-def job_of(corpus: Path, root: Path, name: str, model: dict[str, Any], **objective: Any) -> dict[str, Any]:
-    job = tiny_job(corpus, root=str(root), name=name, tracking={"enabled": False}, engine={"name": "accelerate"})
-    job["objective"] |= {"model": {"layers": 3, "d_model": 64, "heads": 4, "kv_heads": 2, "ffn": 48, "init_std": 0.1} | model} | objective
-    return job
-
-
-def save_run(job: dict[str, Any]) -> Path:
-    """The folder of a run that has saved its first weights, norms and router's noise included, and not trained."""
-    run = settle(parse(RunConfig, job, "run"), "job", 1, resume=False)
-    folder = Folder(f"{run.root}/{run.name}").make()
-    folder.write("resolved.yaml", yaml.safe_dump({"run": plain(run)}).encode())
-    model = build_objective(run.objective, run.seed).networks["model"]
-    initialise(model, run.seed)
-    generator = torch.Generator().manual_seed(3)
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            parameter.data.normal_(1, 0.2, generator=generator)
-    saver = Checkpointer(folder / "checkpoints", ALONE, CheckpointConfig(), attempt=0)
-    saver.save(1, [fragment.named("model") for fragment in shards.weights(model)], {"step": 1})
-    saver.wait()
-    return Path(folder.path)
-
-
-def model_of(run: Path) -> Transformer:
-    config = parse(RunConfig, yaml.safe_load((run / "resolved.yaml").read_text())["run"], "run")
-    model = load_objective(config, Folder(str(run)), print)[0].networks["model"]
-    assert isinstance(model, Transformer)
-    return model.eval()
-
-
-def begun(job: dict[str, Any]) -> Transformer:
-    """The model of `job` at its step 0, in one process."""
-    run = settle(parse(RunConfig, job, "run"), "job", 1, resume=False)
-    model = build_objective(run.objective, run.seed).networks["model"]
-    assert isinstance(model, Transformer)
-    initialise(model, run.seed)
-    init_from.start(run.objective, [fragment.named("model") for fragment in shards.weights(model)], lambda line: None)
-    return model.eval()
-
-
-def tokens(samples: int = 3) -> Tensor:
-    return torch.randint(256, (samples, 24), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -177,28 +125,6 @@ def test_upcycle_alone_makes_a_normalised_top_2_in_every_layer(corpus: Path, tmp
     assert plain(sparse.config.moe)["router"] == {"name": "top_k", "k": 2, "normalise": True}
     with torch.no_grad():
         torch.testing.assert_close(sparse(tokens())[0], model_of(run)(tokens())[0], rtol=0, atol=1e-5)
-
-
-def started_state(world: Any, jobs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
-    """The whole state at step 0 for each of `jobs`, after the network took it over; and that it can make a step."""
-    from test_trainer_checkpoint import whole_state
-
-    from trainer.hooks import fragments
-    from trainer.worker import build_training
-
-    states = []
-    for job in jobs:
-        run = parse(RunConfig, job, "run")
-        training = build_training(run, world)
-        assert init_from.start(run.objective, fragments(training), lambda line: None)
-        for engine in training.engines.values():
-            engine.refresh()
-        states.append({key: value for key, value in whole_state(training).items() if key.startswith("weight/")})
-        if run.engine.name == "deepspeed" and run.engine.zero < 3:
-            for name, parameter in training.objective.networks["model"].named_parameters():
-                if not hasattr(parameter, "group_name"):
-                    assert torch.equal(parameter.detach().flatten(), states[-1][f"weight/model/{name}"]), name
-    return states
 
 
 @pytest.mark.parametrize("upcycle", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["same", "upcycled"])

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from saved_runs import job_of, model_of, save_run
 from scipy.stats import binomtest
 from test_launch_errors import Run, switchwork  # noqa: F401
-from test_trainer_exchange import job_of, model_of, save_run
 
 from launch.arithmetic import problem, write_task, write_texts
 from launch.harness import evaluate_harness

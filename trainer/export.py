@@ -12,13 +12,13 @@ from models.routing import NoisyTopKRouter
 from models.transformers_format import to_config
 from models.transformers_names import to_transformers
 from trainer.objectives.language import LanguageObjective
-from trainer.objectives.language_config import LanguageConfig, MaskedLanguageConfig
+from trainer.objectives.language_config import AnyLanguage
 from trainer.storage import Folder
 
 LARGEST_FILE = "5GB"
 
 
-def check_exportable(config: LanguageConfig | MaskedLanguageConfig) -> None:
+def check_exportable(config: AnyLanguage) -> None:
     """Raises ValueError, naming the field and what is possible, for a model that no layout of transformers holds."""
     try:
         to_config(config.model, vocab_size=1, positions=1, end_of_text=0)
@@ -43,7 +43,7 @@ def write_transformers(objective: LanguageObjective, target: Folder) -> list[str
     return _left_behind(config)
 
 
-def _left_behind(config: LanguageConfig | MaskedLanguageConfig) -> list[str]:
+def _left_behind(config: AnyLanguage) -> list[str]:
     moe, lines = config.model.moe, []
     if moe is not None and moe.eval_capacity_factor is not None:
         lines.append(f"model.moe.eval_capacity_factor is {moe.eval_capacity_factor:g}; transformers drops no token")

@@ -19,7 +19,8 @@ from models.transformer import Transformer, TransformerConfig
 from trainer.config import RunConfig
 from trainer.engines import DeepSpeedConfig
 from trainer.objectives import Objective, build_objective
-from trainer.objectives.language_config import LanguageConfig, MaskedLanguageConfig
+from trainer.objectives.distill import DistillObjective
+from trainer.objectives.language_config import AnyLanguage
 from trainer.training_state import Group, State, optimizer_groups, training_state
 
 
@@ -50,17 +51,19 @@ class Footprint:
     """With every expert at its equal share; None where the objective has no formula."""
     worst: Activations | None
     """With one rank's experts as full as they can be: of all tokens of the group, or up to their capacity."""
+    teacher: int = 0
+    """A teacher's weights, whole."""
 
     def total(self, worst: bool) -> float:
         """Bytes on the device."""
         activations = self.worst if worst else self.balanced
-        return sum(state.device for state in self.states.values()) + self.averages + (activations.total if activations else 0.0)
+        return sum(state.device for state in self.states.values()) + self.averages + self.teacher + (activations.total if activations else 0.0)
 
 
 def on_meta(run: RunConfig) -> Objective:
     """The objective with its networks on the `meta` device, whole: no memory, no numbers."""
     # A transformer may be larger than any memory and must never be made; the others look at their data while they are built, which needs numbers.
-    place: Any = torch.device("meta") if isinstance(run.objective, LanguageConfig | MaskedLanguageConfig) else weightless()
+    place: Any = torch.device("meta") if isinstance(run.objective, AnyLanguage) else weightless()
     with place:
         return build_objective(run.objective, run.seed)
 
@@ -110,7 +113,8 @@ def footprint(run: RunConfig, objective: Objective, world: int, bf16: bool, cuda
     length, mask = objective.tokens_per_sample, bool(getattr(run.objective.data, "document_mask", False))
     worst = _worst_load(moe, ep, batch, length) if moe else 1.0
     balanced, fullest = (_activations(network, batch, length, kernels, ep, load, mask) for load in (1.0, worst))
-    return Footprint(states=states, averages=averages, balanced=balanced, worst=fullest)
+    teacher = 4 * objective.teacher_size[0] if isinstance(objective, DistillObjective) else 0
+    return Footprint(states=states, averages=averages, balanced=balanced, worst=fullest, teacher=teacher)
 
 
 def _activations(network: Transformer, samples: int, length: int, kernels: Kernels, ep: int, load: float, mask: bool) -> Activations:

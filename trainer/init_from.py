@@ -16,8 +16,9 @@ from data.tokenizers import load_tokenizer
 from models.transformer import Transformer, TransformerConfig
 from models.transformers_format import shape_of
 from models.upcycle import Origin, upcycled
+from trainer import teacher
 from trainer.objectives import ObjectiveConfig
-from trainer.objectives.language_config import LanguageConfig, MaskedLanguageConfig, vocabulary
+from trainer.objectives.language_config import AnyLanguage, DistillConfig, vocabulary
 from trainer.shards import Fragment
 from trainer.sources import WeightSource, open_source
 from trainer.storage import Folder, absolute
@@ -27,7 +28,7 @@ AnyObjective = TypeVar("AnyObjective", bound=ObjectiveConfig)
 
 def settle(objective: AnyObjective, resume: bool) -> AnyObjective:
     """`objective` with an absolute `init_from`. Raises ValueError, unless the run resumes, if its model cannot start from what lies there."""
-    if not isinstance(objective, LanguageConfig | MaskedLanguageConfig) or objective.init_from is None:
+    if not isinstance(objective, AnyLanguage) or objective.init_from is None:
         return objective
     objective = replace(objective, init_from=absolute(objective.init_from))
     if not resume:
@@ -37,8 +38,11 @@ def settle(objective: AnyObjective, resume: bool) -> AnyObjective:
 
 
 def start(objective: ObjectiveConfig, fragments: Iterable[Fragment], say: Callable[[str], None]) -> bool:
-    """Fill the weights and buffers among `fragments` from `init_from`, but not the watch's counters; False if the job names none."""
-    if not isinstance(objective, LanguageConfig | MaskedLanguageConfig) or objective.init_from is None:
+    """Fill the weights and buffers among `fragments` from `init_from`, but not the watch's counters, or from a teacher; False if the job names none."""
+    if isinstance(objective, DistillConfig) and objective.init_from_teacher:
+        teacher.start(objective, fragments, say)
+        return True
+    if not isinstance(objective, AnyLanguage) or objective.init_from is None:
         return False
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
         source, origins = _open(objective, Path(scratch))
@@ -52,7 +56,7 @@ def start(objective: ObjectiveConfig, fragments: Iterable[Fragment], say: Callab
     return True
 
 
-def _open(objective: LanguageConfig | MaskedLanguageConfig, scratch: Path) -> tuple[WeightSource, Mapping[str, Origin]]:
+def _open(objective: AnyLanguage, scratch: Path) -> tuple[WeightSource, Mapping[str, Origin]]:
     """The source, and where each parameter comes from. ValueError, naming fields, values and fixes, unless they fit."""
     assert objective.init_from is not None
     model, where = objective.model, f"run.objective.init_from: {objective.init_from}"

@@ -1,8 +1,9 @@
 """Weights to start from, by our names, whoever wrote them: a folder that transformers saved, or a run of ours. Safetensors only.
 
-Any range of a flattened weight can be asked for, so that a rank reads what it owns, in any layout.
+Any range of a flattened weight can be asked for, so that a rank reads what it owns, in any layout; of a run, what is read whole is held against its receipt.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from math import prod
@@ -14,12 +15,14 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from data.tokenizer_files import tokenizer_files
 from models.transformer import TransformerConfig
 from models.transformers_format import from_config
 from models.transformers_names import Part, tensors, zeros
 from trainer import restore
+from trainer.checkpoint import digest_of_file
 from trainer.parsing import parse
-from trainer.shards import Fragment
+from trainer.shards import Fragment, receipt
 from trainer.storage import Folder
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -31,6 +34,12 @@ class WeightSource(Protocol):
     model: TransformerConfig
     """What they belong to; of it only what decides the weights' shapes and meaning is known."""
     vocab_size: int
+
+    def identity(self) -> str:
+        """Other weights, another text."""
+
+    def tokenizer(self) -> bytes | None:
+        """The tokenizer.json that they read by; None where the folder does not say."""
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Shape of our weight or buffer `name`; None if it is not there."""
@@ -54,21 +63,28 @@ class RunSource:
     """The newest whole checkpoint of a run of ours: the moving average of its weights, where it has one, as everywhere outside training."""
 
     def __init__(self, folder: Folder, scratch: Path):
-        from trainer.objectives.language_config import LanguageConfig, MaskedLanguageConfig
+        from trainer.objectives.language_config import DistillConfig, LanguageConfig, MaskedLanguageConfig
 
         objective = (yaml.safe_load(folder.read("resolved.yaml"))["run"]).get("objective", {})
-        kinds: dict[str, Any] = {"moe_lm": LanguageConfig, "masked_lm": MaskedLanguageConfig}
+        kinds: dict[str, Any] = {"moe_lm": LanguageConfig, "distill": DistillConfig, "masked_lm": MaskedLanguageConfig}
         if objective.get("name") not in kinds:
-            raise ValueError(f"it is a run of {objective.get('name')}; name one of {' or '.join(kinds)}")
-        self.model = parse(kinds[objective["name"]], objective, "objective").model
+            raise ValueError(f"it is a run of {objective.get('name')}; name one of {', '.join(kinds)}")
+        config = parse(kinds[objective["name"]], objective, "objective")
+        self.model, self.reads_by = config.model, config.data.tokenizer
         found = restore.newest(folder / "checkpoints")
         if found is None:
             raise ValueError("the run has no whole checkpoint yet; let it save one")
-        self.folder, manifest = found
-        self.tensors, self.scratch, self.readers = manifest["tensors"], scratch, dict[str, Any]()
+        self.folder, self.manifest = found
+        self.tensors, self.scratch, self.readers = self.manifest["tensors"], scratch, dict[str, Any]()
         shape = self.shape("embedding.weight")
         assert shape is not None
         self.vocab_size = shape[0]
+
+    def identity(self) -> str:
+        return f"step {self.manifest['step']}, {self.manifest['digest']}"
+
+    def tokenizer(self) -> bytes | None:
+        return tokenizer_files(self.reads_by)["tokenizer.json"]
 
     def _key(self, name: str) -> str | None:
         return next((key for kind in ("ema", "weight", "buffer") if (key := f"{kind}/model/{name}") in self.tensors), None)
@@ -84,6 +100,8 @@ class RunSource:
         values = torch.empty(end - begin, dtype=getattr(torch, tensor["dtype"]))
         fragment = Fragment(key.partition("/")[2], key.partition("/")[0], tuple(tensor["shape"]), begin, values, slice(0, end - begin))
         restore.fill(fragment, tensor["pieces"], self.readers, self.folder, self.scratch)
+        if (begin, end) == (0, prod(tensor["shape"])) and f"{receipt(values, 0):016x}" != tensor["receipt"]:
+            raise ValueError(f"checkpoint {self.folder}: {key} is not what was saved; use an earlier one")
         return values
 
 
@@ -97,6 +115,13 @@ class TransformersSource:
         stacked = any(name.endswith("experts.gate_up_proj") for name in self.files)
         self.parts = tensors(self.model, self.vocab_size, stacked)
         self._check({part.name: part.shape for parts in self.parts.values() for part in parts} | zeros(self.model))
+
+    def identity(self) -> str:
+        names = ("config.json", *sorted(set(self.files.values())))
+        return hashlib.sha256("".join(digest_of_file(self.folder.fetch(name, self.scratch)) for name in names).encode()).hexdigest()
+
+    def tokenizer(self) -> bytes | None:
+        return self.folder.read("tokenizer.json") if self.folder.exists("tokenizer.json") else None
 
     def _files(self) -> Mapping[str, str]:
         """The file of each tensor."""

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from data.steps import Share
 from trainer.objectives.contrastive import ContrastiveObjective, SimCLRConfig
 from trainer.objectives.diffusion import DDPMConfig, DDPMObjective
+from trainer.objectives.distill import DistillObjective
 from trainer.objectives.gan import GanConfig, GanObjective
 from trainer.objectives.language import LanguageObjective
-from trainer.objectives.language_config import LanguageConfig, MaskedLanguageConfig
+from trainer.objectives.language_config import DistillConfig, LanguageConfig, MaskedLanguageConfig
 from trainer.objectives.two_towers import TwoTowersConfig, TwoTowersObjective
 from trainer.objectives.vae import VAEConfig, VAEObjective
 
@@ -26,7 +27,7 @@ Gather = Callable[[Any], list[Any]]
 Rows = Callable[[Tensor], Tensor]
 """The rows of this rank's tensor -> those of all ranks, one rank behind the other, on each of them."""
 
-ObjectiveConfig = LanguageConfig | MaskedLanguageConfig | VAEConfig | DDPMConfig | GanConfig | SimCLRConfig | TwoTowersConfig
+ObjectiveConfig = LanguageConfig | DistillConfig | MaskedLanguageConfig | VAEConfig | DDPMConfig | GanConfig | SimCLRConfig | TwoTowersConfig
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ def build_objective(config: ObjectiveConfig, seed: int) -> Objective:
     match config:
         case LanguageConfig() | MaskedLanguageConfig():
             return LanguageObjective(config, seed)
+        case DistillConfig():
+            return DistillObjective(config, seed)
         case VAEConfig():
             return VAEObjective(config, seed)
         case DDPMConfig():

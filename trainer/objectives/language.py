@@ -5,7 +5,7 @@ Legend: B samples, T positions, V vocabulary, G routing groups, E experts.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from models.losses import cross_entropy_sum
 from models.moe import router_loss
 from models.random import derive, integers, sample_keys, uniform
 from models.transformer import Transformer
-from trainer.objectives.language_config import LanguageConfig, MaskedLanguageConfig, vocabulary
+from trainer.objectives.language_config import AnyLanguage, MaskedLanguageConfig, vocabulary
 from trainer.objectives.routing_report import routing_figures, routing_sums
 from trainer.objectives.routing_watch import build_watch
 
@@ -27,13 +27,26 @@ if TYPE_CHECKING:
 IGNORE = -100
 
 
+class Pass(NamedTuple):
+    """What a forward pass over a batch gives."""
+
+    inputs_BT: Tensor
+    targets_BT: Tensor
+    logits_BTV: Tensor
+    nll_sum: Tensor
+    """Cross-entropy of the targets, summed."""
+    router_sum: Tensor | None
+    """The router's losses, each group's for its targets; None without experts."""
+    sums: "Sums"
+
+
 class LanguageObjective:
     """The loss is the cross-entropy of the targets, and of the router's losses each group's mean counts for its targets."""
 
     phases: tuple[str, ...] = ("model",)
     averaged: tuple[str, ...] = ("model",)
 
-    def __init__(self, config: LanguageConfig | MaskedLanguageConfig, seed: int):
+    def __init__(self, config: AnyLanguage, seed: int):
         from data.tokenizers import load_tokenizer
 
         self.config, self.seed = config, seed
@@ -74,14 +87,21 @@ class LanguageObjective:
         """Inputs and targets (B, T); a target that does not count is IGNORE."""
         tokens_BT = batch["tokens"]
         match self.config:
-            case LanguageConfig():
-                inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
             case MaskedLanguageConfig(mask_rate=rate):
                 assert self.tokenizer.mask is not None, "build refuses a tokenizer without a mask"
                 inputs_BT, targets_BT = mask_tokens(tokens_BT[:, 1:], batch["sample"], rate, self.tokenizer.mask, self.tokenizer.vocab_size, self.seed)
+            case _:
+                inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
         if "mask" in batch:
             targets_BT = targets_BT.where(batch["mask"], IGNORE)
         return inputs_BT, targets_BT
+
+    def _segments(self, batch: "Batch") -> Tensor | None:
+        """The document (B, T) of each input, where documents are kept apart."""
+        segments_BT = batch.get("segments")
+        if segments_BT is None:
+            return None
+        return segments_BT[:, 1:] if isinstance(self.config, MaskedLanguageConfig) else segments_BT[:, :-1]
 
     def weight(self, phase: str, batch: "Batch") -> Tensor:
         return (self._targets(batch)[1] != IGNORE).sum().double()
@@ -93,33 +113,40 @@ class LanguageObjective:
         return batches
 
     def loss(self, phase: str, net: nn.Module, batch: "Batch", step: int) -> tuple[Tensor, "Sums"]:
+        done = self._forward(net, batch)
+        return self._summed(done.nll_sum, done)
+
+    def _forward(self, net: nn.Module, batch: "Batch") -> Pass:
         inputs_BT, targets_BT = self._targets(batch)
-        segments_BT = batch.get("segments")
-        if segments_BT is not None:
-            segments_BT = segments_BT[:, :-1] if isinstance(self.config, LanguageConfig) else segments_BT[:, 1:]
-        logits_BTV, stats = net(inputs_BT, batch["sample"], segments_BT, self.seed)
+        logits_BTV, stats = net(inputs_BT, batch["sample"], self._segments(batch), self.seed)
         nll_sum = cross_entropy_sum(logits_BTV, targets_BT, IGNORE)
         targets_B = (targets_BT != IGNORE).sum(1)
         sums = {"nll": nll_sum.detach().double(), "targets": targets_B.sum().double()}
-        loss = nll_sum
+        router_sum = None
         if stats:
             assert self.config.model.moe is not None
             targets_G = targets_B.view(len(stats[0].balance_G), -1).sum(1)
             raised_L = None if self.watch is None else self.watch.raised_L
-            loss = loss + (router_loss(self.config.model.moe, stats, raised_L) * targets_G).sum()
+            router_sum = (router_loss(self.config.model.moe, stats, raised_L) * targets_G).sum()
             sums |= routing_sums(stats, targets_G)
-        return loss, sums | {"loss": loss.detach().double()}
+        return Pass(inputs_BT, targets_BT, logits_BTV, nll_sum, router_sum, sums)
+
+    def _summed(self, loss: Tensor, done: Pass) -> tuple[Tensor, "Sums"]:
+        """`loss` of the targets with the router's losses, and the metrics."""
+        loss = loss if done.router_sum is None else loss + done.router_sum
+        return loss, done.sums | {"loss": loss.detach().double()}
 
     @torch.no_grad()
     def evaluate(self, nets: Mapping[str, nn.Module], batch: "Batch") -> "Sums":
-        _, sums = self.loss("model", nets["model"], batch, 0)
+        done = self._forward(nets["model"], batch)
+        _, sums = self._summed(done.nll_sum, done)
         return sums | {"bytes": batch["bytes"].sum()}
 
     def report(self, sums: "Sums") -> dict[str, float]:
         targets = sums["targets"].item()
         cross_entropy = sums["nll"].item() / targets
         figures = {"loss": sums["loss"].item() / targets, "cross_entropy": cross_entropy}
-        if "bytes" in sums and isinstance(self.config, LanguageConfig):
+        if "bytes" in sums and not isinstance(self.config, MaskedLanguageConfig):
             figures["bits_per_byte"] = sums["nll"].item() / math.log(2) / sums["bytes"].item()
             figures["bytes_per_token"] = sums["bytes"].item() / targets
         return figures | routing_figures(sums)

@@ -19,7 +19,7 @@ class _TextModel:
     """What all language models have, and what the rest of the trainer asks of their config."""
 
     model: TransformerConfig
-    """The network; `causal` is true for moe_lm and false for masked_lm."""
+    """The network; `causal` is false for masked_lm alone."""
     data: TextConfig
     """The text, how it becomes tokens, and what is held out."""
     init_from: str | None = None
@@ -54,10 +54,9 @@ class _TextModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageConfig(_TextModel):
-    """A decoder-only transformer that predicts the next token; dense where `model.moe` is null."""
+class _CausalModel(_TextModel):
+    """What all that predict the next token have beside."""
 
-    name: Literal["moe_lm"] = "moe_lm"
     sample_tokens: int = 200
     """Length of a generated sample."""
     temperature: float = 0.8
@@ -67,8 +66,41 @@ class LanguageConfig(_TextModel):
 
     def __post_init__(self) -> None:
         if not self.model.causal:
-            raise ValueError("objective moe_lm with model.causal false; use true, or the objective masked_lm")
+            raise ValueError("objective.model.causal: false, but the next token is predicted; use true, or the objective masked_lm")
         object.__setattr__(self, "model", started(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig(_CausalModel):
+    """A decoder-only transformer that predicts the next token; dense where `model.moe` is null."""
+
+    name: Literal["moe_lm"] = "moe_lm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(_CausalModel):
+    """A decoder-only transformer that learns from the text and from another model: (1 - alpha) cross-entropy + alpha T^2 KL(teacher || student), the
+    logits of both divided by T (Hinton et al. 2015, section 2; with weights to start from, Fedus et al. 2021, section 4.1)."""
+
+    name: Literal["distill"] = "distill"
+    teacher: str
+    """Folder of a causal language model that reads by the same tokenizer: a run of ours, or one that transformers saved, as for init_from.
+    Each rank holds it whole, frozen, dropless and in fp32."""
+    alpha: float = 0.25
+    """Share of the teacher's loss; the rest is that of the data."""
+    kl_temperature: float = 1.0
+    """T; `temperature` is that of the generated samples."""
+    init_from_teacher: bool = True
+    """Start, unless the run resumes, with the weights that teacher and student have alike in name and shape, outside experts and routers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"objective.alpha: {self.alpha} is no share; use 0 to 1, such as 0.25")
+        if not self.kl_temperature > 0:
+            raise ValueError(f"objective.kl_temperature: {self.kl_temperature} must be above 0, such as 1 or 2")
+        if self.init_from is not None and self.init_from_teacher:
+            raise ValueError(f"objective.init_from: {self.init_from} beside init_from_teacher true; set init_from_teacher: false, or leave init_from out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +119,13 @@ class MaskedLanguageConfig(_TextModel):
         object.__setattr__(self, "model", started(self))
 
 
-def started(config: LanguageConfig | MaskedLanguageConfig) -> TransformerConfig:
+Causal = LanguageConfig | DistillConfig
+"""What predicts the next token, and so can answer, be exported and teach."""
+
+AnyLanguage = Causal | MaskedLanguageConfig
+
+
+def started(config: _TextModel) -> TransformerConfig:
     """The model that `config` trains: its own, with the mixture of experts that `upcycle` asks for."""
     model, upcycle = config.model, config.upcycle
     if upcycle is None:
@@ -101,7 +139,7 @@ def started(config: LanguageConfig | MaskedLanguageConfig) -> TransformerConfig:
     return replace(model, moe=moe)
 
 
-def vocabulary(config: LanguageConfig | MaskedLanguageConfig, tokenizer: "Tokenizer") -> int:
+def vocabulary(config: _TextModel, tokenizer: "Tokenizer") -> int:
     """Rows of the embedding. ValueError if they are fewer than the tokenizer's ids."""
     if config.vocab_size is not None and config.vocab_size < tokenizer.vocab_size:
         fix = f"use {tokenizer.vocab_size} or more, or null"

@@ -1,0 +1,88 @@
+"""Runs as they lie in a folder, made without training: a saved checkpoint, its model, and a model that starts from a folder."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from conftest import tiny_job
+from torch import Tensor
+
+from models.init import initialise
+from models.transformer import Transformer
+from trainer import init_from, shards
+from trainer.checkpoint import CheckpointConfig, Checkpointer
+from trainer.config import RunConfig
+from trainer.inference import ALONE, load_objective
+from trainer.objectives import build_objective
+from trainer.parsing import parse, plain
+from trainer.run_folder import settle
+from trainer.storage import Folder
+
+SWITCH = {"experts": 4, "ffn": 48, "router": {"name": "switch"}}
+
+
+def job_of(corpus: Path, root: Path, name: str, model: dict[str, Any], **objective: Any) -> dict[str, Any]:
+    job = tiny_job(corpus, root=str(root), name=name, tracking={"enabled": False}, engine={"name": "accelerate"})
+    job["objective"] |= {"model": {"layers": 3, "d_model": 64, "heads": 4, "kv_heads": 2, "ffn": 48, "init_std": 0.1} | model} | objective
+    return job
+
+
+def save_run(job: dict[str, Any]) -> Path:
+    """The folder of a run that has saved its first weights, norms and router's noise included, and not trained."""
+    run = settle(parse(RunConfig, job, "run"), "job", 1, resume=False)
+    folder = Folder(f"{run.root}/{run.name}").make()
+    folder.write("resolved.yaml", yaml.safe_dump({"run": plain(run)}).encode())
+    model = build_objective(run.objective, run.seed).networks["model"]
+    initialise(model, run.seed)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data.normal_(1, 0.2, generator=generator)
+    saver = Checkpointer(folder / "checkpoints", ALONE, CheckpointConfig(), attempt=0)
+    saver.save(1, [fragment.named("model") for fragment in shards.weights(model)], {"step": 1})
+    saver.wait()
+    return Path(folder.path)
+
+
+def model_of(run: Path) -> Transformer:
+    config = parse(RunConfig, yaml.safe_load((run / "resolved.yaml").read_text())["run"], "run")
+    model = load_objective(config, Folder(str(run)), print)[0].networks["model"]
+    assert isinstance(model, Transformer)
+    return model.eval()
+
+
+def begun(job: dict[str, Any]) -> Transformer:
+    """The model of `job` at its step 0, in one process."""
+    run = settle(parse(RunConfig, job, "run"), "job", 1, resume=False)
+    model = build_objective(run.objective, run.seed).networks["model"]
+    assert isinstance(model, Transformer)
+    initialise(model, run.seed)
+    init_from.start(run.objective, [fragment.named("model") for fragment in shards.weights(model)], lambda line: None)
+    return model.eval()
+
+
+def tokens(samples: int = 3) -> Tensor:
+    return torch.randint(256, (samples, 24), generator=torch.Generator().manual_seed(1))
+
+
+def started_state(world: Any, jobs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
+    """The whole state at step 0 for each of `jobs`, after the network took it over; and that it can make a step."""
+    from test_trainer_checkpoint import whole_state
+
+    from trainer.hooks import fragments
+    from trainer.worker import build_training
+
+    states = []
+    for job in jobs:
+        run = parse(RunConfig, job, "run")
+        training = build_training(run, world)
+        assert init_from.start(run.objective, fragments(training), lambda line: None)
+        for engine in training.engines.values():
+            engine.refresh()
+        states.append({key: value for key, value in whole_state(training).items() if key.startswith("weight/")})
+        if run.engine.name == "deepspeed" and run.engine.zero < 3:
+            for name, parameter in training.objective.networks["model"].named_parameters():
+                if not hasattr(parameter, "group_name"):
+                    assert torch.equal(parameter.detach().flatten(), states[-1][f"weight/model/{name}"]), name
+    return states

@@ -1,0 +1,70 @@
+"""Distillation: a language model that learns from its text and from a teacher's distribution over the next token.
+
+Legend: B samples, T positions, V vocabulary.
+"""
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from models.flops import forward_flops_per_token, parameters
+from models.losses import categorical_kl
+from models.transformer import Transformer
+from trainer import teacher as teachers
+from trainer.objectives.language import IGNORE, LanguageObjective, Pass
+from trainer.objectives.language_config import DistillConfig
+
+if TYPE_CHECKING:
+    from trainer.objectives import Batch, Sums
+
+
+class DistillObjective(LanguageObjective):
+    """The loss is (1 - alpha) cross-entropy + alpha T^2 KL(teacher || student), and the router's losses; T^2 keeps the share of its gradient (Hinton et al.
+    2015, section 2). Held-out data are measured without the teacher, so that runs compare, and a finished run does without its teacher's folder.
+    """
+
+    def __init__(self, config: DistillConfig, seed: int):
+        super().__init__(config, seed)
+        self.lesson = config
+
+    @cached_property
+    def teacher(self) -> Transformer:
+        """Read when the first batch is learned from."""
+        return teachers.load(self.lesson.teacher).to(next(self.model.parameters()).device)
+
+    @cached_property
+    def teacher_size(self) -> tuple[int, float]:
+        """Parameters of the teacher, and the FLOPs of its forward pass over a sample: from its description, without weights."""
+        config, vocab_size = teachers.describe(self.lesson.teacher)
+        seq_len = self.lesson.data.seq_len
+        return parameters(config, vocab_size).total, seq_len * forward_flops_per_token(config, vocab_size, seq_len)
+
+    def loss(self, phase: str, net: nn.Module, batch: "Batch", step: int) -> tuple[Tensor, "Sums"]:
+        done = self._forward(net, batch)
+        kl_sum, agreed = self._taught(done, batch)
+        alpha = self.lesson.alpha
+        loss, sums = self._summed((1 - alpha) * done.nll_sum + alpha * self.lesson.kl_temperature**2 * kl_sum, done)
+        return loss, sums | {"teacher_kl": kl_sum.detach().double(), "teacher_agreed": agreed.double()}
+
+    def _taught(self, done: Pass, batch: "Batch") -> tuple[Tensor, Tensor]:
+        """KL(teacher || student) at the temperature, in nats, and at how many places both have the same likeliest token, summed over the targets."""
+        with torch.no_grad():
+            taught_BTV, _ = self.teacher(done.inputs_BT, batch["sample"], self._segments(batch), self.seed)
+        dtype = torch.promote_types(done.logits_BTV.dtype, torch.float32)
+        log_p_BTV, log_q_BTV = ((logits.to(dtype) / self.lesson.kl_temperature).log_softmax(-1) for logits in (taught_BTV, done.logits_BTV))
+        counts_BT = done.targets_BT != IGNORE
+        agrees_BT = (taught_BTV.argmax(-1) == done.logits_BTV.argmax(-1)) & counts_BT
+        return categorical_kl(log_p_BTV, log_q_BTV).where(counts_BT, 0).sum(), agrees_BT.sum()
+
+    def report(self, sums: "Sums") -> dict[str, float]:
+        """Beside a language model's figures, of training: the KL in nats a token, and the share of tokens whose likeliest one is the teacher's."""
+        figures = super().report(sums)
+        if "teacher_kl" in sums:
+            figures |= {f"teacher_{what}": sums[key].item() / sums["targets"].item() for what, key in (("kl", "teacher_kl"), ("agreement", "teacher_agreed"))}
+        return figures
+
+    def manifest(self) -> dict[str, Any]:
+        """The teacher is read as the data are: a resumed run must find the same one."""
+        return super().manifest() | {"teacher": teachers.identity(self.lesson.teacher)}
