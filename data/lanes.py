@@ -30,7 +30,7 @@ class Made(NamedTuple):
     """What became of some documents."""
 
     samples: Samples
-    """(samples, ...); only indexed, so that it may be a view."""
+    """(samples, ...); only read, so that it may be a view."""
     carry: list[int]
     """What is left over for the next chunk."""
     unreadable: int
@@ -87,15 +87,15 @@ class Lane:
         return {**self._place, "taken": self._taken}
 
     def take(self, count: int) -> Samples:
-        """The next `count` samples, (count, ...), the caller's own."""
+        """The next `count` samples, (count, ...), to be read only."""
         parts: list[Samples] = []
         while count:
             if self._made is None:
                 self._make_chunk()
-            elif self._taken == len(self._order):
+            elif self._taken == len(self._samples):
                 self._next_chunk()
             else:
-                part = self._made.samples[self._order[self._taken : self._taken + count]]
+                part = self._samples[self._taken : self._taken + count]
                 self._taken += len(part)
                 count -= len(part)
                 parts.append(part)
@@ -109,7 +109,8 @@ class Lane:
         self._place = None
         self._end = self._ends[bisect_right(self._ends, self._document)]
         self._made = self._maker.make(self._documents[self._document : self._end], self._carry)
-        self._order = permutation(len(self._made.samples), self._key, "samples", self._lane, *self._start.values(), self._document)
+        order = permutation(len(self._made.samples), self._key, "samples", self._lane, *self._start.values(), self._document)
+        self._samples = self._made.samples[order]  # all at once, while they are in the cache
         if self._made.unreadable < self._end - self._document:
             self._barren_epoch = None
         elif self._barren_epoch is None:

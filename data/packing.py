@@ -29,7 +29,8 @@ def windows(stream: Tokens, seq_len: int) -> tuple[Tokens, Tokens]:
     rest = stream[count * seq_len :]
     if count == 0:
         return np.empty((0, seq_len + 1), stream.dtype), rest
-    return np.lib.stride_tricks.sliding_window_view(stream, seq_len + 1)[::seq_len], rest
+    step = stream.strides[0]
+    return np.lib.stride_tricks.as_strided(stream, (count, seq_len + 1), (seq_len * step, step), writeable=False), rest
 
 
 def segments(tokens_NW: Tokens, eod: int) -> npt.NDArray[np.int64]:

@@ -39,10 +39,11 @@ class Shards(Protocol):
 
 
 class StreamedShards:
-    """`columns` of a dataset, as `count` shards; `names` are its files, where they are known."""
+    """`columns` of a dataset, as `count` shards; `names` are its files, where they are known; about `together` rows are read at a time."""
 
-    def __init__(self, dataset: "IterableDataset", columns: Sequence[str], names: Sequence[str]) -> None:
+    def __init__(self, dataset: "IterableDataset", columns: Sequence[str], names: Sequence[str], *, together: int = 1) -> None:
         self._dataset = dataset
+        self._together = together
         self._columns = list(columns)
         self._names = names
         self._kept = list(range(dataset.num_shards))
@@ -64,9 +65,21 @@ class StreamedShards:
         return self._caching(place, tables) if row == 0 else tables
 
     def _stream(self, place: int, row: int, batch: int) -> "Iterator[pa.Table]":
-        rows = self._dataset.shard(num_shards=self._dataset.num_shards, index=place)
-        for table in (rows.skip(row) if row else rows).iter(batch):
-            yield with_bytes(table.select(self._columns))
+        shard = self._dataset.shard(num_shards=self._dataset.num_shards, index=place)
+        for table in self._many(shard, row, batch):
+            yield from (table.slice(first, batch) for first in range(0, table.num_rows, batch))
+
+    def _many(self, shard: "IterableDataset", row: int, batch: int) -> "Iterator[pa.Table]":
+        """Tables of several batches each; of one where that fails, so that all rows before the damage come out."""
+        for rows in (max(self._together, batch), batch):
+            try:
+                for table in (shard.skip(row) if row else shard).iter(rows):
+                    row += table.num_rows
+                    yield with_bytes(table.select(self._columns))
+                return
+            except Exception as error:  # whatever the file systems and formats raise
+                if rows == batch or passes(reason(error)):
+                    raise
 
     def _caching(self, place: int, tables: "Iterator[pa.Table]") -> "Iterator[pa.Table]":
         """`tables`, kept for the next epoch where they are small: opening a file takes `datasets` as long as reading a megabyte."""
@@ -78,6 +91,8 @@ class StreamedShards:
             size += table.nbytes
             if size <= min(SMALL_BYTES, self._room):
                 kept.append(table)
+            else:
+                kept.clear()  # what is not kept for good is better used again at once, by whoever reads the next table
             yield table
         if kept and size <= min(SMALL_BYTES, self._room):
             self._room -= size
@@ -152,7 +167,8 @@ def _open(source: Plain, columns: Sequence[str], at_least: int) -> Shards:
     names = files or [f"{source.dataset} ({split})" if isinstance(source, Hub) else ""]
     if dataset.num_shards < at_least and isinstance(config, ParquetConfig):
         dataset = dataset.reshard()
-    shards = StreamedShards(dataset.with_format("arrow"), columns, names)
+    together = PARQUET_ROWS if isinstance(config, ParquetConfig) else 1
+    shards = StreamedShards(dataset.with_format("arrow"), columns, names, together=together)
     return shards.without_empty() if shards.count < FEW * at_least else shards
 
 
