@@ -8,7 +8,7 @@ import json
 import multiprocessing
 import os
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from rich.console import Console
 
 from launch.many_runs import progress
 from launch.progress import clock
+from launch.stopping import stopping
 from trainer.config import RunConfig
 from trainer.parsing import parse, plain
 from trainer.run_folder import prepare, settle
@@ -46,19 +47,19 @@ def summaries(console: Console, runs: Sequence[RunConfig], processes: int, what:
     missing = [run for run in runs if _summary(run) is None]
     context = multiprocessing.get_context("forkserver")  # which imports once what takes seconds to import
     context.set_forkserver_preload(["trainer.worker", "data.stream", *(f"trainer.engines.{run.engine.name}_engine" for run in missing[:1])])
-    with progress(console, runs, what, _ended) as show, ProcessPoolExecutor(processes, context, max_tasks_per_child=1) as pool:
-        waiting = {pool.submit(_train, plain(run)): run for run in missing}
-        try:
-            while waiting:
-                for done in wait(waiting, timeout=1, return_when=FIRST_COMPLETED).done:
-                    run = waiting.pop(done)
-                    done.result()
-                    if _summary(run) is None:
-                        raise ValueError(f"run {run.root}/{run.name}: stopped before its last step; give the same command again to go on with it")
-                show()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # what is under way ends: of itself, or by the same Ctrl-C, with a checkpoint
-            raise
+    waiting, under_way = list(reversed(missing)), dict[Future[None], RunConfig]()
+    asked = stopping(lambda: [Folder(f"{run.root}/{run.name}") for run in under_way.values()], console)
+    with asked, progress(console, runs, what, _ended) as show, ProcessPoolExecutor(processes, context, max_tasks_per_child=1) as pool:
+        while waiting or under_way:
+            while waiting and len(under_way) < processes:
+                run = waiting.pop()
+                under_way[pool.submit(_train, plain(run))] = run
+            for done in wait(under_way, timeout=1, return_when=FIRST_COMPLETED).done:
+                run = under_way.pop(done)
+                done.result()
+                if _summary(run) is None:  # and so will be the others: of themselves, or as they were asked to
+                    raise ValueError(f"run {run.root}/{run.name}: stopped before its last step; give the same command again to go on with it")
+            show()
     found = [_summary(run) for run in runs]
     return [summary for summary in found if summary is not None]
 

@@ -4,7 +4,7 @@ The workers are other processes, on other machines perhaps, so the request goes 
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,16 +15,17 @@ from trainer.storage import Folder
 
 
 @contextmanager
-def stopping(folder: Folder, console: Console) -> Iterator[None]:
-    """Handles both signals while the block runs; in the main thread."""
+def stopping(folders: Callable[[], Iterable[Folder]], console: Console) -> Iterator[None]:
+    """Handles both signals while the block runs, for the runs in `folders()`; in the main thread."""
     asked: list[str] = []
 
     def on_signal(number: int, frame: Any) -> None:
         if asked:
             raise KeyboardInterrupt
         asked.append(signal.Signals(number).name)
-        request_stop(folder, f"{asked[0]} to the command")
-        console.print(f"{asked[0]}: the run saves and stops after this step; once more leaves at once", highlight=False)
+        for folder in folders():
+            request_stop(folder, f"{asked[0]} to the command")
+        console.print(f"{asked[0]}: what trains saves and stops after this step; once more leaves at once", highlight=False)
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

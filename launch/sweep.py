@@ -118,7 +118,7 @@ def _run(console: Console, config: SweepConfig, place: Folder, trials: Sequence[
             most = max(trial.steps or 0 for trial in trials)
             rungs = tune_sweep.Rungs(grace_steps=asha.grace_steps, reduction_factor=asha.reduction_factor, most=most)
         work = {trial.name: _work(trial) for trial in waiting}
-        with _watched(console, config, trials), stopping(place, console):
+        with _watched(console, config, trials), stopping(lambda: [place], console):
             tune_sweep.run_trials(work, place.url, config.metric, config.mode, concurrent, rungs, past)
     finally:
         ray_train.leave()

@@ -44,7 +44,7 @@ def train(console: Console, path: str, overrides: Sequence[str], resume: bool, s
     console.print(f"{job.run.name}: {_workers(job.cluster)}, run folder {folder}", highlight=False)
     if waiting := ray_train.waits_for(job.cluster):
         console.print(f"waiting for {waiting}: other jobs hold the rest", highlight=False)
-    with Watch(folder, steps, console), stopping(folder, console):
+    with Watch(folder, steps, console), stopping(lambda: [folder], console):
         try:
             ray_train.train(plain(job.run), job.cluster, started, job.run.ep)
         except ray_train.WorkersFailed as error:

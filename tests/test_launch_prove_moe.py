@@ -1,10 +1,14 @@
 """The proof of the mixture of experts: intervals against SciPy's paired test, variants that differ in their experts alone, and a small proof in full."""
 
 import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -135,6 +139,26 @@ def test_a_small_proof_in_full_and_again(corpus: Path, tmp_path: Path) -> None:
     assert "7 of 8 runs are there already" in again.export_text()
     assert [path.parent.name for path, when in written.items() if path.stat().st_mtime_ns != when] == [lost.name]
     assert json.loads((folder / "results.json").read_text())["variants"] == results["variants"]
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_command_ends_its_runs_with_checkpoints(corpus: Path, tmp_path: Path) -> None:
+    job, folder = tmp_path / "job.yaml", tmp_path / "proof"
+    job.write_text(yaml.safe_dump({"run": tiny(corpus, stop={"steps": 1_000_000})}))
+    arguments = ["prove", "moe", "--job", str(job), "--experts", "4", "--seeds", "2", "--processes", "2", "--folder", str(folder)]
+    command = psutil.Popen([sys.executable, "-m", "launch.cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 90
+    while len(list((folder / "runs").glob("*/metrics.jsonl"))) < 2:
+        assert command.poll() is None, command.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    runs = command.children(recursive=True)
+    command.terminate()
+    printed, _ = command.communicate(timeout=60)
+    assert command.returncode == 2, printed
+    assert "give the same command again" in printed
+    assert not psutil.wait_procs(runs, timeout=10)[1]
+    assert len(list((folder / "runs").glob("*/checkpoints/step-*/manifest.json"))) == 2
 
 
 def test_steps_that_fit_use_the_time_that_is_left() -> None:
