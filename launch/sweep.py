@@ -126,7 +126,8 @@ def _run(console: Console, config: SweepConfig, place: Folder, trials: Sequence[
 
 def _concurrent(config: SweepConfig, places: int) -> int:
     if config.concurrent is not None and config.concurrent > places and not os.environ.get("SWITCHWORK_AUTOSCALING"):
-        raise ValueError(f"concurrent: {config.concurrent}, but the cluster has room for the workers of {places} trials at a time; use {places}, or null")
+        many = f"{places} such trial{'s' * (places > 1)} at a time"
+        raise ValueError(f"concurrent: {config.concurrent}, but the cluster has room for {many}; use {places}, or null")
     return config.concurrent or places
 
 

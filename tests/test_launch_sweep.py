@@ -13,11 +13,13 @@ from conftest import tiny_job
 
 from launch.config import load
 from launch.scaling_law import fit_power_law
+from launch.sweep import _concurrent
 from launch.sweep_config import Range, SweepConfig
 from launch.sweep_outcomes import look, ranked
 from launch.sweep_trials import Trial, plan, read_sweep, short_names
 from trainer.parsing import parse, plain
 from trainer.storage import Folder
+from trainer.world import free_port
 
 Run = Callable[..., tuple[int, str, str]]
 LR, WIDTH, LAYERS = "run.optimizer.lr", "run.objective.model.d_model", "run.objective.model.layers"
@@ -196,6 +198,22 @@ def test_runs_of_another_sweep_are_refused(switchwork: Run, write: Callable[...,
     assert code == 2
     assert "judged by min eval/loss (name grid)" in complaint
     assert switchwork("sweep", write(over={LR: [0.01]}, concurrent=2))[0] == 0
+
+
+def test_more_trials_at_a_time_than_there_is_room_for_are_refused(write: Callable[..., str]) -> None:
+    config = read_sweep(write(seeds=4, concurrent=3))
+    assert _concurrent(config, places=3) == 3
+    with pytest.raises(ValueError, match=r"concurrent: 3, but .* 2 such trials at a time; use 2"):
+        _concurrent(config, places=2)
+    assert _concurrent(read_sweep(write(seeds=4)), places=2) == 2
+
+
+def test_a_tracking_server_that_is_away_is_said_before_anything_starts(switchwork: Run, write: Callable[..., str]) -> None:
+    away = f"http://127.0.0.1:{free_port()}"
+    code, _, complaint = switchwork("sweep", write(seeds=2), "run.tracking.enabled=true", f"run.tracking.uri={away}")
+    assert (code, complaint.count("\n")) == (2, 1)
+    assert f"run.tracking.uri: MLflow at {away} does not take the sweep's run" in complaint
+    assert "run.tracking.enabled=false" in complaint
 
 
 @pytest.mark.parametrize(
