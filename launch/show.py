@@ -8,10 +8,10 @@ from rich.table import Table
 from launch.progress import clock
 from trainer.goodput import NAMES
 from trainer.storage import Folder
-from trainer.tracking import tracking_uri
+from trainer.tracking import TrackingConfig, tracking_uri
 
 
-def summary(console: Console, folder: Folder, facts: dict[str, Any], tracking: Any) -> None:
+def summary(console: Console, folder: Folder, facts: dict[str, Any], tracking: TrackingConfig) -> None:
     """Print the summary of the run in `folder`."""
     rate = facts["training"].get("tokens_per_s")
     speed = f", {rate:,.0f} tokens/s" if rate else ""
@@ -28,7 +28,8 @@ def summary(console: Console, folder: Folder, facts: dict[str, Any], tracking: A
     if facts["samples"]:
         console.rule(style="dim")
     console.print(f"run folder   {folder}", soft_wrap=True, highlight=False)
-    console.print(f"MLflow       switchwork ui   (store: {tracking_uri(tracking)})", soft_wrap=True, highlight=False)
+    if tracking.enabled:
+        console.print(f"MLflow       switchwork ui   (store: {tracking_uri(tracking)})", soft_wrap=True, highlight=False)
 
 
 def printable(text: str) -> str:
