@@ -21,6 +21,7 @@ os.environ.setdefault("TUNE_DISABLE_RESOURCE_CHECKS", "1")  # they take Ray Trai
 os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
 
 from ray import tune
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from cluster import ray_train
@@ -78,7 +79,7 @@ def run_trials(
         tune.with_resources(trainable, tune.PlacementGroupFactory([{"memory": 1}])),  # the workers have a placement group of their own; Tune wants one, too
         param_space={"trial": tune.grid_search(list(work))},
         tune_config=tune.TuneConfig(scheduler=_Asha(root, mode, rungs, past) if rungs else None, max_concurrent_trials=concurrent, reuse_actors=True),
-        run_config=tune.RunConfig(name="tune", storage_path=f"{root}/ray", verbose=0),
+        run_config=tune.RunConfig(name="tune", storage_path=f"{root}/ray", verbose=0, callbacks=[_Silent()]),
     ).fit()
     for name in work:
         folder = Folder(f"{root}/{name}")
@@ -105,6 +106,13 @@ def _run_trial(work: Work, root: str, name: str, metric: str) -> None:
                 asked = True
     if error := run.exception():
         folder.write("failure", str(error).encode())
+
+
+class _Silent(TrialProgressCallback):
+    """Tune says at any verbosity that a trial is through which has reported nothing, as those that a stop has kept from beginning."""
+
+    def _print(self, msg: str) -> None:
+        pass
 
 
 class _Asha(AsyncHyperBandScheduler):

@@ -150,6 +150,7 @@ def test_asha_over_a_kill_and_a_stop(tmp_path: Path, corpus: Path) -> None:
     printed = stopped.communicate(timeout=120)[0].decode()
     assert stopped.returncode == 1, printed
     assert "SIGTERM" in printed
+    assert "trainable" not in printed, "Tune speaks for itself"
     assert not psutil.wait_procs(family, timeout=30)[1], "it left processes behind"
     assert statuses(tmp_path) == {"lr-0.003": "stopped", "lr-0.01": "not started", "lr-1e-07": "not started"}
     assert "resumed from" in (first / "events.jsonl").read_text()
