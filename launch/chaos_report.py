@@ -39,7 +39,10 @@ class Cost:
 
 def costs(struck: list[Struck], metrics: list[dict[str, Any]], noticed: list[float]) -> list[Cost]:
     """The cost of each fault from the lines of metrics.jsonl that have a loss, and the times at which something was noticed."""
-    found = []
+    found, again, done = [], [], 0
+    for row in metrics:
+        again += [row["time"]] if row["step"] <= done else []
+        done = max(done, row["step"])
     for index, fault in enumerate(struck):
         until = struck[index + 1].time if index + 1 < len(struck) else float("inf")
         before = [row["step"] for row in metrics if row["time"] <= fault.time]
@@ -47,7 +50,7 @@ def costs(struck: list[Struck], metrics: list[dict[str, Any]], noticed: list[flo
         later = [row for row in metrics if row["time"] > fault.time]
         new = next((row["time"] for row in later if row["step"] > furthest), None)
         seen = next((time for time in noticed if fault.time <= time < until), None)
-        replayed = sum(row["step"] <= max(before, default=0) and row["time"] < until for row in later)
+        replayed = sum(fault.time < time < until for time in again)
         found.append(Cost(fault.name, fault.step, seen and seen - fault.time, new and new - fault.time, replayed))
     return found
 

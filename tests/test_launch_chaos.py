@@ -21,6 +21,11 @@ def test_costs_of_two_faults() -> None:
     assert costs(struck, metrics, [5.5, 23.0]) == [Cost("kill", 3, 2.0, 18.5, 2), Cost("poison_gradient", 5, 0.5, None, 0)]
 
 
+def test_a_step_that_another_rank_writes_down_after_the_kill_is_done_again_too() -> None:
+    metrics = [{"step": step, "time": time, "loss": 1.0} for step, time in ((4, 4.0), (5, 5.1), (5, 20.0), (6, 21.0))]
+    assert costs([Struck("kill", 5, 5.0)], metrics, [7.0]) == [Cost("kill", 5, 2.0, 16.0, 1)]
+
+
 def test_the_shipped_drill_is_one() -> None:
     drill = parse(Drill, read_job("launch/configs/chaos_quickstart.yaml"), "faults")
     assert len({fault.name for fault in drill.faults}) == 7, "each kind of fault is in it once"
