@@ -60,6 +60,26 @@ def prove_moe(
     prove(console, job or RECIPE, overrides or [], Options(experts=experts, seeds=seeds, processes=processes, minutes=minutes, folder=folder))
 
 
+@prove.command("distill")
+def prove_distill(
+    overrides: Overrides = None,
+    job: Annotated[str | None, typer.Option("--job", metavar="JOB.yaml", help="the teacher's; default: the recipe launch/configs/prove_moe.yaml")] = None,
+    seeds: Annotated[int, typer.Option("--seeds", help="how many, from the job's own on")] = 4,
+    alpha: Annotated[float, typer.Option("--alpha", help="the teacher's share of the loss")] = 0.25,
+    temperature: Annotated[float, typer.Option("--temperature", help="of the teacher's loss")] = 1.0,
+    ablations: Annotated[bool, typer.Option("--ablations", help="also with the teacher's weights alone, and with its loss alone")] = False,
+    processes: Annotated[int | None, typer.Option("--processes", help="runs at a time; default: as many as there are cores for")] = None,
+    folder: Annotated[str, typer.Option("--folder", help="runs, results.json and proof.png; runs that are there already are kept")] = "proofs/distill",
+    teachers: Annotated[str | None, typer.Option("--teachers", metavar="FOLDER", help="of `prove moe`, whose dense and teachers' runs are taken")] = None,
+) -> None:
+    """A mixture of experts, a dense model, and the dense model taught by the other: the share of the gain that it keeps, with an interval."""
+    from launch.prove_distill import Options, prove
+    from launch.prove_moe import RECIPE
+
+    options = Options(seeds=seeds, alpha=alpha, kl_temperature=temperature, ablations=ablations, processes=processes, folder=folder, teachers=teachers)
+    prove(console, job or RECIPE, overrides or [], options)
+
+
 @prove.command("thought")
 def prove_thought(
     overrides: Overrides = None,

@@ -25,11 +25,13 @@ from models.flops import flops_per_token, parameters
 from models.moe import MoEConfig
 from models.transformer import TransformerConfig
 from trainer.config import RunConfig, StopConfig, check
-from trainer.objectives.language_config import LanguageConfig
+from trainer.objectives.language_config import Causal, LanguageConfig
 from trainer.parsing import parse, plain, read_job
 from trainer.storage import Folder, absolute, check_writable
 
 RECIPE = str(Path(__file__).parent / "configs" / "prove_moe.yaml")
+EXPERTS = "4,8,16"
+"""What is compared, unless the command line says otherwise; the widest router decides how wide the dense model is."""
 CURVE = 8
 """Evaluations of a run: the points of its loss curve."""
 _SPEED_STEPS = 60
@@ -80,7 +82,7 @@ class Outcome:
 def prove(console: Console, path: str, overrides: Sequence[str], options: Options) -> None:
     """Run what is missing, then print table, differences and verdict, and write `results.json` and `proof.png`."""
     run = parse(JobConfig, read_job(path, overrides)).run
-    moe = _checked(run, path)
+    moe = checked(run, path)
     check_writable(absolute(options.folder), "--folder")
     prepare_data(_language(run).data)
     root = f"{absolute(options.folder)}/runs"
@@ -91,9 +93,9 @@ def prove(console: Console, path: str, overrides: Sequence[str], options: Option
         runs = variants(run, moe, options.numbers)
     seeds = range(run.seed, run.seed + options.seeds)
     console.print(f"{len(runs)} variants x {len(seeds)} seeds, {run.stop.steps} steps each, {processes} at a time, in {options.folder}", highlight=False)
-    grid = [(name, named(replace(each, seed=seed), f"{_slug(name)}-seed{seed}", root)) for seed in seeds for name, each in runs.items()]
+    grid = [(name, named(replace(each, seed=seed), f"{slug(name)}-seed{seed}", root)) for seed in seeds for name, each in runs.items()]
     found = summaries(console, [each for _, each in grid], processes, "proof")
-    outcomes = [_outcome(name, each, [planned for label, planned in grid if label == name]) for name, each in runs.items()]
+    outcomes = [outcome_of(name, each, [planned for label, planned in grid if label == name]) for name, each in runs.items()]
     leads = _leads(outcomes, switch_name(moe.experts))
     results = {
         "job": plain(run),
@@ -107,7 +109,7 @@ def prove(console: Console, path: str, overrides: Sequence[str], options: Option
     show(console, outcomes, leads, switch_name(moe.experts), options.folder, results["minutes_of_runs"] / processes)
 
 
-def _checked(run: RunConfig, path: str) -> MoEConfig:
+def checked(run: RunConfig, path: str) -> MoEConfig:
     """The job's experts, if it can serve a proof."""
     if not isinstance(run.objective, LanguageConfig):
         raise ValueError(f"run.objective.name: {run.objective.name} in {path}; the proof is about language models, use moe_lm")
@@ -154,13 +156,14 @@ def dense_of(models: Sequence[TransformerConfig], vocab_size: int) -> Transforme
     return replace(dense, ffn=width)
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
     return name.replace(" ", "-")
 
 
-def _outcome(name: str, run: RunConfig, runs: Sequence[RunConfig]) -> Outcome:
+def outcome_of(name: str, run: RunConfig, runs: Sequence[RunConfig]) -> Outcome:
     """What the `runs` of one variant, by seed, have left in their folders."""
-    model, data = _language(run).model, _language(run).data
+    assert isinstance(run.objective, Causal), "refused before"
+    model, data = run.objective.model, run.objective.data
     vocab_size = load_tokenizer(data.tokenizer).vocab_size
     curves = [curve(each) for each in runs]
     means = [(points[0][0], sum(loss for _, loss in points) / len(points)) for points in zip(*curves, strict=True)]
@@ -185,7 +188,7 @@ def _steps_in(console: Console, minutes: float, runs: dict[str, RunConfig], seed
     """The steps that fit into `minutes`, from a short run of every variant, whose own time is taken off as well."""
     short = {name: replace(run, stop=StopConfig(steps=_SPEED_STEPS), evaluate=replace(run.evaluate, every=0), log_every=10) for name, run in runs.items()}
     return steps_that_fit(
-        minutes, summaries(console, [named(run, f"speed-{_slug(name)}", root) for name, run in short.items()], processes, "speed"), seeds, processes
+        minutes, summaries(console, [named(run, f"speed-{slug(name)}", root) for name, run in short.items()], processes, "speed"), seeds, processes
     )
 
 

@@ -15,16 +15,17 @@ if TYPE_CHECKING:
     from launch.prove_moe import Outcome
 
 Leads = Mapping[tuple[str, str], Difference]
+TITLE = "Mixture of experts against a dense model of the same FLOPs a token"
 COLOURS = {"dense": "#1f2933", "frozen router": "#d98c21", "permuted router": "#d64545"}
 BLUES = ("#9ecae1", "#4292c6", "#08519c", "#08306b")
 
 
 def show(console: Console, outcomes: Sequence["Outcome"], leads: Leads, ours: str, folder: str, minutes: float) -> None:
     """Print all of it and draw `proof.png`; `minutes` is how long the runs take with that many processes."""
-    console.print(_table(outcomes, leads))
+    console.print(table_of(outcomes, leads))
     for theirs in ("dense", "permuted router", "frozen router"):
         console.print(sentence(ours, theirs, leads[ours, theirs]), style="bold", highlight=False)
-    draw(outcomes, leads, ours, Path(Folder(absolute(folder)).path) / "proof.png")
+    draw(outcomes, leads, TITLE, Path(Folder(absolute(folder)).path) / "proof.png")
     console.print(f"{clock(60 * minutes)} of training; figures in {folder}/results.json, picture in {folder}/proof.png", highlight=False)
 
 
@@ -40,7 +41,7 @@ def sentence(ours: str, theirs: str, lead: Difference) -> str:
             return f"{ours} against {theirs}: not decided, {lead.mean:+.4f} nats a token ({interval})"
 
 
-def _table(outcomes: Sequence["Outcome"], leads: Leads) -> Table:
+def table_of(outcomes: Sequence["Outcome"], leads: Leads) -> Table:
     seeds = len(outcomes[0].losses)
     title = f"held-out loss in nats a token and the lead over dense, means of {seeds} paired seeds; training MFLOPs of a token"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
@@ -54,8 +55,8 @@ def _table(outcomes: Sequence["Outcome"], leads: Leads) -> Table:
     return table
 
 
-def draw(outcomes: Sequence["Outcome"], leads: Leads, ours: str, file: Path) -> None:
-    """Lead over the dense model by number of experts with its interval, loss over the steps, and the lead over the steps."""
+def draw(outcomes: Sequence["Outcome"], leads: Leads, title: str, file: Path) -> None:
+    """Under `title`: lead over the dense model by number of experts with its interval, loss over the steps, and the lead over the steps."""
     from trainer.charts import INK, PLAIN, SOFT, plt
 
     dense = outcomes[0]
@@ -64,7 +65,7 @@ def draw(outcomes: Sequence["Outcome"], leads: Leads, ours: str, file: Path) -> 
     with plt.rc_context(PLAIN):
         figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
         seeds = len(dense.losses)
-        figure.suptitle(f"Mixture of experts against a dense model of the same FLOPs a token, {seeds} paired seeds, held-out data", color=INK)
+        figure.suptitle(f"{title}, {seeds} paired seeds, held-out data", color=INK)
         _leads_panel(axes[0], outcomes, leads, colours)
         for each in outcomes:
             steps, losses = zip(*each.curve, strict=True)
