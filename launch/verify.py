@@ -58,7 +58,7 @@ def verify_data(console: Console, folder: Folder, step: int) -> bool:
         return False
     seen = f"{found.samples:,} samples, {found.tokens:,} tokens up to step {step}"
     kept = f"lost {found.lost}, repeated {found.repeated}"
-    rest = f"attempts {found.attempts}, steps done again {found.replayed}, unreadable documents {found.unreadable} and shards {found.skipped} left out"
+    rest = f"attempts {found.attempts}, saved steps done again {found.replayed}, unreadable documents {found.unreadable} and shards {found.skipped} left out"
     console.print(f"data  {'good' if not found.problems else 'NOT AS IT SHOULD BE'}: {seen}; {kept}; {rest}", highlight=False)
     for problem in found.problems:
         console.print(f"  {problem}", highlight=False)

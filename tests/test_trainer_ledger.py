@@ -62,7 +62,7 @@ def test_nothing_is_lost_or_repeated_over_two_attempts_of_different_size(run: tu
     assert lines[-1]["tokens"] == 6 * 16 * 32
     good, said = verdict(folder, 6)
     assert good
-    assert "96 samples, 3,072 tokens up to step 6; lost 0, repeated 0; attempts 2, steps done again 0" in said
+    assert "96 samples, 3,072 tokens up to step 6; lost 0, repeated 0; attempts 2, saved steps done again 0" in said
 
 
 def test_a_ledger_of_other_samples_is_found_out(run: tuple[dict[str, Any], Path, Path], tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def server(store: Path, port: int) -> Iterator[None]:
     process = subprocess.Popen([*command, "--default-artifact-root", f"{store}/artifacts"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while True:
-            with contextlib.suppress(requests.ConnectionError):
+            with contextlib.suppress(requests.RequestException):
                 if requests.get(f"http://127.0.0.1:{port}/health", timeout=1).ok:
                     break
             assert process.poll() is None, "the server did not start"
