@@ -34,7 +34,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             try:
                 requests.get(os.environ["AWS_ENDPOINT_URL"], timeout=1)
                 break
-            except requests.ConnectionError:
+            except requests.RequestException:
                 time.sleep(0.2)
         fsspec.filesystem("s3", skip_instance_cache=True).mkdir("runs")
         yield "s3://runs"
