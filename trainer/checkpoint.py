@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ from trainer.world import World
 
 FORMAT = 1
 _WAIT_FOR_RANKS_S = 600.0
+_COPIERS = 4  # threads, while training waits: one alone does not use the memory's bandwidth
+_Piece = tuple[Fragment, int, Tensor]
+"""What a rank owns of a fragment, where that begins in the whole tensor, and a copy of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +75,9 @@ class Checkpointer:
         """Copy what this rank owns into buffers of its own, and write them in a thread, once the save before is over."""
         begin = time.perf_counter()
         assert self.error is None, "whoever saves has waited for the save before"
-        pieces = []
-        for fragment in fragments:
-            owned = fragment.values[fragment.owned]
-            start = fragment.start + fragment.owned.start
-            if owned.numel():
-                pieces.append((fragment, start, self._stage(f"{fragment.key}@{start}", owned)))
+        with ThreadPoolExecutor(_COPIERS) as pool:
+            staged = pool.map(self._stage, fragments)
+        pieces = [piece for piece in staged if piece]
         self.thread = threading.Thread(target=self._write, args=(step, pieces, state), name="checkpoint", daemon=True)
         self.thread.start()
         self.last_step, self.stall_s = step, time.perf_counter() - begin
@@ -110,13 +111,18 @@ class Checkpointer:
         """Where a checkpoint is written; object stores have no rename, so there it is the final place, and only the manifest makes it a checkpoint."""
         return self.root / (f".{step_name(step)}-{self.attempt}" if self.root.is_local else step_name(step))
 
-    def _stage(self, key: str, owned: Tensor) -> Tensor:
+    def _stage(self, fragment: Fragment) -> _Piece | None:
+        """What this rank owns of `fragment`, copied."""
+        owned, start = fragment.values[fragment.owned], fragment.start + fragment.owned.start
+        if not owned.numel():
+            return None
+        key = f"{fragment.key}@{start}"
         buffer = self.staged.get(key)
         if buffer is None or buffer.shape != owned.shape:
             buffer = self.staged[key] = torch.empty(owned.shape, dtype=owned.dtype, pin_memory=owned.is_cuda)
-        return buffer.copy_(owned)
+        return fragment, start, buffer.copy_(owned)
 
-    def _write(self, step: int, pieces: list[tuple[Fragment, int, Tensor]], state: dict[str, Any]) -> None:
+    def _write(self, step: int, pieces: list[_Piece], state: dict[str, Any]) -> None:
         try:
             folder = self._unpublished(step)
             try:
@@ -137,7 +143,7 @@ class Checkpointer:
             folder.write(f"{name}.failed", b"")
         raise error
 
-    def _write_rank(self, folder: Folder, pieces: list[tuple[Fragment, int, Tensor]]) -> None:
+    def _write_rank(self, folder: Folder, pieces: list[_Piece]) -> None:
         name = f"rank-{self.world.rank:05d}"
         tensors = {f"{fragment.key}@{start}": values for fragment, start, values in pieces}
         with tempfile.TemporaryDirectory(dir=folder.path if folder.is_local else None, prefix=".write-") as scratch:
