@@ -5,7 +5,7 @@ from typing import Any
 
 from trainer.charts import INK, PLAIN, plt
 
-COLOURS = ("#1f4e79", "#2e86c1", "#85c1e9", "#aed6f1", "#d6dbdf", "#ca6f1e", "#e59866", "#f5cba7", "#a9dfbf", "#27ae60")
+COLOURS = ("#1f4e79", "#2e86c1", "#85c1e9", "#aed6f1", "#d6dbdf", "#ca6f1e", "#e59866", "#f5cba7", "#a9dfbf", "#27ae60", "#7d6608")
 
 
 def draw(plan: dict[str, Any], file: Path, title: str) -> Path:

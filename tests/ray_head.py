@@ -42,12 +42,18 @@ def environment(**more: str) -> dict[str, str]:
 @contextlib.contextmanager
 def ray_head(log: Path, **env: str) -> Iterator[Head]:
     """A head with four CPUs, ready for jobs; `env` is its environment, as a container's."""
-    port, dashboard = free_port(), free_port()
+    ports = {name: free_port() for name in ("port", "dashboard-port", "dashboard-agent-listen-port")}  # the agent's own would be taken by any other Ray here
     folder = tempfile.mkdtemp(prefix="ray-")  # short: Ray makes sockets in it, whose names may have 107 characters
-    options = [f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=4", "--include-dashboard=true", "--disable-usage-stats", f"--temp-dir={folder}"]
+    options = [
+        *(f"--{name}={port}" for name, port in ports.items()),
+        "--num-cpus=4",
+        "--include-dashboard=true",
+        "--disable-usage-stats",
+        f"--temp-dir={folder}",
+    ]
     with log.open("w") as output:
         process = subprocess.Popen([str(BIN / "ray"), "start", "--head", "--block", *options], env=environment(**env), stdout=output, stderr=output)
-    head = Head(f"http://127.0.0.1:{dashboard}", process)
+    head = Head(f"http://127.0.0.1:{ports['dashboard-port']}", process)
     try:
         deadline = time.monotonic() + 150
         while subprocess.run([str(BIN / "switchwork"), "jobs", "--to", head.address], env=environment(), capture_output=True, check=False).returncode:

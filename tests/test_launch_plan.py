@@ -169,8 +169,8 @@ def switchwork(switchwork: Callable[..., tuple[int, str, str]], tmp_path: Path, 
 
 def test_the_command(switchwork: Callable[..., tuple[int, str, str]], corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(yaml.safe_dump({"run": tiny_job(corpus), "cluster": {"workers": 2}}))
-    code, printed, _ = switchwork("plan", "job.yaml", "--gpu", "h100-80gb", "--picture", "memory.png")
-    assert code == 0
+    code, printed, said = switchwork("plan", "job.yaml", "--gpu", "h100-80gb", "--picture", "memory.png")
+    assert code == 0, said
     for words in ("YES", "What must divide", "Memory of a GPU", "all-reduce", "MFU", "Checkpoint", "It would choose", "What it cannot know"):
         assert words in printed
     assert (tmp_path / "memory.png").read_bytes().startswith(b"\x89PNG")
