@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import tiny_job
 from distributed import run_distributed
+from loss_curves import trained
 from rich.console import Console
 from saved_runs import SWITCH, begun, job_of, model_of, save_run, started_state, tokens
 from test_launch_plan import MACHINE
@@ -132,23 +133,9 @@ def test_held_out_data_are_measured_as_without_a_teacher_even_where_there_is_non
 
 def curves(world: Any, jobs: list[dict[str, Any]], steps: int) -> list[tuple[list[tuple[float, float]], dict[str, torch.Tensor]]]:
     """Of each of `jobs`, loss and gradient norm by step, and the weights after the last."""
-    from trainer.loop import fit, over_ranks
-    from trainer.worker import build_training
-
     found = []
     for job in jobs:
-        run = parse(RunConfig, job, "run")
-        training, curve = build_training(run, world), []
-
-        def note(training: Any, curve: list[tuple[float, float]] = curve) -> None:
-            sums = over_ranks(training.sums, training.world)
-            training.sums = {}
-            curve.append((training.objective.report(sums)["loss"], float(training.norms["model"])))
-
-        share = Share(rank=world.rank, world=world.size, global_batch=run.batch.global_batch, micro_batch=run.batch.micro_batch)
-        stream = training.objective.stream(share, None)
-        fit(training, stream, steps, [(1, note)])
-        stream.close()
+        training, curve = trained(world, job, steps)
         found.append((curve, {key: value for key, value in whole_state(training).items() if key.startswith("weight/")}))
     return found
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from conftest import tiny_job
 from distributed import run_distributed
+from loss_curves import trained
 
 STEPS = 10
 LAYOUTS = {1: [1], 2: [1, 2], 4: [1, 2, 4]}
@@ -15,28 +16,7 @@ CASES = [(world, ep, zero) for world, sizes in LAYOUTS.items() for ep in sizes f
 
 def losses(world: Any, job: dict[str, Any], layouts: list[tuple[int, int]]) -> dict[tuple[int, int], list[tuple[float, float]]]:
     """Loss and gradient norm of each step, for every (ep, zero) of `layouts`, one after the other in the same processes."""
-    from data.steps import Share
-    from trainer.config import RunConfig
-    from trainer.loop import fit, over_ranks
-    from trainer.parsing import parse
-    from trainer.worker import build_training
-
-    found = {}
-    for ep, zero in layouts:
-        run = parse(RunConfig, job | {"engine": {"name": "deepspeed", "zero": zero, "ep": ep}}, "run")
-        training, curve = build_training(run, world), []
-
-        def note(training: Any, curve: list[tuple[float, float]] = curve) -> None:
-            sums = over_ranks(training.sums, training.world)
-            training.sums = {}
-            curve.append((training.objective.report(sums)["loss"], float(training.norms["model"])))
-
-        share = Share(rank=world.rank, world=world.size, global_batch=run.batch.global_batch, micro_batch=run.batch.micro_batch)
-        stream = training.objective.stream(share, None)
-        fit(training, stream, STEPS, [(1, note)])
-        stream.close()
-        found[ep, zero] = curve
-    return found
+    return {(ep, zero): trained(world, job | {"engine": {"name": "deepspeed", "zero": zero, "ep": ep}}, STEPS)[1] for ep, zero in layouts}
 
 
 @cache

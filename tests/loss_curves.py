@@ -1,0 +1,26 @@
+"""A short training in the processes of a test, with what each step did."""
+
+from typing import Any
+
+
+def trained(world: Any, job: dict[str, Any], steps: int) -> tuple[Any, list[tuple[float, float]]]:
+    """The training of `job` after `steps` steps, and loss and gradient norm of each."""
+    from data.steps import Share
+    from trainer.config import RunConfig
+    from trainer.loop import fit, over_ranks
+    from trainer.parsing import parse
+    from trainer.worker import build_training
+
+    run = parse(RunConfig, job, "run")
+    training, curve = build_training(run, world), list[tuple[float, float]]()
+
+    def note(training: Any) -> None:
+        sums = over_ranks(training.sums, training.world)
+        training.sums = {}
+        curve.append((training.objective.report(sums)["loss"], float(training.norms["model"])))
+
+    share = Share(rank=world.rank, world=world.size, global_batch=run.batch.global_batch, micro_batch=run.batch.micro_batch)
+    stream = training.objective.stream(share, None)
+    fit(training, stream, steps, [(1, note)])
+    stream.close()
+    return training, curve
