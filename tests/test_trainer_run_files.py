@@ -2,6 +2,8 @@
 
 import ast
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,6 +120,12 @@ def test_no_program_recognises_an_end_or_an_event_by_its_words() -> None:
 )
 def test_the_rules_notice_what_they_forbid(rule: object, line: str) -> None:
     assert list(rule(ast.parse(line)))  # type: ignore[operator]
+
+
+def test_the_command_and_rays_controller_read_a_run_folder_without_torch() -> None:
+    code = "import sys; import trainer.attempts, trainer.run_files; print('torch' in sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "False"
 
 
 def test_the_table_of_the_run_folder_has_every_file() -> None:
