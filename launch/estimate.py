@@ -7,10 +7,10 @@ from typing import Any
 
 from models.flops import parameters
 from trainer.config import RunConfig, check
+from trainer.core.protocols import Objective
 from trainer.engines import DeepSpeedConfig
 from trainer.footprint import Activations, Footprint, footprint, groups_of, on_meta, parameter_count, transformer_config
 from trainer.gpus import Gpu
-from trainer.objectives import Objective
 from trainer.objectives.distill import DistillObjective
 from trainer.throughput import StepTime, exchanges, expert_exchange, step_time
 

@@ -17,9 +17,9 @@ from data.text import TextConfig
 from launch.config import load
 from launch.show import printable
 from trainer.config import RunConfig
+from trainer.core.protocols import SampleSet
 from trainer.hooks import quiet, write_samples
 from trainer.inference import load_objective, measure
-from trainer.objectives import Samples
 from trainer.objectives.image_data import grid_of
 from trainer.parsing import parse
 from trainer.rules import RulesConfig
@@ -45,7 +45,7 @@ def show_data(console: Console, path: str, overrides: Sequence[str], n: int) -> 
 
             prepare(data)
             picture = grid_of(preview_images(data, job.run.seed, n).float() / 127.5 - 1, columns=round(n**0.5))
-            for file in write_samples(Samples(images={"data": picture}), Path("samples"), str(job.run.name)):
+            for file in write_samples(SampleSet(images={"data": picture}), Path("samples"), str(job.run.name)):
                 console.print(f"wrote {file}")
         case toy:
             raise ValueError(f"run.objective.data: {toy.name} is made while training and has no rows to show; train, and look at the samples")

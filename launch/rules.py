@@ -10,9 +10,9 @@ from rich.console import Console
 from data.steps import Share
 from trainer import restore
 from trainer.config import RunConfig
+from trainer.core.protocols import Objective
 from trainer.hooks import quiet
 from trainer.inference import load_objective, measure
-from trainer.objectives import Objective
 from trainer.registry import Registry
 from trainer.rules import RulesConfig
 from trainer.rules.audit import AuditLog

@@ -16,7 +16,7 @@ from models.experts import Experts
 from models.init import stable_hash
 from models.moe import MoELayer
 from models.routing import BiasBalancedRouter
-from trainer.engines import Engine
+from trainer.core.protocols import Engine
 from trainer.loop import Hook, Training
 from trainer.objectives.language import LanguageObjective
 from trainer.objectives.routing_watch import RaiseBalanceLoss, ReinitDeadExperts, RoutingWatch, Stop, Warn

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from trainer.engines import Engine
+from trainer.core.protocols import Engine
 from trainer.shards import Fragment
 
 if TYPE_CHECKING:

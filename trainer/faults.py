@@ -17,7 +17,7 @@ from torch import Tensor
 from data.rows import Rows
 from data.shards import Shards
 from trainer.checkpoint import step_name, steps_in
-from trainer.engines import Engine
+from trainer.core.protocols import Engine
 from trainer.loop import Hook, Training
 from trainer.shards import Fragment
 from trainer.storage import Folder

@@ -11,11 +11,11 @@ import psutil
 import torch
 from torch import nn
 
-from data.steps import Share
+from data.steps import Batch, Share
 from trainer.checkpoint import Checkpointer
+from trainer.core.protocols import SampleSet, Sums
 from trainer.ledger import Ledger
 from trainer.loop import Training, add, over_ranks, to_device
-from trainer.objectives import Batch, Samples, Sums
 from trainer.shards import Fragment
 from trainer.storage import Folder
 from trainer.tracking import Tracker
@@ -157,7 +157,7 @@ class Sample:
     folder: Folder
     tracker: Tracker
     scratch: Path
-    samples: Samples = field(default_factory=Samples)
+    samples: SampleSet = field(default_factory=SampleSet)
 
     def __call__(self, training: Training) -> None:
         if not self.n:
@@ -172,7 +172,7 @@ class Sample:
                 self.tracker.keep(file)
 
 
-def write_samples(samples: Samples, folder: Path, prefix: str) -> list[Path]:
+def write_samples(samples: SampleSet, folder: Path, prefix: str) -> list[Path]:
     """The samples as files: texts in one .txt, each grid of images as a .png."""
     files = []
     folder.mkdir(parents=True, exist_ok=True)

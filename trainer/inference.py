@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 
+from data.steps import Batch
 from models.init import initialise
 from trainer import restore, shards
 from trainer.config import RunConfig
+from trainer.core.protocols import Objective, Sums
 from trainer.hooks import quiet
 from trainer.loop import add
-from trainer.objectives import Batch, Objective, Sums, build_objective
+from trainer.objectives import build_objective
 from trainer.shards import Fragment
 from trainer.storage import Folder
 from trainer.world import World

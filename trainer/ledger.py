@@ -12,7 +12,7 @@ from typing import Any
 from data.ledger import Line, entry
 from data.manifest import check_manifest
 from data.steps import Share
-from trainer.objectives import Objective
+from trainer.core.protocols import Objective
 from trainer.storage import Folder
 from trainer.world import World
 

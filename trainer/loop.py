@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from data.steps import Batch
 from trainer.anomaly import Guard
+from trainer.core.protocols import Engine, Objective, Sums
 from trainer.ema import Ema
-from trainer.engines import Engine
-from trainer.objectives import Batch, Objective, Sums
 from trainer.world import World
 
 
