@@ -8,7 +8,7 @@ from rich.table import Table
 from launch.progress import clock
 from trainer.goodput import NAMES
 from trainer.storage import Folder
-from trainer.tracking import TrackingConfig, tracking_uri
+from trainer.tracking_config import TrackingConfig, tracking_uri
 
 
 def summary(console: Console, folder: Folder, facts: dict[str, Any], tracking: TrackingConfig) -> None:

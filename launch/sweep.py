@@ -22,7 +22,7 @@ from trainer.config import RunConfig
 from trainer.parsing import plain, read_job
 from trainer.run_folder import prepare
 from trainer.storage import Folder, absolute, check_writable
-from trainer.tracking import tracking_uri
+from trainer.tracking_config import tracking_uri
 from trainer.world import choose_device
 
 if TYPE_CHECKING:

@@ -53,7 +53,7 @@ def run_layouts(world: Any, job: dict[str, Any], layouts: list[tuple[int, int]])
     from data.steps import Share
     from trainer.collapse import collapse_hooks
     from trainer.config import RunConfig
-    from trainer.loop import fit, over_ranks
+    from trainer.loop import Hook, fit, over_ranks
     from trainer.parsing import parse
     from trainer.worker import build_training
 
@@ -80,7 +80,7 @@ def run_layouts(world: Any, job: dict[str, Any], layouts: list[tuple[int, int]])
             if training.step == EVENT_STEP:
                 result["states"].append(whole_state(training))
 
-        hooks = [(1, note), (1, plant), (1, keep), *collapse_hooks(training, tracker, said.append), (1, keep)]  # type: ignore[arg-type]
+        hooks = [Hook(1, note), Hook(1, plant), Hook(1, keep), *collapse_hooks(training, tracker, said.append), Hook(1, keep)]  # type: ignore[arg-type]
         share = Share(rank=world.rank, world=world.size, global_batch=config.batch.global_batch, micro_batch=config.batch.micro_batch)
         stream = training.objective.stream(share, None)
         fit(training, stream, STEPS, hooks)
@@ -185,7 +185,7 @@ def whole_run(world: Any, job: dict[str, Any], resume: bool) -> dict[str, Any]:
     config = settle(parse(RunConfig, job, "run"), "job", world.size, resume=resume)
     if world.is_main:
         prepare(config, resume=resume, extra={})
-    world.barrier()
+    world.gather(None)
     printed: list[str] = []
     summary = worker._train(config, world, say=printed.append, started=0.0)
     return {"summary": summary, "printed": printed}

@@ -25,12 +25,12 @@ from trainer.tracking import Tracker
 from trainer.world import World
 
 
-def collapse_hooks(training: Training, tracker: Tracker, say: Callable[[str], None]) -> list[tuple[int, Hook]]:
+def collapse_hooks(training: Training, tracker: Tracker, say: Callable[[str], None]) -> list[Hook]:
     """The hook for an objective whose routing can collapse; nothing for any other."""
     objective = training.objective
     if not isinstance(objective, LanguageObjective) or objective.watch is None:
         return []
-    return [(1, CollapseHook(objective, objective.watch, tracker, say))]
+    return [Hook(1, CollapseHook(objective, objective.watch, tracker, say))]
 
 
 @dataclass

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data.rows import Rows
 from data.shards import Shards
-from trainer.checkpoint import step_name, steps_in
+from trainer.checkpoint_format import step_name, steps_in
 from trainer.core.protocols import Engine
 from trainer.loop import Hook, Training
 from trainer.shards import Fragment
@@ -85,10 +85,10 @@ class SourceFails:
 FaultConfig = Kill | Hang | PoisonGradient | DamageCheckpoint | SourceFails
 
 
-def inject(faults: Sequence[FaultConfig], training: Training, folder: Folder) -> list[tuple[int, Hook]]:
+def inject(faults: Sequence[FaultConfig], training: Training, folder: Folder) -> list[Hook]:
     """Arrange for this rank's faults that have not happened yet; returns the hooks that do those between two steps."""
     done = [json.loads(line)["fault"] for line in folder.read("faults.jsonl").splitlines()] if folder.exists("faults.jsonl") else []
-    hooks: list[tuple[int, Hook]] = []
+    hooks: list[Hook] = []
     for number, fault in enumerate(faults):
         if number in done or fault.rank != training.world.rank:
             continue
@@ -101,7 +101,7 @@ def inject(faults: Sequence[FaultConfig], training: Training, folder: Folder) ->
             engines[phase] = PoisonedEngine(engines[phase], lambda fault=fault, once=once: training.step + 1 == fault.step and once())  # type: ignore[misc]
             training.engines = engines
         else:
-            hooks.append((1, _between_steps(fault, once, folder)))
+            hooks.append(Hook(1, _between_steps(fault, once, folder)))
     return hooks
 
 
@@ -120,7 +120,7 @@ class _Once:
         return False
 
 
-def _between_steps(fault: FaultConfig, once: Callable[[], bool], folder: Folder) -> Hook:
+def _between_steps(fault: FaultConfig, once: Callable[[], bool], folder: Folder) -> Callable[[Training], None]:
     def hook(training: Training) -> None:
         if training.step != fault.step or not once():
             return

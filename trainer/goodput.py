@@ -51,7 +51,7 @@ class Goodput:
     def start(self, training: Training) -> None:
         """Training begins now."""
         logged = [line["step"] for line in lines(self.folder, "metrics.jsonl")]  # a killed attempt may have logged more than its row says
-        training.furthest = max([training.step, *logged] + [row["step"] for row in self.earlier])
+        training.progress.replay_until = max([training.step, *logged] + [row["step"] for row in self.earlier])
         training.seconds[self.waiting] = time.time() - self.begin
         self.write(training)
 

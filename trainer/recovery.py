@@ -1,54 +1,57 @@
 """Going on from a checkpoint: at the start of an attempt, and in the midst of one that went wrong."""
 
-from typing import Any
-
 from trainer import restore
+from trainer.anomaly import Note
 from trainer.attempts import Say, append, lines
+from trainer.checkpoint import Checkpointer
+from trainer.checkpoint_format import Anomaly, State
 from trainer.hooks import Report, Save, fragments
 from trainer.loop import Training
 from trainer.storage import Folder
 from trainer.tracking import Tracker
+from trainer.world import World
 
 
-def resume(training: Training, folder: Folder, say: Say) -> dict[str, Any]:
-    """Load the newest whole checkpoint of the run into `training`; returns its state, empty where there is none."""
-    mine = (restore.newest(folder / "checkpoints", say), lines(folder, "anomalies.jsonl")) if training.world.is_main else None
-    found, anomalies = training.world.gather(mine)[0]
-    if found is None:
-        training.guard.load({}, anomalies)
-        return {}
-    where, manifest = found
-    restore.load(where, manifest, fragments(training), training.world)
+def resume(training: Training, checkpointer: Checkpointer, folder: Folder, say: Say) -> State | None:
+    """Load the newest whole checkpoint of the run into `training`; returns its state, None where there is none."""
+    world, guard, progress = training.world, training.guard, training.progress
+    newest, anomalies = world.broadcast(lambda: (restore.newest(checkpointer.root, say), lines(folder, "anomalies.jsonl")))
+    if newest is None:
+        guard.load(None, anomalies)
+        return None
+    where, manifest = newest
+    restore.load(where, manifest, fragments(training), world)
     for engine in training.engines.values():
         engine.refresh()
-    state = dict(manifest["state"])
-    training.step, training.samples, training.data_state = state["step"], state["samples"], state["data"]
-    training.saved = training.step
-    training.guard.load(state.get("guard", {}), anomalies)
-    say(f"resumed from {where}, step {training.step}")
+    state = manifest["state"]
+    progress.step, progress.samples, training.data_state = state["step"], state["samples"], state["data"]
+    checkpointer.published = progress.step
+    guard.load(state.get("guard"), anomalies)
+    say(f"resumed from {where}, step {progress.step}")
     return state
 
 
-def go_back(training: Training, folder: Folder, save: Save, report: Report, say: Say) -> dict[str, Any]:
+def go_back(training: Training, folder: Folder, save: Save, report: Report, say: Say) -> State:
     """To the newest whole checkpoint, in the same attempt; returns its state."""
-    save.settle(training)
-    training.going_back, training.sums = False, {}
-    training.furthest = max(training.furthest, training.step)
-    state = resume(training, folder, say)
-    if not state:
+    save.settle()
+    progress = training.progress
+    progress.must_roll_back, training.sums = False, {}
+    progress.replay_until = max(progress.replay_until, progress.step)
+    state = resume(training, save.checkpointer, folder, say)
+    if state is None:
         raise ValueError(f"run {folder}: there is no whole checkpoint to go back to; use anomaly.action=skip, or start a new run")
-    save.checkpointer.last_step, report.last_samples = training.step, training.samples
+    report.last_samples = progress.samples
     return state
 
 
-def note_anomalies(training: Training, folder: Folder, tracker: Tracker, say: Say) -> None:
-    """Have every anomaly written down before the run goes on."""
+def note_in(folder: Folder, tracker: Tracker, world: World, say: Say) -> Note:
+    """Has every anomaly written into the run's folder before the run goes on."""
 
-    def note(anomaly: dict[str, Any]) -> None:
-        if training.world.is_main:
-            append(folder, "anomalies.jsonl", anomaly)
+    def note(anomaly: Anomaly, nth: int) -> None:
+        if world.is_main:
+            append(folder, "anomalies.jsonl", dict(anomaly))
             first, last = anomaly["first"], anomaly["last"]
             say(f"step {anomaly['step']}: {anomaly['reason']}; passing over {f'step {last}' if first == last else f'steps {first} to {last}'}")
-            tracker.log(anomaly["step"], {"anomalies": len(training.guard.found)})
+            tracker.log(anomaly["step"], {"anomalies": nth})
 
-    training.guard.note = note
+    return note

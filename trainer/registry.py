@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainer.storage import Folder
-from trainer.tracking import TrackingConfig, tracking_uri
+from trainer.tracking_config import TrackingConfig, tracking_uri
 
 ALIAS = "champion"
 

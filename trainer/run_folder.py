@@ -20,7 +20,7 @@ from trainer.objectives.language_config import DistillConfig
 from trainer.parsing import plain
 from trainer.rules import RulesConfig
 from trainer.storage import Folder, absolute, check_writable
-from trainer.tracking import tracking_uri
+from trainer.tracking_config import tracking_uri
 
 
 def settle(run: RunConfig, stem: str, workers: int, resume: bool, numbered: bool = True) -> RunConfig:

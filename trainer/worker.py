@@ -2,17 +2,20 @@
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from data.steps import Share
 from models.init import initialise
 from trainer import init_from
-from trainer.anomaly import Guard
+from trainer.anomaly import Guard, Note, no_checkpoint, unnoted
 from trainer.attempts import Say, begin_attempt, close_attempt, ending, note_end, recorded
+from trainer.checkpoint import Checkpointer
+from trainer.checkpoint_format import State
 from trainer.config import RunConfig, check
 from trainer.control import Asked, Control
+from trainer.core.protocols import Engine, Objective
 from trainer.ema import Ema
 from trainer.engines import build_engine
 from trainer.goodput import Goodput, open_goodput
@@ -23,7 +26,7 @@ from trainer.memory import out_of_memory
 from trainer.objectives import build_objective
 from trainer.optim import learning_rate
 from trainer.parsing import parse, plain
-from trainer.recovery import go_back, note_anomalies, resume
+from trainer.recovery import go_back, note_in, resume
 from trainer.run_hooks import RunHooks, build_hooks
 from trainer.run_tracker import closing, open_tracker
 from trainer.storage import Folder
@@ -46,11 +49,13 @@ def run_worker(values: Mapping[str, Any], say: Say = print, started: float | Non
             return _train(run, world, say, started or time.time(), asked)
 
 
-def build_training(run: RunConfig, world: World) -> Training:
-    """Objective, sharded networks and engines, initialised from the seed."""
-    objective = build_objective(run.objective, run.seed)
-    engines = {}
-    bf16 = run.precision == "bf16" or (run.precision == "auto" and world.device.type == "cuda")
+def build_training(
+    run: RunConfig, world: World, objective: Objective | None = None, note: Note = unnoted, newest_checkpoint: Callable[[], int] = no_checkpoint
+) -> Training:
+    """Sharded networks and engines, initialised from the seed, for `objective` (by default, the one that `run` names)."""
+    objective = objective or build_objective(run.objective, run.seed)
+    engines: dict[str, Engine] = {}
+    bf16 = run.is_bf16(world.device.type == "cuda")
     for name, network in objective.networks.items():
         if (ep := run.ep(world.size)) > 1:
             from trainer.expert_parallel import shard_experts
@@ -68,7 +73,7 @@ def build_training(run: RunConfig, world: World) -> Training:
         world,
         learning_rate=lambda phase, step: learning_rate(run.optimizer, step, steps) * objective.rates[phase],
         ema=Ema(run.ema, engines, objective.averaged),
-        guard=Guard(run.anomaly, world, objective.networks),
+        guard=Guard(run.anomaly, world, objective.networks, note, newest_checkpoint),
     )
 
 
@@ -76,14 +81,16 @@ def _train(run: RunConfig, world: World, say: Say, started: float, asked: Asked 
     folder = Folder(f"{run.root}/{run.name}")
     attempt = begin_attempt(folder, world)
     say = recorded(say, folder, attempt, world)
-    training = build_training(run, world)
-    manifest = frozen_manifest(folder, training.objective, world)
-    state = resume(training, folder, say)
-    if not state and init_from.start(run.objective, fragments(training), say):
+    objective = build_objective(run.objective, run.seed)
+    manifest = frozen_manifest(folder, objective, world)
+    tracker = open_tracker(run, folder, attempt, manifest, world, say)
+    checkpointer = Checkpointer(folder / "checkpoints", world, run.checkpoint, attempt)
+    training = build_training(run, world, objective, note_in(folder, tracker, world, say), lambda: checkpointer.newest)
+    state = resume(training, checkpointer, folder, say)
+    if state is None and init_from.start(run.objective, fragments(training), say):
         for engine in training.engines.values():
             engine.refresh()
         training.ema.restart()
-    tracker = open_tracker(run, folder, attempt, manifest, world, say)
     ledger = Ledger(folder, attempt, training.objective.tokens_per_sample, world)
     with (
         ending(training, folder, attempt),
@@ -94,8 +101,7 @@ def _train(run: RunConfig, world: World, say: Say, started: float, asked: Asked 
         Watchdog(training, folder, attempt, run.hang_timeout_s),
     ):
         goodput = open_goodput(folder, tracker, attempt, started or time.time())
-        hooks = build_hooks(run, training, folder, tracker, ledger, goodput, Path(scratch), say, started)
-        note_anomalies(training, folder, tracker, say)
+        hooks = build_hooks(run, training, folder, tracker, checkpointer, ledger, goodput, Path(scratch), say, started)
         begin, first = time.perf_counter(), training.step
         goodput.start(training)
         _fit_and_go_back(run, training, folder, ledger, goodput, hooks, state, say)
@@ -109,7 +115,7 @@ def _train(run: RunConfig, world: World, say: Say, started: float, asked: Asked 
 
 
 def _fit_and_go_back(
-    run: RunConfig, training: Training, folder: Folder, ledger: Ledger, goodput: Goodput, hooks: RunHooks, state: dict[str, Any], say: Say
+    run: RunConfig, training: Training, folder: Folder, ledger: Ledger, goodput: Goodput, hooks: RunHooks, state: State | None, say: Say
 ) -> None:
     """Train until the run ends, from its newest checkpoint again as often as the guard sends it back; `state` is that of a resumed checkpoint."""
     share = Share(rank=training.world.rank, world=training.world.size, group=training.objective.group, **plain(run.batch))
@@ -118,15 +124,16 @@ def _fit_and_go_back(
         hooks.look(training)
     while True:
         opening = time.perf_counter()
-        stream = training.objective.stream(share, state.get("data"))
+        data = state["data"] if state is not None else None
+        stream = training.objective.stream(share, data)
         training.spend(goodput.waiting, opening)
-        ledger.begin(state.get("data", {}), share)
+        ledger.begin(data or {}, share)
         fit(training, stream, steps, hooks.all)
         stream.close()
-        if not training.going_back:
+        if not training.progress.must_roll_back:
             break
         state = go_back(training, folder, hooks.save, hooks.report, say)
     settling = time.perf_counter()
-    if problem := hooks.save.settle(training):
+    if problem := hooks.save.settle():
         training.stopped, training.failed = f"{problem}; make room and use --resume", True
     training.spend("checkpoint", settling)

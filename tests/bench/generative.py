@@ -84,7 +84,7 @@ def main() -> None:
 
         def ours() -> float:
             train_step(training, next(ahead))
-            training.step += 1
+            training.progress.step += 1
             sums, training.sums = training.sums, {}
             return training.objective.report(sums)["loss"]
 

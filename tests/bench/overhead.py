@@ -39,8 +39,8 @@ def the_worker(run: RunConfig, world: World, batches: list[list[Batch]]) -> Call
     def steps() -> None:
         for micro_batches in batches:
             train_step(training, micro_batches)
-            training.step += 1
-            training.samples += run.batch.global_batch
+            training.progress.step += 1
+            training.progress.samples += run.batch.global_batch
         report(training)
 
     return steps

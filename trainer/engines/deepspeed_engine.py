@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainer import shards
-from trainer.engines import LARGEST_BUCKET, DeepSpeedConfig
+from trainer.engines import LARGEST_BUCKET, DeepSpeedConfig, state
 from trainer.engines.lean_deepspeed import deepspeed
 from trainer.optim import OptimizerConfig, adamw
+from trainer.shards import Fragment
 
 deepspeed.utils.logger.setLevel(logging.WARNING)
 
@@ -90,17 +90,17 @@ class DeepSpeedEngine:
         """ZeRO drops an update, on all ranks, when the norm is not finite: the norm of one that is refused is infinite."""
         return lambda: infinite if self.refused else norm()
 
-    def fragments(self) -> list[shards.Fragment]:
+    def fragments(self) -> list[Fragment]:
         match self.zero:
             case 0:
-                return shards.replicated(self.network, self.engine.optimizer)
+                return state.replicated(self.network, self.engine.optimizer)
             case 3:
-                return shards.zero3(self.network, self.engine.optimizer)
+                return state.zero3(self.network, self.engine.optimizer)
             case _:
-                return shards.zero12(self.network, self.engine.optimizer)
+                return state.zero12(self.network, self.engine.optimizer)
 
     def refresh(self) -> None:
         if self.zero in (1, 2):
             self.engine.optimizer.update_lp_params()
         elif self.zero == 3:
-            shards.refresh_zero3(self.engine.optimizer)
+            state.refresh_zero3(self.engine.optimizer)
