@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from data.rows import Rows
 from data.shards import Shards
@@ -198,9 +199,9 @@ class _Poison(torch.autograd.Function):
     """The identity, with a gradient of NaN."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, loss: Tensor) -> Tensor:
         return loss.clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> Tensor:
         return torch.full_like(gradients[0], float("nan"))

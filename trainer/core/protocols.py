@@ -20,7 +20,6 @@ _T = TypeVar("_T")
 Sums = dict[str, Tensor]
 """Metrics as sums that add up over micro-batches and ranks; `Objective.report` makes figures of them."""
 
-
 GatherRows = Callable[[Tensor], Tensor]
 """The rows of this rank's tensor -> those of all ranks, one rank behind the other, on each of them."""
 
