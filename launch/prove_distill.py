@@ -24,6 +24,7 @@ from models.moe import MoEConfig
 from trainer.config import RunConfig
 from trainer.objectives.language_config import DistillConfig, LanguageConfig
 from trainer.parsing import parse, plain, read_job
+from trainer.run_files import run_files
 from trainer.storage import Folder, absolute, check_writable
 
 DISTILLED = "distilled"
@@ -100,7 +101,7 @@ def _trained(console: Console, run: RunConfig, moe: MoEConfig, processes: int, o
     console.print(f"{count}, in {options.folder}", highlight=False)
     runs = {name: [_seeded(of_moe[name], name, seed, there) for seed in seeds] for name in ("dense", teacher)}
     found = summaries(console, [each for pair in zip(*runs.values(), strict=True) for each in pair], processes, "teachers")
-    lessons = [students(dense, f"{each.root}/{each.name}", options) for each in runs[teacher]]
+    lessons = [students(dense, run_files(each.root, each.name).folder.url, options) for each in runs[teacher]]
     later = {name: [_seeded(each[name], name, seed, root) for seed, each in zip(seeds, lessons, strict=True)] for name in taught}
     found += summaries(console, [each for row in zip(*later.values(), strict=True) for each in row], processes, "students")
     return runs | later, sum(summary["train_seconds"] for summary in found) / 60

@@ -97,7 +97,7 @@ def prove(console: Console, path: str, overrides: Sequence[str], options: Option
     found = summaries(console, [each for _, each in grid], processes, "proof")
     outcomes = [outcome_of(name, each, [planned for label, planned in grid if label == name]) for name, each in runs.items()]
     leads = _leads(outcomes, switch_name(moe.experts))
-    results = {
+    results: dict[str, Any] = {
         "job": plain(run),
         "seeds": list(seeds),
         "processes": processes,

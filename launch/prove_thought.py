@@ -20,7 +20,8 @@ from trainer.config import RunConfig
 from trainer.few_shot import Style, wilson
 from trainer.objectives.language_config import LanguageConfig
 from trainer.parsing import parse, plain, read_job
-from trainer.storage import Folder, absolute, check_writable
+from trainer.run_files import run_files
+from trainer.storage import absolute, check_writable
 
 RECIPE = str(Path(__file__).parent / "configs" / "prove_thought.yaml")
 _STYLES: tuple[Style, ...] = get_args(Style)
@@ -69,7 +70,7 @@ def prove(console: Console, path: str, overrides: Sequence[str], options: Option
     asked = write_task(task, steps, options.each, seed=run.seed + 1)
     runs = {style: _run(run, run.objective, style, root, steps, asked) for style in _STYLES}
     found = summaries(console, list(runs.values()), options.processes, "training")
-    rows = {style: answer_task(console, Folder(f"{each.root}/{each.name}"), task, options.shots, style) for style, each in runs.items()}
+    rows = {style: answer_task(console, run_files(each.root, each.name).folder, task, options.shots, style) for style, each in runs.items()}
     levels = [_level(count, rows) for count in steps]
     results: dict[str, Any] = {
         "job": plain(run),

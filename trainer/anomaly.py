@@ -17,7 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from trainer.checkpoint_format import Anomaly, GuardState
+from trainer.checkpoint_format import GuardState
+from trainer.run_rows import Anomaly
 from trainer.shards import persistent_buffers
 from trainer.world import World
 

@@ -165,8 +165,7 @@ class Checkpointer:
         """Tell rank 0 that this rank's part will not come, and make room."""
         name = rank_name(self.world.rank)
         with suppress(OSError):
-            if folder.exists(f"{name}.safetensors"):
-                folder.fs.rm_file(f"{folder.path}/{name}.safetensors")
+            folder.delete(f"{name}.safetensors")
             folder.write(f"{name}.failed", b"")
         raise error
 
@@ -194,7 +193,7 @@ class Checkpointer:
         parts: dict[str, RankPart] = {name: json.loads(folder.read(f"{name}.json")) for name in names}
         folder.write(MANIFEST, json.dumps(build_manifest(step, parts, state), indent=1).encode())
         for name in names:
-            folder.fs.rm_file(f"{folder.path}/{name}.json")
+            folder.delete(f"{name}.json")
         final = self.root / step_name(step)
         if folder.is_local and final.exists():
             final.remove()

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from data.lanes import State as DataState
+from trainer.run_rows import Anomaly
 from trainer.storage import Folder
 
 FORMAT = 1
@@ -55,16 +56,6 @@ class TensorEntry(TypedDict):
     receipt: str
     """16 hexadecimal digits."""
     pieces: list[PieceEntry]
-
-
-class Anomaly(TypedDict):
-    """A step whose update was refused; steps are as logged, from 1."""
-
-    step: int
-    reason: str
-    first: int
-    last: int
-    """The steps from `first` to `last` are skipped."""
 
 
 class GuardState(TypedDict):

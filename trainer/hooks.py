@@ -18,11 +18,12 @@ from trainer.checkpoint_format import State
 from trainer.core.protocols import SampleSet, Sums
 from trainer.ledger import Ledger
 from trainer.loop import Training, add, over_ranks, to_device
+from trainer.run_files import RunFiles
+from trainer.run_rows import EventKind, Say, Spent
 from trainer.shards import Fragment
-from trainer.storage import Folder
 from trainer.tracking import Tracker
 
-_PAUSES = ("evaluation", "checkpoint")
+_PAUSES: tuple[Spent, ...] = ("evaluation", "checkpoint")
 """What hooks book that stops training."""
 
 
@@ -127,7 +128,7 @@ class Quality:
 
     share: Share
     tracker: Tracker
-    say: Callable[[str], None]
+    say: Say
     figures: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, training: Training) -> None:
@@ -135,7 +136,7 @@ class Quality:
             self.figures = training.objective.quality(training.nets, self.share, training.world.gather)
         self.tracker.log(training.step, {f"quality/{name}": value for name, value in self.figures.items()})
         for alarm in training.objective.alarms(self.figures):
-            self.say(f"step {training.step}: {alarm}")
+            self.say(EventKind.QUALITY, f"step {training.step}: {alarm}", training.step)
 
 
 @dataclass
@@ -144,7 +145,7 @@ class Sample:
 
     n: int
     seed: int
-    folder: Folder
+    files: RunFiles
     tracker: Tracker
     scratch: Path
     samples: SampleSet = field(default_factory=SampleSet)
@@ -158,7 +159,7 @@ class Sample:
             self.samples = training.objective.sample(training.nets, self.n, generator)
         if training.world.is_main:
             for file in write_samples(self.samples, self.scratch, f"step-{training.step:08d}"):
-                (self.folder / "samples").put(file, file.name)
+                self.files.samples.put(file, file.name)
                 self.tracker.keep(file)
 
 
@@ -193,22 +194,22 @@ class Save:
     merge: Callable[[Sequence[DataState]], DataState]
     """Makes one data state of all ranks' states."""
     ledger: Ledger
-    say: Callable[[str], None]
+    say: Say
 
     def __call__(self, training: Training) -> None:
         if training.step == self.checkpointer.newest:
             return
         begin = time.perf_counter()
-        self.settle()
+        self.settle(training)
         data = self.merge(training.world.gather(training.data_state))
         state = State(step=training.step, samples=training.samples, data=data, world=training.world.size, guard=training.guard.state())
         self.checkpointer.save(training.step, fragments(training), json.loads(json.dumps(state)))  # a copy: it is written later
         self.ledger.saved(data)
         self.tracker.log(training.step, {"checkpoint_stall_s": time.perf_counter() - begin})
 
-    def settle(self) -> str:
+    def settle(self, training: Training) -> str:
         """Wait for the save under way. Where it failed, that is said and returned: the run goes on, and the next save tries again."""
         problem = self.checkpointer.wait_for_all()
         if problem:
-            self.say(f"{problem}; it is not taken")
+            self.say(EventKind.CHECKPOINT, f"{problem}; it is not taken", training.step)
         return problem

@@ -14,6 +14,7 @@ from trainer.core.protocols import Objective, Sums
 from trainer.hooks import evaluating
 from trainer.loop import add
 from trainer.objectives import build_objective
+from trainer.run_files import RunFiles
 from trainer.shards import Fragment
 from trainer.storage import Folder
 from trainer.world import World
@@ -26,7 +27,7 @@ def load_objective(run: RunConfig, folder: Folder, say: Callable[[str], None]) -
 
     No DeepSpeed, any layout.
     """
-    found = restore.newest(folder / "checkpoints", say)
+    found = restore.newest(RunFiles(folder).checkpoints, say)
     if found is None:
         raise ValueError(f"run {folder}: it has no checkpoint yet; set run.checkpoint.every, or let it end")
     where, manifest = found

@@ -20,6 +20,8 @@ from data.steps import Batch, Step
 from trainer.anomaly import Guard
 from trainer.core.protocols import Engine, Objective, Stream, Sums
 from trainer.ema import Ema
+from trainer.endings import ALL_STEPS_DONE, Ending, Stopped
+from trainer.run_rows import Spent
 from trainer.world import World
 
 
@@ -59,14 +61,12 @@ class Training:
     """Gradient norm of each phase in the last step."""
     data_state: State = field(default_factory=dict)
     """Where the data stand after the last step."""
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[Spent, float] = field(default_factory=dict)
     """Wall-clock time of this attempt by what it was spent on: see trainer/goodput.py."""
-    wants_stop: str = ""
-    """Why this rank asks to stop; empty: it does not."""
-    stopped: str = ""
+    wants_stop: Stopped | None = None
+    """Why this rank asks to stop; None: it does not."""
+    stopped: Stopped | None = None
     """Why all ranks stop, as agreed on."""
-    failed: bool = False
-    """Whether that is a failure."""
 
     @property
     def step(self) -> int:
@@ -77,6 +77,11 @@ class Training:
         return self.progress.samples
 
     @property
+    def failed(self) -> bool:
+        """Whether the run has stopped with a failure."""
+        return self.stopped is not None and self.stopped.ending.is_failure
+
+    @property
     def tokens(self) -> int:
         return self.samples * self.objective.tokens_per_sample
 
@@ -85,7 +90,7 @@ class Training:
         """Networks inside their engines."""
         return {name: engine.module for name, engine in self.engines.items()}
 
-    def spend(self, what: str, since: float) -> float:
+    def spend(self, what: Spent, since: float) -> float:
         """Book the time from `since` until now under `what`; returns now."""
         now = self.note_progress()
         self.seconds[what] = self.seconds.get(what, 0.0) + now - since
@@ -104,7 +109,7 @@ class Hook:
     every: int
     """Steps between calls; 0: only at the end."""
     call: Callable[[Training], None]
-    books_as: str = "other"
+    books_as: Spent = "other"
     """What the time of a call counts as: see trainer/goodput.py."""
 
 
@@ -143,7 +148,7 @@ def handle_bad_update(training: Training, reason: str) -> None:
     action, why = training.guard.act(reason, training.step + 1)
     match action:
         case "stop":
-            training.stopped, training.failed = why, True
+            training.stopped = Stopped(Ending.ANOMALY, why)
         case "rollback":
             training.progress.must_roll_back = True
 
@@ -154,11 +159,11 @@ def global_weights(training: Training, micro_batches: Sequence[Batch]) -> Tensor
     message = torch.zeros(len(phases) + 1, dtype=torch.float64)
     for index, phase in enumerate(phases):
         message[index] = sum(training.objective.weight(phase, batch) for batch in micro_batches)
-    message[-1] = bool(training.wants_stop)
+    message[-1] = training.wants_stop is not None
     training.world.sum(message)
     if message[-1] > 0:
         reasons = training.world.gather(training.wants_stop)
-        training.stopped = next(reason for reason in reasons if reason)
+        training.stopped = next(reason for reason in reasons if reason is not None)
     return message[:-1]
 
 
@@ -189,7 +194,7 @@ def fit(training: Training, stream: Stream, steps: int | None, hooks: Sequence[H
                 called[index] = progress.step
                 mark = training.spend(hook.books_as, mark)
         mark = training.spend("other", mark)
-    training.stopped = training.stopped or "all steps done"
+    training.stopped = training.stopped or ALL_STEPS_DONE
     for index, hook in enumerate(hooks):
         if called[index] != progress.step:
             hook.call(training)
