@@ -114,7 +114,7 @@ def diff(first: RunFolder, second: RunFolder, as_json: Json = False) -> None:
 @app.command()
 def ui(host: str = "127.0.0.1", port: int = 5000) -> None:
     """Open MLflow on the runs here."""
-    from trainer.tracking import TrackingConfig, tracking_uri
+    from trainer.tracking_config import TrackingConfig, tracking_uri
 
     uri = tracking_uri(TrackingConfig())
     if uri.startswith("http"):

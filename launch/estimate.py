@@ -7,10 +7,10 @@ from typing import Any
 
 from models.flops import parameters
 from trainer.config import RunConfig, check
+from trainer.core.protocols import Objective
 from trainer.engines import DeepSpeedConfig
 from trainer.footprint import Activations, Footprint, footprint, groups_of, on_meta, parameter_count, transformer_config
 from trainer.gpus import Gpu
-from trainer.objectives import Objective
 from trainer.objectives.distill import DistillObjective
 from trainer.throughput import StepTime, exchanges, expert_exchange, step_time
 
@@ -87,13 +87,9 @@ def _parameters(objective: Objective) -> dict[str, Any]:
     return found
 
 
-def _bf16(run: RunConfig, gpu: Gpu) -> bool:
-    return run.precision == "bf16" or (run.precision == "auto" and gpu.is_cuda)
-
-
 def _layout(run: RunConfig, objective: Objective, machine: Machine) -> dict[str, Any]:
     """Memory, exchanges, step time and rates of one layout."""
-    needs = footprint(run, objective, machine.gpus, _bf16(run, machine.gpu), machine.gpu.is_cuda)
+    needs = footprint(run, objective, machine.gpus, run.is_bf16(machine.gpu.is_cuda), machine.gpu.is_cuda)
     usable = USABLE * machine.gpu.memory
     found: dict[str, Any] = {
         "memory": {
@@ -116,7 +112,7 @@ def _layout(run: RunConfig, objective: Objective, machine: Machine) -> dict[str,
         for each in exchanges(run.engine, groups, accumulation, machine.gpus, machine.per_node)
     ]
     config, samples = transformer_config(objective), run.batch.global_batch // machine.gpus
-    bf16, again, copied = _bf16(run, machine.gpu), 1.0, 0.0
+    bf16, again, copied = run.is_bf16(machine.gpu.is_cuda), 1.0, 0.0
     if config is not None:
         moving += expert_exchange(config, samples * objective.tokens_per_sample, run.ep(machine.gpus), 2 if bf16 else 4, machine.per_node)
         again = 4 / 3 if config.activation_checkpointing else 1.0

@@ -11,14 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from data.images import ImageConfig
-from data.steps import Share
 from data.text import TextConfig
 from launch.config import load
 from launch.show import printable
 from trainer.config import RunConfig
-from trainer.hooks import quiet, write_samples
-from trainer.inference import load_objective, measure
-from trainer.objectives import Samples
+from trainer.core.protocols import SampleSet
+from trainer.hooks import evaluating, write_samples
+from trainer.inference import ALONE, load_objective, measure
 from trainer.objectives.image_data import grid_of
 from trainer.parsing import parse
 from trainer.rules import RulesConfig
@@ -45,7 +44,7 @@ def show_data(console: Console, path: str, overrides: Sequence[str], n: int) -> 
 
             prepare(data)
             picture = grid_of(preview_images(data, job.run.seed, n).float() / 127.5 - 1, columns=round(n**0.5))
-            for file in write_samples(Samples(images={"data": picture}), Path("samples"), str(job.run.name)):
+            for file in write_samples(SampleSet(images={"data": picture}), Path("samples"), str(job.run.name)):
                 console.print(f"wrote {file}")
         case toy:
             raise ValueError(f"run.objective.data: {toy.name} is made while training and has no rows to show; train, and look at the samples")
@@ -64,7 +63,7 @@ def show_samples(console: Console, run: str, n: int, seed: int, changes: dict[st
     if unknown:
         raise ValueError(f"--{min(unknown).replace('sample_', '')}: a {config.objective.name} run has no such choice; leave it out")
     objective, step = load_objective(replace(config, objective=replace(config.objective, **changes)), folder, console.print)
-    with quiet(objective.networks):
+    with evaluating(objective.networks):
         samples = objective.sample(objective.networks, n, torch.Generator().manual_seed(seed))
     texts = samples.text
     if rules is not None:
@@ -86,9 +85,7 @@ def evaluate_run(console: Console, run: str) -> dict[str, float]:
     folder = find_run(run)
     config = read_run(folder)
     objective, step = load_objective(config, folder, console.print)
-    micro_batch = config.evaluate.micro_batch or config.batch.micro_batch
-    share = Share(rank=0, world=1, global_batch=micro_batch, micro_batch=micro_batch)
-    figures = measure(objective, list(objective.held_out(share)))
+    figures = measure(objective, list(objective.held_out(config.evaluation_share(ALONE))))
     table = Table(title=f"{config.name}, step {step}, held out", title_justify="left", box=None, show_header=False, pad_edge=False)
     for name, value in (figures | objective.baselines()).items():
         if "/expert" not in name:

@@ -5,12 +5,11 @@ import math
 import torch
 from rich.console import Console
 
-from data.steps import Share
 from trainer import restore
 from trainer.config import RunConfig
-from trainer.hooks import quiet
-from trainer.inference import load_objective, measure
-from trainer.objectives import Objective
+from trainer.core.protocols import Objective
+from trainer.hooks import evaluating
+from trainer.inference import ALONE, load_objective, measure
 from trainer.registry import Registry
 from trainer.rules import RulesConfig
 from trainer.rules.audit import AuditLog
@@ -24,7 +23,7 @@ def judged(config: RulesConfig, folder: Folder, candidates: list[Candidate], pur
     gate, log = Gate(config), AuditLog(folder)
     decisions = gate.judge(candidates)
     found = restore.newest(RunFiles(folder).checkpoints, lambda line: None)
-    checkpoint = str(found[1]["digest"]) if found else ""
+    checkpoint = found[1]["digest"] if found else ""
     for candidate, decision in zip(candidates, decisions, strict=True):
         log.add(gate, candidate, decision, purpose, checkpoint)
     return decisions
@@ -62,7 +61,7 @@ def promote(console: Console, folder: Folder, run: RunConfig, config: RulesConfi
     refused = [decision for decision in decisions if not decision.accepted]
     found = restore.newest(RunFiles(folder).checkpoints, lambda line: None)
     assert found is not None, "load_objective read it"
-    digest = str(found[1]["digest"])
+    digest = found[1]["digest"]
     gate_tags = {"step": str(step), "checkpoint": digest, "rules": config.file, "accepted": str(not refused).lower()}
     version = registry.register(folder, {"step": step, "digest": digest}, figures, gate_tags)
     before = f"version {champion[0]}" if champion else "none"
@@ -82,16 +81,14 @@ def _figures(run: RunConfig, folder: Folder, objective: Objective, step: int) ->
     if summary is not None and summary["step"] == step and summary["eval"]:
         figures = summary["eval"]
     else:
-        micro_batch = run.evaluate.micro_batch or run.batch.micro_batch
-        share = Share(rank=0, world=1, global_batch=micro_batch, micro_batch=micro_batch)
-        figures = measure(objective, list(objective.held_out(share)))
+        figures = measure(objective, list(objective.held_out(run.evaluation_share(ALONE))))
     return {key: value for key, value in figures.items() if "/expert" not in key and isinstance(value, float | int) and math.isfinite(value)}
 
 
 def _texts(objective: Objective, samples: int, seed: int) -> list[str]:
     if not samples:
         return []
-    with quiet(objective.networks):
+    with evaluating(objective.networks):
         found = objective.sample(objective.networks, samples, torch.Generator().manual_seed(seed))
     if not found.text:
         raise ValueError("--samples: this objective makes images, and rules read text and measures; use --samples 0")

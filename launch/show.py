@@ -9,7 +9,7 @@ from launch.progress import clock
 from trainer.goodput import NAMES
 from trainer.run_rows import Spent, Summary
 from trainer.storage import Folder
-from trainer.tracking import TrackingConfig, tracking_uri
+from trainer.tracking_config import TrackingConfig, tracking_uri
 
 
 def summary(console: Console, folder: Folder, facts: Summary, tracking: TrackingConfig) -> None:

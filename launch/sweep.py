@@ -23,7 +23,7 @@ from trainer.parsing import plain, read_job
 from trainer.run_files import RunFiles
 from trainer.run_folder import prepare
 from trainer.storage import Folder, absolute, check_writable
-from trainer.tracking import tracking_uri
+from trainer.tracking_config import tracking_uri
 from trainer.world import choose_device
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from data.ledger import verify as verify_ledger
 from data.manifest import check_manifest
 from data.text import TextConfig
 from launch.inspect import read_run
-from trainer import checkpoint, restore
+from trainer import restore
+from trainer.checkpoint_format import step_name, steps_in
 from trainer.objectives import build_objective
 from trainer.rules import audit
 from trainer.run_files import DATA_MANIFEST, RULES_LOG, RunFiles
@@ -25,10 +26,10 @@ def verify(console: Console, target: str) -> bool:
         return verify_checkpoint(console, folder)
     run = find_run(target)
     saved = RunFiles(run).checkpoints
-    steps = sorted(checkpoint.steps_in(saved))
+    steps = sorted(steps_in(saved))
     if not steps:
         raise ValueError(f"run {run}: it has no checkpoint yet; nothing to verify")
-    good = [verify_checkpoint(console, saved / checkpoint.step_name(step)) for step in steps]
+    good = [verify_checkpoint(console, saved / step_name(step)) for step in steps]
     return all([*good, verify_data(console, run, steps[-1]), verify_audit_log(console, run)])
 
 

@@ -7,7 +7,7 @@ def trained(world: Any, job: dict[str, Any], steps: int) -> tuple[Any, list[tupl
     """The training of `job` after `steps` steps, and loss and gradient norm of each."""
     from data.steps import Share
     from trainer.config import RunConfig
-    from trainer.loop import fit, over_ranks
+    from trainer.loop import Hook, fit, over_ranks
     from trainer.parsing import parse
     from trainer.worker import build_training
 
@@ -21,6 +21,6 @@ def trained(world: Any, job: dict[str, Any], steps: int) -> tuple[Any, list[tupl
 
     share = Share(rank=world.rank, world=world.size, global_batch=run.batch.global_batch, micro_batch=run.batch.micro_batch)
     stream = training.objective.stream(share, None)
-    fit(training, stream, steps, [(1, note)])
+    fit(training, stream, steps, [Hook(1, note)])
     stream.close()
     return training, curve

@@ -27,7 +27,7 @@ def curves(world: Any, job: dict[str, Any], layouts: list[tuple[str, int, int]],
     from trainer.config import RunConfig
     from trainer.faults import inject
     from trainer.hooks import fragments
-    from trainer.loop import fit, over_ranks
+    from trainer.loop import Hook, fit, over_ranks
     from trainer.parsing import parse
     from trainer.run_files import run_files
     from trainer.worker import build_training
@@ -58,7 +58,7 @@ def curves(world: Any, job: dict[str, Any], layouts: list[tuple[str, int, int]],
 
             share = Share(rank=world.rank, world=world.size, global_batch=run.batch.global_batch, micro_batch=run.batch.micro_batch)
             stream = training.objective.stream(share, None)
-            fit(training, stream, STEPS, [(1, note)])
+            fit(training, stream, STEPS, [Hook(1, note)])
             stream.close()
             finite = all(bool(fragment.values.isfinite().all()) for fragment in fragments(training))
             found[name, zero, way] = (curve, finite, len(training.guard.found))
@@ -90,7 +90,7 @@ def train(world: Any, job: dict[str, Any], by_hand: list[int] | None = None) -> 
         files = prepare(run, resume=resume)
         if by_hand:
             files.add_anomaly({"step": by_hand[1], "reason": "by hand", "first": by_hand[0], "last": by_hand[1]})
-    world.barrier()
+    world.gather(None)
     return _train(run, world, say=lambda line: None, started=0.0)
 
 
@@ -155,11 +155,11 @@ def test_running_statistics_of_a_poisoned_batch_are_undone() -> None:
     mean = norm.running_mean.clone()
     guard.keep_buffers()
     norm(torch.full((8, 3), math.nan))
-    assert guard.act("the loss is nan", step=2, saved=-1)[0] == "skip"
+    assert guard.act("the loss is nan", step=2)[0] == "skip"
     assert torch.equal(norm.running_mean, mean)
     assert norm.num_batches_tracked == 1
-    assert guard.passes_over(2)
-    assert not guard.passes_over(3)
+    assert guard.skips(2)
+    assert not guard.skips(3)
 
 
 def test_impossible_anomaly_settings_are_refused() -> None:

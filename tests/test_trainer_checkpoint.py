@@ -12,7 +12,8 @@ import torch
 from conftest import tiny_job
 from distributed import run_distributed
 
-from trainer import checkpoint, restore
+from trainer import checkpoint_format as checkpoint
+from trainer import restore
 from trainer.checkpoint import CheckpointConfig, Checkpointer
 from trainer.inference import ALONE
 from trainer.shards import Fragment, receipt
@@ -55,7 +56,7 @@ def train_and_save(world: Any, job: dict[str, Any], zero: int, ep: int, root: st
     saver = Checkpointer(Folder(root), world, CheckpointConfig(), attempt=0)
     saver.save(STEPS, fragments(training), {"step": STEPS})
     saver.wait()
-    world.barrier()
+    world.gather(None)
     return whole_state(training)
 
 

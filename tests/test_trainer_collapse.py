@@ -55,7 +55,7 @@ def run_layouts(world: Any, job: dict[str, Any], layouts: list[tuple[int, int]])
     from data.steps import Share
     from trainer.collapse import collapse_hooks
     from trainer.config import RunConfig
-    from trainer.loop import fit, over_ranks
+    from trainer.loop import Hook, fit, over_ranks
     from trainer.parsing import parse
     from trainer.worker import build_training
 
@@ -86,7 +86,7 @@ def run_layouts(world: Any, job: dict[str, Any], layouts: list[tuple[int, int]])
             assert kind is EventKind.COLLAPSE
             said.append(text)
 
-        hooks = [(1, note), (1, plant), (1, keep), *collapse_hooks(training, tracker, hear), (1, keep)]  # type: ignore[arg-type]
+        hooks = [Hook(1, note), Hook(1, plant), Hook(1, keep), *collapse_hooks(training, tracker, hear), Hook(1, keep)]  # type: ignore[arg-type]
         share = Share(rank=world.rank, world=world.size, global_batch=config.batch.global_batch, micro_batch=config.batch.micro_batch)
         stream = training.objective.stream(share, None)
         fit(training, stream, STEPS, hooks)
@@ -184,15 +184,16 @@ def test_dead_experts_start_anew(world: int, layout: tuple[int, int], corpus: Pa
 def whole_run(world: Any, job: dict[str, Any], resume: bool) -> dict[str, Any]:
     from trainer import run_hooks, worker
     from trainer.config import RunConfig
+    from trainer.loop import Hook
     from trainer.parsing import parse
     from trainer.run_folder import prepare, settle
 
     made = run_hooks.collapse_hooks
-    run_hooks.collapse_hooks = lambda *parts: [(1, plant), *made(*parts)]
+    run_hooks.collapse_hooks = lambda *parts: [Hook(1, plant), *made(*parts)]
     config = settle(parse(RunConfig, job, "run"), "job", world.size, resume=resume)
     if world.is_main:
         prepare(config, resume=resume)
-    world.barrier()
+    world.gather(None)
     printed: list[str] = []
     summary = worker._train(config, world, say=printed.append, started=0.0)
     return {"summary": summary, "printed": printed}

@@ -96,7 +96,7 @@ def curves(world: Any, cases: list[tuple[str, int]]) -> dict[tuple[str, int], tu
     """Loss of each phase and gradient norms at every step, and this rank's part of the final averages, for every (objective, ZeRO stage)."""
     from data.steps import Share
     from trainer.config import RunConfig, check
-    from trainer.loop import fit, over_ranks
+    from trainer.loop import Hook, fit, over_ranks
     from trainer.parsing import parse
     from trainer.worker import build_training
 
@@ -114,7 +114,7 @@ def curves(world: Any, cases: list[tuple[str, int]]) -> dict[tuple[str, int], tu
 
         share = Share(rank=world.rank, world=world.size, global_batch=32, micro_batch=4, group=training.objective.group)
         stream = training.objective.stream(share, None)
-        fit(training, stream, STEPS, [(1, training.ema), (1, note)])
+        fit(training, stream, STEPS, [Hook(1, lambda training: training.ema.update(training.step)), Hook(1, note)])
         stream.close()
         owned = {f"{f.key}@{f.start + f.owned.start}": f.values[f.owned].numpy().copy() for f in training.ema.fragments}
         found[name, zero] = (curve, owned)

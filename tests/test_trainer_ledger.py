@@ -27,10 +27,10 @@ def train(world: Any, job: dict[str, Any], steps: int) -> str:
 
     run = settle(parse(RunConfig, job | {"stop": {"steps": steps}}, "run"), "job", 2, resume=False)
     resume = run_files(run.root, run.name).has_begun
-    world.barrier()
+    world.gather(None)
     if world.is_main:
         prepare(run, resume)
-    world.barrier()
+    world.gather(None)
     try:
         _train(run, world, say=lambda line: None, started=0.0)
     except ValueError as error:

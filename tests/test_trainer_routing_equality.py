@@ -37,7 +37,7 @@ def train(world: Any, jobs: dict[str, dict[str, Any]], layouts: list[tuple[int, 
     """Losses and norms of all steps, the first step's gradients, the load of every step, and the buffers at the end."""
     from data.steps import Share
     from trainer.config import RunConfig
-    from trainer.loop import fit, over_ranks
+    from trainer.loop import Hook, fit, over_ranks
     from trainer.parsing import parse
     from trainer.worker import build_training
 
@@ -58,7 +58,7 @@ def train(world: Any, jobs: dict[str, dict[str, Any]], layouts: list[tuple[int, 
 
             share = Share(rank=world.rank, world=world.size, global_batch=run.batch.global_batch, micro_batch=run.batch.micro_batch)
             stream = training.objective.stream(share, None)
-            fit(training, stream, STEPS, [(1, note)])
+            fit(training, stream, STEPS, [Hook(1, note)])
             stream.close()
             result["buffers"] = {key: value for key, value in whole_state(training).items() if key.startswith("buffer/")}
             found[routing, ep, zero] = result

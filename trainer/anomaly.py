@@ -12,12 +12,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from trainer.checkpoint_format import GuardState
 from trainer.run_rows import Anomaly
+from trainer.shards import persistent_buffers
 from trainer.world import World
 
 _FEWEST_LOSSES = 16
@@ -52,18 +54,36 @@ class AnomalyConfig:
             raise ValueError(f"back is {self.back} with the action {self.action}; it must be at least 0, and goes with rollback only")
 
 
+Note = Callable[[Anomaly, int], None]
+"""Writes down an anomaly, the nth of the run, before the run goes on; called on every rank."""
+
+
+def unnoted(anomaly: Anomaly, nth: int) -> None:
+    """For a training without a run folder."""
+
+
+def no_checkpoint() -> int:
+    """For a training that saves nothing."""
+    return -1
+
+
 class Guard:
     """Decides whether a network may be updated. The same on all ranks: it looks at what they have agreed on."""
 
-    def __init__(self, config: AnomalyConfig, world: World, networks: Mapping[str, nn.Module]):
-        self.config, self.world = config, world
-        self.buffers = [buffer.data for network in networks.values() for buffer in _persistent_buffers(network)]
+    def __init__(
+        self,
+        config: AnomalyConfig,
+        world: World,
+        networks: Mapping[str, nn.Module],
+        note: Note = unnoted,
+        newest_checkpoint: Callable[[], int] = no_checkpoint,
+    ):
+        self.config, self.world, self.note, self.newest_checkpoint = config, world, note, newest_checkpoint
+        self.buffers = [buffer.data for network in networks.values() for _, buffer in persistent_buffers(network)]
         self.kept = [torch.empty_like(buffer) for buffer in self.buffers]
         self.losses = {phase: deque[float](maxlen=config.window) for phase in networks}
         self.found: list[Anomaly] = []
         """Every anomaly of the run."""
-        self.note: Callable[[Anomaly], None] = lambda anomaly: None
-        """Called with each anomaly, on every rank."""
 
     def keep_buffers(self) -> None:
         """Remember the networks' buffers: a forward pass of a poisoned batch writes into running statistics."""
@@ -91,9 +111,11 @@ class Guard:
     def _of(self, phase: str) -> str:
         return f" ({phase})" if len(self.losses) > 1 else ""
 
-    def act(self, reason: str, step: int, saved: int) -> tuple[Literal["skip", "rollback", "stop"], str]:
-        """What is to be done about step number `step` (as logged), where `saved` is the newest checkpoint's (-1: none), and in words."""
-        torch._foreach_copy_(self.buffers, self.kept) if self.buffers else None
+    def act(self, reason: str, step: int) -> tuple[Literal["skip", "rollback", "stop"], str]:
+        """What is to be done about step number `step` (as logged), and in words."""
+        if self.buffers:
+            torch._foreach_copy_(self.buffers, self.kept)
+        saved = self.newest_checkpoint()
         action = "skip" if self.config.action == "rollback" and saved < 0 else self.config.action
         if action == "stop" or len(self.found) >= self.config.budget:
             more = "" if action == "stop" else f", and anomaly.budget is {self.config.budget}"
@@ -103,24 +125,20 @@ class Guard:
             first = saved + 1 if self.config.back is None else max(saved + 1, step - self.config.back)
         anomaly = Anomaly(step=step, reason=reason, first=first, last=step)
         self.found.append(anomaly)
-        self.note(anomaly)
+        self.note(anomaly, len(self.found))
         return action, reason
 
-    def passes_over(self, step: int) -> bool:
+    def skips(self, step: int) -> bool:
         """Whether step number `step` (as logged) is one without an update."""
         return any(anomaly["first"] <= step <= anomaly["last"] for anomaly in self.found)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> GuardState:
         """For a checkpoint."""
-        return {"losses": {phase: list(losses) for phase, losses in self.losses.items()}, "found": self.found}
+        return GuardState(losses={phase: list(losses) for phase, losses in self.losses.items()}, found=self.found)
 
-    def load(self, state: Mapping[str, Any], found: Iterable[Anomaly] = ()) -> None:
-        """Go on from a checkpoint's state; `found` is what the run folder knows: more, where the checkpoint is older than an anomaly."""
+    def load(self, state: GuardState | None, found: Iterable[Anomaly] = ()) -> None:
+        """Continue from a checkpoint's state; `found` is what the run folder knows: more, where the checkpoint is older than an anomaly."""
+        state = state or GuardState(losses={}, found=[])
         for phase, losses in state.get("losses", {}).items():
             self.losses[phase] = deque(losses, maxlen=self.config.window)
-        self.found = max(self.found, list(state.get("found", [])), list(found), key=len)
-
-
-def _persistent_buffers(network: nn.Module) -> list[Tensor]:
-    persistent = network.state_dict(keep_vars=True)
-    return [buffer for name, buffer in network.named_buffers() if name in persistent]
+        self.found = max(self.found, state.get("found", []), list(found), key=len)

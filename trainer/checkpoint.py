@@ -1,39 +1,59 @@
 """Saving checkpoints: every rank writes what it owns, in the background; a folder appears by one rename.
 
-    checkpoints/step-00000100/
-        rank-00000.safetensors, ...     the owned fragments of each rank, as 1-D tensors
-        manifest.json                   written last: every tensor, its receipt, its pieces, the digest of every file and of itself
-
-Nothing in it is code: safetensors and JSON. trainer/restore.py reads it back, into any layout.
+trainer/checkpoint_format.py says what lies in it, and trainer/restore.py reads it back, into any layout.
 """
 
-import hashlib
 import json
-import math
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trainer.checkpoint_format import (
+    MANIFEST,
+    OwnedPiece,
+    RankPart,
+    State,
+    build_manifest,
+    digest_of_file,
+    piece_key,
+    rank_name,
+    receipt_text,
+    step_name,
+    steps_in,
+)
 from trainer.shards import Fragment, receipt
 from trainer.storage import Folder
 from trainer.world import World
 
-FORMAT = 1
 _WAIT_FOR_RANKS_S = 600.0
 _COPIERS = 4  # threads, while training waits: one alone does not use the memory's bandwidth
-_Piece = tuple[Fragment, int, Tensor]
-"""What a rank owns of a fragment, where that begins in the whole tensor, and a copy of it."""
+_FIRST_PAUSE_S = 0.02
+_LONGEST_PAUSE_S = 1.0
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What this rank owns of a fragment."""
+
+    fragment: Fragment
+    start: int
+    """Where it begins in the whole tensor."""
+    values: Tensor
+    """A copy."""
+
+    @property
+    def key(self) -> str:
+        return piece_key(self.fragment.key, self.start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +72,6 @@ class CheckpointConfig:
             raise ValueError(f"every is {self.every}, keep {self.keep} and keep_every {self.keep_every}; none may be below 0")
 
 
-def step_name(step: int) -> str:
-    return f"step-{step:08d}"
-
-
 class _PeerFailed(OSError):
     """Another rank could not write its part, and says itself why."""
 
@@ -68,19 +84,25 @@ class Checkpointer:
         self.staged: dict[str, Tensor] = {}
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
-        self.last_step = -1
-        self.stall_s = 0.0
+        self.published = -1
+        """The step of the newest checkpoint that is known to be whole; -1: none."""
+        self.under_way: int | None = None
+        """The step of the save that nobody has waited for yet."""
 
-    def save(self, step: int, fragments: Sequence[Fragment], state: dict[str, Any]) -> None:
+    @property
+    def newest(self) -> int:
+        """The step of the newest checkpoint, counting on the save under way; -1: none."""
+        return self.published if self.under_way is None else self.under_way
+
+    def save(self, step: int, fragments: Sequence[Fragment], state: State) -> None:
         """Copy what this rank owns into buffers of its own, and write them in a thread, once the save before is over."""
-        begin = time.perf_counter()
         assert self.error is None, "whoever saves has waited for the save before"
         with ThreadPoolExecutor(_COPIERS) as pool:
             staged = pool.map(self._stage, fragments)
         pieces = [piece for piece in staged if piece]
         self.thread = threading.Thread(target=self._write, args=(step, pieces, state), name="checkpoint", daemon=True)
         self.thread.start()
-        self.last_step, self.stall_s = step, time.perf_counter() - begin
+        self.under_way = step
 
     def wait(self) -> None:
         """Until the save under way is published; raises what went wrong in it."""
@@ -93,17 +115,22 @@ class Checkpointer:
 
     def wait_for_all(self) -> str:
         """Until the save under way is over on all ranks: "", or what went wrong on the first of them where it did, the same on each."""
+        step = self.under_way
+        if step is None:
+            return ""
         try:
             self.wait()
-            problem, by_peer = "", True
+            by_peer, problem = True, ""
         except OSError as error:  # no room, no right, no answer: what storage does
-            problem, by_peer = f"checkpoint {step_name(self.last_step)}: {' '.join(str(error).split())}", isinstance(error, _PeerFailed)
-        problems = sorted(self.world.gather((by_peer, problem)), key=lambda each: each[0])  # the cause before what followed from it
-        problem = next((text for _, text in problems if text), "")
-        if problem and self.world.is_main:  # now nobody writes into it any more
-            folder = self._unpublished(self.last_step)
+            by_peer, problem = isinstance(error, _PeerFailed), f"checkpoint {step_name(step)}: {' '.join(str(error).split())}"
+        problem = _first_cause(self.world.gather((by_peer, problem)))
+        self.under_way = None
+        if not problem:
+            self.published = step
+        elif self.world.is_main:  # now nobody writes into it any more
+            folder = self._unpublished(step)
             with suppress(OSError):
-                if not folder.exists("manifest.json"):
+                if not folder.exists(MANIFEST):
                     folder.remove()
         return problem
 
@@ -116,13 +143,13 @@ class Checkpointer:
         owned, start = fragment.values[fragment.owned], fragment.start + fragment.owned.start
         if not owned.numel():
             return None
-        key = f"{fragment.key}@{start}"
+        key = piece_key(fragment.key, start)
         buffer = self.staged.get(key)
         if buffer is None or buffer.shape != owned.shape:
             buffer = self.staged[key] = torch.empty(owned.shape, dtype=owned.dtype, pin_memory=owned.is_cuda)
-        return fragment, start, buffer.copy_(owned)
+        return _Piece(fragment, start, buffer.copy_(owned))
 
-    def _write(self, step: int, pieces: list[_Piece], state: dict[str, Any]) -> None:
+    def _write(self, step: int, pieces: list[_Piece], state: State) -> None:
         try:
             folder = self._unpublished(step)
             try:
@@ -136,15 +163,15 @@ class Checkpointer:
 
     def _give_up(self, folder: Folder, error: OSError) -> None:
         """Tell rank 0 that this rank's part will not come, and make room."""
-        name = f"rank-{self.world.rank:05d}"
+        name = rank_name(self.world.rank)
         with suppress(OSError):
             folder.delete(f"{name}.safetensors")
             folder.write(f"{name}.failed", b"")
         raise error
 
     def _write_rank(self, folder: Folder, pieces: list[_Piece]) -> None:
-        name = f"rank-{self.world.rank:05d}"
-        tensors = {f"{fragment.key}@{start}": values for fragment, start, values in pieces}
+        name = rank_name(self.world.rank)
+        tensors = {piece.key: piece.values for piece in pieces}
         with tempfile.TemporaryDirectory(dir=folder.path if folder.is_local else None, prefix=".write-") as scratch:
             file = Path(scratch) / f"{name}.safetensors"
             try:
@@ -156,23 +183,27 @@ class Checkpointer:
                 file.rename(Path(folder.path) / file.name)
             else:
                 folder.put(file, file.name)
-        entries = [
-            {
-                "key": f.key,
-                "shape": f.global_shape,
-                "dtype": str(v.dtype).removeprefix("torch."),
-                "start": s,
-                "numel": v.numel(),
-                "receipt": f"{receipt(v, s):016x}",
-            }
-            for f, s, v in pieces
-        ]
-        folder.write(f"{name}.json", json.dumps({"size": size, "digest": digest, "pieces": entries}).encode())
+        part = RankPart(size=size, digest=digest, pieces=[_described(piece) for piece in pieces])
+        folder.write(f"{name}.json", json.dumps(part).encode())
 
-    def _publish(self, folder: Folder, step: int, state: dict[str, Any]) -> None:
+    def _publish(self, folder: Folder, step: int, state: State) -> None:
         """Once every rank has written: the manifest, the rename, and the end of what is too old."""
-        deadline = time.monotonic() + _WAIT_FOR_RANKS_S
-        expected = {f"rank-{rank:05d}.json" for rank in range(self.world.size)}
+        names = [rank_name(rank) for rank in range(self.world.size)]
+        self._wait_for_parts(folder, step, {f"{name}.json" for name in names})
+        parts: dict[str, RankPart] = {name: json.loads(folder.read(f"{name}.json")) for name in names}
+        folder.write(MANIFEST, json.dumps(build_manifest(step, parts, state), indent=1).encode())
+        for name in names:
+            folder.delete(f"{name}.json")
+        final = self.root / step_name(step)
+        if folder.is_local and final.exists():
+            final.remove()
+        folder.rename_to(final)
+        self._prune()
+
+    def _wait_for_parts(self, folder: Folder, step: int, expected: set[str]) -> None:
+        """Until the files `expected` are there. It lists the folder again and again: this is a thread, and while it waits the ranks'
+        collectives belong to training."""
+        deadline, pause_s = time.monotonic() + _WAIT_FOR_RANKS_S, _FIRST_PAUSE_S
         while missing := expected - set(names := folder.names()):
             if failed := [name for name in names if name.endswith(".failed")]:
                 raise _PeerFailed(f"{failed[0].removesuffix('.failed')} could not be written")
@@ -180,16 +211,8 @@ class Checkpointer:
                 raise TimeoutError(
                     f"checkpoint {step_name(step)}: no {', '.join(sorted(missing))} after {_WAIT_FOR_RANKS_S:.0f} s; is {folder} shared by all nodes?"
                 )
-            time.sleep(0.02)
-        parts = {name.removesuffix(".json"): json.loads(folder.read(name)) for name in sorted(expected)}
-        folder.write("manifest.json", json.dumps(_manifest(step, parts, state), indent=1).encode())
-        for name in expected:
-            folder.delete(name)
-        final = self.root / step_name(step)
-        if folder.is_local and final.exists():
-            final.remove()
-        folder.rename_to(final)
-        self._prune()
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _prune(self) -> None:
         steps = sorted(steps_in(self.root))
@@ -199,34 +222,18 @@ class Checkpointer:
                 (self.root / step_name(step)).remove()
 
 
-def _manifest(step: int, parts: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
-    tensors: dict[str, Any] = {}
-    for name, part in parts.items():
-        for piece in part["pieces"]:
-            tensor = tensors.setdefault(piece["key"], {"shape": piece["shape"], "dtype": piece["dtype"], "receipt": 0, "pieces": []})
-            tensor["receipt"] = (tensor["receipt"] + int(piece["receipt"], 16)) % (1 << 64)
-            tensor["pieces"].append([f"{name}.safetensors", piece["start"], piece["numel"]])
-    for key, tensor in tensors.items():
-        written = sum(numel for _, _, numel in tensor["pieces"])
-        assert written == math.prod(tensor["shape"]), f"{key}: the ranks own {written} of {math.prod(tensor['shape'])} elements"
-        tensor["receipt"] = f"{tensor['receipt']:016x}"
-    files = {f"{name}.safetensors": {"size": part["size"], "digest": part["digest"]} for name, part in parts.items()}
-    manifest = {"format": FORMAT, "step": step, "state": state, "files": files, "tensors": tensors}
-    return manifest | {"digest": digest_of_manifest(manifest)}
+def _described(piece: _Piece) -> OwnedPiece:
+    return OwnedPiece(
+        key=piece.fragment.key,
+        shape=piece.fragment.global_shape,
+        dtype=str(piece.values.dtype).removeprefix("torch."),
+        start=piece.start,
+        numel=piece.values.numel(),
+        receipt=receipt_text(receipt(piece.values, piece.start)),
+    )
 
 
-def digest_of_manifest(manifest: dict[str, Any]) -> str:
-    """Of all of the manifest but its own digest."""
-    body = {key: value for key, value in manifest.items() if key != "digest"}
-    return hashlib.blake2b(json.dumps(body, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def digest_of_file(file: Path) -> str:
-    """BLAKE2b of the file's bytes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def steps_in(root: Folder) -> list[int]:
-    """The steps of the published checkpoints in `root`, whether good or damaged."""
-    return [int(name.removeprefix("step-")) for name in root.names() if name.startswith("step-") and name.removeprefix("step-").isdigit()]
+def _first_cause(problems: Iterable[tuple[bool, str]]) -> str:
+    """The first problem among those of all ranks ("": none), a cause before what only followed from another rank's."""
+    in_order = sorted(problems, key=lambda problem: problem[0])
+    return next((text for _, text in in_order if text), "")

@@ -15,8 +15,8 @@ from models.experts import Experts
 from models.init import stable_hash
 from models.moe import MoELayer
 from models.routing import BiasBalancedRouter
+from trainer.core.protocols import Engine
 from trainer.endings import Ending, Stopped
-from trainer.engines import Engine
 from trainer.loop import Hook, Training
 from trainer.objectives.language import LanguageObjective
 from trainer.objectives.routing_watch import RaiseBalanceLoss, ReinitDeadExperts, RoutingWatch, Stop, Warn
@@ -26,12 +26,12 @@ from trainer.tracking import Tracker
 from trainer.world import World
 
 
-def collapse_hooks(training: Training, tracker: Tracker, say: Say) -> list[tuple[int, Hook]]:
+def collapse_hooks(training: Training, tracker: Tracker, say: Say) -> list[Hook]:
     """The hook for an objective whose routing can collapse; nothing for any other."""
     objective = training.objective
     if not isinstance(objective, LanguageObjective) or objective.watch is None:
         return []
-    return [(1, CollapseHook(objective, objective.watch, tracker, say))]
+    return [Hook(1, CollapseHook(objective, objective.watch, tracker, say))]
 
 
 @dataclass

@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import dataclass, field
 
+from data.steps import Share
 from trainer.anomaly import AnomalyConfig
 from trainer.checkpoint import CheckpointConfig
 from trainer.ema import EmaConfig
@@ -14,8 +15,8 @@ from trainer.objectives.gan import GanConfig
 from trainer.optim import Constant, OptimizerConfig
 from trainer.profiling import ProfileConfig
 from trainer.rules import RulesConfig
-from trainer.tracking import TrackingConfig
-from trainer.world import Device
+from trainer.tracking_config import TrackingConfig
+from trainer.world import Device, World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +137,15 @@ class RunConfig:
         if engine.ep != "auto":
             return engine.ep
         return math.gcd(workers, moe.experts) if moe is not None and engine.zero < 3 else 1
+
+    def is_bf16(self, on_cuda: bool) -> bool:
+        """Whether forward and backward passes compute in bf16."""
+        return self.precision == "bf16" or (self.precision == "auto" and on_cuda)
+
+    def evaluation_share(self, world: World) -> Share:
+        """How the ranks of `world` divide the held-out samples."""
+        micro_batch = self.evaluate.micro_batch or self.batch.micro_batch
+        return Share(rank=world.rank, world=world.size, global_batch=micro_batch * world.size, micro_batch=micro_batch)
 
     def steps(self, tokens_per_sample: int) -> int | None:
         """Optimiser steps until the end, if it can be known: the smaller of stop.steps and what stop.tokens makes."""

@@ -3,15 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 
-from trainer.engines import Engine
+from trainer.core.protocols import Engine
 from trainer.shards import Fragment
-
-if TYPE_CHECKING:
-    from trainer.loop import Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,21 +23,22 @@ class EmaConfig:
 
 
 class Ema:
-    """A hook that averages; empty, and doing nothing, where `config` is None."""
+    """The moving averages of this rank's weights; empty, and doing nothing, where `config` is None."""
 
     def __init__(self, config: EmaConfig | None, engines: Mapping[str, Engine], networks: Sequence[str]):
         self.engines = {name: engines[name] for name in networks} if config else {}
         self.decay = config.decay if config else 0.0
-        found = [fragment.named(name) for name, engine in self.engines.items() for fragment in engine.fragments()]
-        self.weights = [fragment for fragment in found if fragment.kind == "weight"]
+        fragments = [fragment.named(name) for name, engine in self.engines.items() for fragment in engine.fragments()]
+        self.weights = [fragment for fragment in fragments if fragment.kind == "weight"]
         self.fragments: list[Fragment] = [replace(fragment, kind="ema", values=fragment.values.clone()) for fragment in self.weights]
         """The averages, in the layout of the weights."""
 
-    def __call__(self, training: "Training") -> None:
-        """Move the averages towards the weights, once after each step."""
-        decay = min(self.decay, (1 + training.step) / (10 + training.step))
+    def update(self, step: int) -> None:
+        """Move the averages towards the weights, once after each step; `step` counts the one just done."""
+        decay = min(self.decay, (1 + step) / (10 + step))
         if self.weights:
-            torch._foreach_lerp_([f.values for f in self.fragments], [f.values for f in self.weights], 1 - decay)
+            averages = [fragment.values for fragment in self.fragments]
+            torch._foreach_lerp_(averages, [fragment.values for fragment in self.weights], 1 - decay)
 
     def restart(self) -> None:
         """The averages begin at the weights as they are now."""

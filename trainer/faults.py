@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from data.rows import Rows
 from data.shards import Shards
-from trainer.checkpoint import step_name, steps_in
-from trainer.engines import Engine
+from trainer.checkpoint_format import step_name, steps_in
+from trainer.core.protocols import Engine
 from trainer.loop import Hook, Training
 from trainer.run_files import RunFiles
 from trainer.run_rows import Fault
@@ -85,10 +86,10 @@ class SourceFails:
 FaultConfig = Kill | Hang | PoisonGradient | DamageCheckpoint | SourceFails
 
 
-def inject(faults: Sequence[FaultConfig], training: Training, files: RunFiles) -> list[tuple[int, Hook]]:
+def inject(faults: Sequence[FaultConfig], training: Training, files: RunFiles) -> list[Hook]:
     """Arrange for this rank's faults that have not happened yet; returns the hooks that do those between two steps."""
     done = [fault["fault"] for fault in files.faults()]
-    hooks: list[tuple[int, Hook]] = []
+    hooks: list[Hook] = []
     for number, fault in enumerate(faults):
         if number in done or fault.rank != training.world.rank:
             continue
@@ -101,7 +102,7 @@ def inject(faults: Sequence[FaultConfig], training: Training, files: RunFiles) -
             engines[phase] = PoisonedEngine(engines[phase], lambda fault=fault, once=once: training.step + 1 == fault.step and once())  # type: ignore[misc]
             training.engines = engines
         else:
-            hooks.append((1, _between_steps(fault, once, files)))
+            hooks.append(Hook(1, _between_steps(fault, once, files)))
     return hooks
 
 
@@ -120,7 +121,7 @@ class _Once:
         return False
 
 
-def _between_steps(fault: FaultConfig, once: Callable[[], bool], files: RunFiles) -> Hook:
+def _between_steps(fault: FaultConfig, once: Callable[[], bool], files: RunFiles) -> Callable[[Training], None]:
     def hook(training: Training) -> None:
         if training.step != fault.step or not once():
             return
@@ -198,9 +199,9 @@ class _Poison(torch.autograd.Function):
     """The identity, with a gradient of NaN."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, loss: Tensor) -> Tensor:
         return loss.clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> Tensor:
         return torch.full_like(gradients[0], float("nan"))

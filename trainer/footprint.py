@@ -17,8 +17,9 @@ from models.moe import MoEConfig
 from models.routing import experts_per_token
 from models.transformer import Transformer, TransformerConfig
 from trainer.config import RunConfig
+from trainer.core.protocols import Objective
 from trainer.engines import DeepSpeedConfig
-from trainer.objectives import Objective, build_objective
+from trainer.objectives import build_objective
 from trainer.objectives.distill import DistillObjective
 from trainer.objectives.language_config import AnyLanguage
 from trainer.training_state import Group, State, optimizer_groups, training_state

@@ -49,7 +49,7 @@ class Goodput:
     def start(self, training: Training) -> None:
         """Training begins now."""
         logged = [row.step for row in self.files.metrics()]  # a killed attempt may have logged more than its row says
-        training.furthest = max([training.step, *logged] + [row["step"] for row in self.earlier])
+        training.progress.replay_until = max([training.step, *logged] + [row["step"] for row in self.earlier])
         training.seconds[self.waiting] = time.time() - self.begin
         self.write(training)
 

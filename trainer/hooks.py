@@ -2,24 +2,29 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 from torch import nn
 
-from data.steps import Share
+from data.lanes import State as DataState
+from data.steps import Batch, Share
 from trainer.checkpoint import Checkpointer
+from trainer.checkpoint_format import State
+from trainer.core.protocols import SampleSet, Sums
 from trainer.ledger import Ledger
 from trainer.loop import Training, add, over_ranks, to_device
-from trainer.objectives import Batch, Samples, Sums
 from trainer.run_files import RunFiles
 from trainer.run_rows import EventKind, Say, Spent
 from trainer.shards import Fragment
 from trainer.tracking import Tracker
+
+_PAUSES: tuple[Spent, ...] = ("evaluation", "checkpoint")
+"""What hooks book that stops training."""
 
 
 @dataclass
@@ -32,7 +37,7 @@ class Report:
     last_samples: int = 0
     last_time: float = field(default_factory=time.perf_counter)
     paused_s: float = 0.0
-    """Time spent on other hooks since the last report: no part of the training rate."""
+    """Time of this attempt, up to the last report, that is no part of the training rate."""
     figures: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, training: Training) -> None:
@@ -41,9 +46,10 @@ class Report:
         sums = over_ranks(training.sums, training.world)
         training.sums = {}
         now = time.perf_counter()
-        seconds = max(1e-9, now - self.last_time - self.paused_s)
+        paused_s = sum(training.seconds.get(pause, 0.0) for pause in _PAUSES)
+        seconds = max(1e-9, now - self.last_time - (paused_s - self.paused_s))
         samples = training.samples - self.last_samples
-        self.last_time, self.last_samples, self.paused_s = now, training.samples, 0.0
+        self.last_time, self.last_samples, self.paused_s = now, training.samples, paused_s
         self.figures = training.objective.report(sums) | self._rates(training, samples / seconds) | _machine(training)
         self.tracker.log(training.step, self.figures)
 
@@ -59,18 +65,6 @@ class Report:
             figures[f"grad_norm{suffix}"] = float(norm)
             figures[f"learning_rate{suffix}"] = training.learning_rate(phase, training.step - 1)
         return figures
-
-    def pausing(self, hook: Callable[[Training], None], what: Spent) -> Callable[[Training], None]:
-        """`hook`, with the time it takes left out of the training rate, and booked as spent on `what`."""
-
-        def paused(training: Training) -> None:
-            begin = time.perf_counter()
-            hook(training)
-            seconds = training.spend(what, begin) - begin
-            training.seconds["other"] = training.seconds.get("other", 0.0) - seconds  # the loop books all hooks as other
-            self.paused_s += seconds
-
-        return paused
 
 
 def _machine(training: Training) -> dict[str, float]:
@@ -88,28 +82,24 @@ def _machine(training: Training) -> dict[str, float]:
 def evaluate(training: Training, batches: list[Batch]) -> dict[str, float]:
     """The objective's measures on held-out `batches`, over all ranks."""
     sums: Sums = {}
-    with quiet(training.nets):
+    with evaluating(training.nets):
         for batch in batches:
             add(sums, training.objective.evaluate(training.nets, to_device(batch, training.world.device)))
-            training.alive = time.perf_counter()
+            training.note_progress()
     return training.objective.report(over_ranks(sums, training.world))
 
 
-class quiet:
-    """Networks in evaluation mode, without gradients, for a `with` block."""
-
-    def __init__(self, nets: Mapping[str, nn.Module]):
-        self.nets, self.no_grad = nets, torch.no_grad()
-
-    def __enter__(self) -> None:
-        self.no_grad.__enter__()
-        for net in self.nets.values():
-            net.eval()
-
-    def __exit__(self, *problem: Any) -> None:
-        for net in self.nets.values():
-            net.train()
-        self.no_grad.__exit__(*problem)
+@contextmanager
+def evaluating(networks: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Put `networks` in evaluation mode, without gradients, for a `with` block."""
+    for network in networks.values():
+        network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for network in networks.values():
+            network.train()
 
 
 @dataclass
@@ -142,7 +132,7 @@ class Quality:
     figures: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, training: Training) -> None:
-        with training.ema.in_place(), quiet(training.nets):
+        with training.ema.in_place(), evaluating(training.nets):
             self.figures = training.objective.quality(training.nets, self.share, training.world.gather)
         self.tracker.log(training.step, {f"quality/{name}": value for name, value in self.figures.items()})
         for alarm in training.objective.alarms(self.figures):
@@ -158,14 +148,14 @@ class Sample:
     files: RunFiles
     tracker: Tracker
     scratch: Path
-    samples: Samples = field(default_factory=Samples)
+    samples: SampleSet = field(default_factory=SampleSet)
 
     def __call__(self, training: Training) -> None:
         if not self.n:
             return
         generator = torch.Generator(training.world.device).manual_seed(self.seed)
         # Sampling grows its input token by token: compiled, it would be compiled anew for every length.
-        with training.ema.in_place(), quiet(training.nets), torch.compiler.set_stance("force_eager"):
+        with training.ema.in_place(), evaluating(training.nets), torch.compiler.set_stance("force_eager"):
             self.samples = training.objective.sample(training.nets, self.n, generator)
         if training.world.is_main:
             for file in write_samples(self.samples, self.scratch, f"step-{training.step:08d}"):
@@ -173,7 +163,7 @@ class Sample:
                 self.tracker.keep(file)
 
 
-def write_samples(samples: Samples, folder: Path, prefix: str) -> list[Path]:
+def write_samples(samples: SampleSet, folder: Path, prefix: str) -> list[Path]:
     """The samples as files: texts in one .txt, each grid of images as a .png."""
     files = []
     folder.mkdir(parents=True, exist_ok=True)
@@ -201,30 +191,25 @@ class Save:
 
     checkpointer: Checkpointer
     tracker: Tracker
-    merge: Callable[[list[Any]], Any]
+    merge: Callable[[Sequence[DataState]], DataState]
     """Makes one data state of all ranks' states."""
     ledger: Ledger
     say: Say
-    good: int = -1
-    """The newest step that is known to be published."""
 
     def __call__(self, training: Training) -> None:
-        if training.step == self.checkpointer.last_step:
+        if training.step == self.checkpointer.newest:
             return
         begin = time.perf_counter()
         self.settle(training)
         data = self.merge(training.world.gather(training.data_state))
-        state = {"step": training.step, "samples": training.samples, "data": data, "world": training.world.size, "guard": training.guard.state()}
-        self.checkpointer.save(training.step, fragments(training), json.loads(json.dumps(state)))
+        state = State(step=training.step, samples=training.samples, data=data, world=training.world.size, guard=training.guard.state())
+        self.checkpointer.save(training.step, fragments(training), json.loads(json.dumps(state)))  # a copy: it is written later
         self.ledger.saved(data)
-        training.saved = training.step
         self.tracker.log(training.step, {"checkpoint_stall_s": time.perf_counter() - begin})
 
     def settle(self, training: Training) -> str:
         """Wait for the save under way. Where it failed, that is said and returned: the run goes on, and the next save tries again."""
-        if problem := self.checkpointer.wait_for_all():
+        problem = self.checkpointer.wait_for_all()
+        if problem:
             self.say(EventKind.CHECKPOINT, f"{problem}; it is not taken", training.step)
-            self.checkpointer.last_step = -1
-            training.saved = self.good
-        self.good = training.saved
         return problem

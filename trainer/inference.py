@@ -1,17 +1,19 @@
 """A run's networks in one process, without an engine: for samples, measures and export."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
 
 import torch
 
+from data.steps import Batch
 from models.init import initialise
 from trainer import restore, shards
+from trainer.checkpoint_format import Manifest
 from trainer.config import RunConfig
-from trainer.hooks import quiet
+from trainer.core.protocols import Objective, Sums
+from trainer.hooks import evaluating
 from trainer.loop import add
-from trainer.objectives import Batch, Objective, Sums, build_objective
+from trainer.objectives import build_objective
 from trainer.run_files import RunFiles
 from trainer.shards import Fragment
 from trainer.storage import Folder
@@ -20,7 +22,7 @@ from trainer.world import World
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 
 
-def load_objective(run: RunConfig, folder: Folder, say: Any) -> tuple[Objective, int]:
+def load_objective(run: RunConfig, folder: Folder, say: Callable[[str], None]) -> tuple[Objective, int]:
     """The objective of a run with the weights of its newest whole checkpoint (their moving average, where there is one), and that checkpoint's step.
 
     No DeepSpeed, any layout.
@@ -33,10 +35,10 @@ def load_objective(run: RunConfig, folder: Folder, say: Any) -> tuple[Objective,
     for name, network in objective.networks.items():
         initialise(network, run.seed)
         restore.load(where, manifest, [_averaged(fragment.named(name), manifest) for fragment in shards.weights(network)], ALONE)
-    return objective, int(manifest["step"])
+    return objective, manifest["step"]
 
 
-def _averaged(fragment: Fragment, manifest: dict[str, Any]) -> Fragment:
+def _averaged(fragment: Fragment, manifest: Manifest) -> Fragment:
     """Where the checkpoint has the moving average of a weight, that is what is read."""
     average = replace(fragment, kind="ema")
     return average if fragment.kind == "weight" and average.key in manifest["tensors"] else fragment
@@ -45,7 +47,7 @@ def _averaged(fragment: Fragment, manifest: dict[str, Any]) -> Fragment:
 def measure(objective: Objective, batches: Iterable[Batch]) -> dict[str, float]:
     """The objective's measures over `batches`."""
     sums: Sums = {}
-    with quiet(objective.networks):
+    with evaluating(objective.networks):
         for batch in batches:
             add(sums, objective.evaluate(objective.networks, batch))
     return objective.report(sums)

@@ -11,7 +11,7 @@ from typing import Any
 from data.ledger import Line, entry
 from data.manifest import check_manifest
 from data.steps import Share
-from trainer.objectives import Objective
+from trainer.core.protocols import Objective
 from trainer.run_files import RunFiles
 from trainer.world import World
 

@@ -1,24 +1,44 @@
 """The loop: one training step and one `fit`, for every objective, engine and number of ranks.
 
-Side effects (tracking, evaluation, samples, checkpoints, profiler) are `(every, hook)` pairs, called after the step: the only hook point.
+A step has seven moments, in this order. `fit` takes the next micro-batches from the stream (1), unless the step is one to skip.
+`train_step` then has all ranks agree on the weight of the global batch, and on whether to stop (2); for each network that is due,
+it adds up the gradients of the micro-batches (3), asks the guard whether they may be learned from (4), and has the engine clip and
+update (5); after the last network, what changes by a rule changes (6). Last, `fit` counts the step and calls the hooks that are due (7).
+
+Side effects (tracking, evaluation, samples, checkpoints, profiler) are hooks: there is no other place for them.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from data.lanes import State
+from data.steps import Batch, Step
 from trainer.anomaly import Guard
+from trainer.core.protocols import Engine, Objective, Stream, Sums
 from trainer.ema import Ema
 from trainer.endings import ALL_STEPS_DONE, Ending, Stopped
-from trainer.engines import Engine
-from trainer.objectives import Batch, Objective, Sums
 from trainer.run_rows import Spent
 from trainer.world import World
+
+
+@dataclass
+class Progress:
+    """How far the run is. The loop writes it; a resumed run begins with that of its checkpoint."""
+
+    step: int = 0
+    """Optimiser steps done."""
+    samples: int = 0
+    """Samples seen, by all ranks."""
+    replay_until: int = 0
+    """The last step that was done before, by an earlier attempt or before a rollback."""
+    must_roll_back: bool = False
+    """Whether the run must go back to its newest checkpoint and continue from there."""
+    last_progress: float = field(default_factory=time.perf_counter)
+    """When this rank last made progress, as time.perf_counter()."""
 
 
 @dataclass
@@ -34,30 +54,27 @@ class Training:
     """The moving average of the weights; empty where none is asked for."""
     guard: Guard
     """Decides what is learned from."""
-    step: int = 0
-    """Optimiser steps done."""
-    samples: int = 0
-    """Samples seen, by all ranks."""
+    progress: Progress = field(default_factory=Progress)
     sums: Sums = field(default_factory=dict)
     """This rank's metrics since they were last reported."""
     norms: dict[str, Tensor | float] = field(default_factory=dict)
     """Gradient norm of each phase in the last step."""
-    data_state: Mapping[str, Any] = field(default_factory=dict)
+    data_state: State = field(default_factory=dict)
     """Where the data stand after the last step."""
     seconds: dict[Spent, float] = field(default_factory=dict)
     """Wall-clock time of this attempt by what it was spent on: see trainer/goodput.py."""
-    furthest: int = 0
-    """The last step that was done before, by an earlier attempt or before going back."""
     wants_stop: Stopped | None = None
     """Why this rank asks to stop; None: it does not."""
     stopped: Stopped | None = None
     """Why all ranks stop, as agreed on."""
-    saved: int = -1
-    """The step of the newest checkpoint; -1: none."""
-    alive: float = field(default_factory=time.perf_counter)
-    """When this rank last made progress."""
-    going_back: bool = False
-    """Whether the run is to go on from there."""
+
+    @property
+    def step(self) -> int:
+        return self.progress.step
+
+    @property
+    def samples(self) -> int:
+        return self.progress.samples
 
     @property
     def failed(self) -> bool:
@@ -75,12 +92,25 @@ class Training:
 
     def spend(self, what: Spent, since: float) -> float:
         """Book the time from `since` until now under `what`; returns now."""
-        self.alive = now = time.perf_counter()
+        now = self.note_progress()
         self.seconds[what] = self.seconds.get(what, 0.0) + now - since
         return now
 
+    def note_progress(self) -> float:
+        """Tell the watchdog that this rank goes on; returns now."""
+        self.progress.last_progress = time.perf_counter()
+        return self.progress.last_progress
 
-Hook = Callable[[Training], None]
+
+@dataclass(frozen=True)
+class Hook:
+    """What is called after a step."""
+
+    every: int
+    """Steps between calls; 0: only at the end."""
+    call: Callable[[Training], None]
+    books_as: Spent = "other"
+    """What the time of a call counts as: see trainer/goodput.py."""
 
 
 def train_step(training: Training, micro_batches: Sequence[Batch]) -> None:
@@ -106,21 +136,21 @@ def train_step(training: Training, micro_batches: Sequence[Batch]) -> None:
         reason = guard.objection(phase, loss_sum, weight)
         norm = engine.step(training.learning_rate(phase, training.step), update=not reason)
         if reason := reason or guard.objection_to_norm(phase, norm):
-            pass_over(training, reason)
+            handle_bad_update(training, reason)
             return
         training.norms[phase] = norm
     objective.after_step(step_sums, training.world.sum)
     add(training.sums, step_sums)
 
 
-def pass_over(training: Training, reason: str) -> None:
-    """No update from this batch: note it, and go on, go back or stop, as the job says."""
-    action, why = training.guard.act(reason, training.step + 1, training.saved)
+def handle_bad_update(training: Training, reason: str) -> None:
+    """Skip the update of this batch, or roll back or stop, as the job says."""
+    action, why = training.guard.act(reason, training.step + 1)
     match action:
         case "stop":
             training.stopped = Stopped(Ending.ANOMALY, why)
         case "rollback":
-            training.going_back = True
+            training.progress.must_roll_back = True
 
 
 def global_weights(training: Training, micro_batches: Sequence[Batch]) -> Tensor:
@@ -137,39 +167,46 @@ def global_weights(training: Training, micro_batches: Sequence[Batch]) -> Tensor
     return message[:-1]
 
 
-def fit(training: Training, stream: Iterable[Any], steps: int | None, hooks: Sequence[tuple[int, Hook]]) -> None:
-    """Train until `steps`, or until a rank asks to stop, or until `training.going_back`.
+def fit(training: Training, stream: Stream, steps: int | None, hooks: Sequence[Hook]) -> None:
+    """Train until `steps`, or until a rank asks to stop, or until the run must roll back.
 
-    Each hook is called every so many steps, and once at the end (only there where `every` is 0).
+    Each hook is called every so many steps, and once at the end.
     """
-    mark, called = time.perf_counter(), [training.step] * len(hooks)
+    progress = training.progress
+    mark = time.perf_counter()
+    called = [progress.step] * len(hooks)
     steps_of_data = iter(stream)
-    while not training.stopped and (steps is None or training.step < steps):
-        again = training.step < training.furthest
+    while not training.stopped and (steps is None or progress.step < steps):
+        replaying = progress.step < progress.replay_until
         data = next(steps_of_data)
-        mark = training.spend("replayed" if again else "data", mark)
-        if not training.guard.passes_over(training.step + 1):
+        mark = training.spend("replayed" if replaying else "data", mark)
+        if not training.guard.skips(progress.step + 1):
             train_step(training, data.micro_batches)
-        mark = training.spend("replayed" if again else "step", mark)
-        if training.going_back:
+        mark = training.spend("replayed" if replaying else "step", mark)
+        if progress.must_roll_back:
             return
         if training.stopped:
             break
-        training.step += 1
-        training.samples += training.world.size * sum(len(batch["sample"]) for batch in data.micro_batches)
-        training.data_state = data.state
-        for index, (every, hook) in enumerate(hooks):
-            if every and training.step % every == 0:
-                hook(training)
-                called[index] = training.step
-                training.alive = time.perf_counter()
+        count(training, data)
+        for index, hook in enumerate(hooks):
+            if hook.every and progress.step % hook.every == 0:
+                hook.call(training)
+                called[index] = progress.step
+                mark = training.spend(hook.books_as, mark)
         mark = training.spend("other", mark)
     training.stopped = training.stopped or ALL_STEPS_DONE
-    for index, (_, hook) in enumerate(hooks):
-        if called[index] != training.step:
-            hook(training)
-            training.alive = time.perf_counter()
+    for index, hook in enumerate(hooks):
+        if called[index] != progress.step:
+            hook.call(training)
+            mark = training.spend(hook.books_as, mark)
     training.spend("other", mark)
+
+
+def count(training: Training, data: Step) -> None:
+    """Count the step that was done with `data`, also where its update was skipped."""
+    training.progress.step += 1
+    training.progress.samples += training.world.size * sum(len(batch["sample"]) for batch in data.micro_batches)
+    training.data_state = data.state
 
 
 def freeze_others(objective: Objective, phase: str) -> None:
@@ -194,6 +231,5 @@ def over_ranks(sums: Sums, world: World) -> Sums:
     if world.size == 1 or not sums:
         return sums
     flat = torch.cat([value.reshape(-1).double() for value in sums.values()])
-    dist.all_reduce(flat)
-    parts = flat.split([value.numel() for value in sums.values()])
+    parts = world.sum(flat).split([value.numel() for value in sums.values()])
     return {key: part.view(value.shape) for (key, value), part in zip(sums.items(), parts, strict=True)}

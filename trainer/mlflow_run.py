@@ -15,7 +15,7 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 
 from trainer.run_files import DATA_MANIFEST, RESOLVED, RunFiles
-from trainer.tracking import RunFacts, TrackingConfig, tracking_uri
+from trainer.tracking_config import RunFacts, TrackingConfig, tracking_uri
 
 _BATCH = 900  # a request of MLflow takes 1,000 metrics
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # what MLflow's pages show first: training, not chat traces
@@ -57,9 +57,6 @@ class MlflowRun:
     """One MLflow run: made at the first attempt, found again at later ones."""
 
     def __init__(self, files: RunFiles, config: TrackingConfig, facts: RunFacts):
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         self.files, self.facts = files, facts
         self.client = open_store(config)
         self.sent = files.sent()

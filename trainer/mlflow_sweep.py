@@ -7,7 +7,7 @@ from typing import Any
 
 from trainer.mlflow_run import begin_run, open_store
 from trainer.run_files import RunFiles
-from trainer.tracking import TrackingConfig
+from trainer.tracking_config import TrackingConfig
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # the command prints what a person is to see
 _LONGEST = 6000  # characters of a parameter that MLflow takes

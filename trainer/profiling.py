@@ -1,12 +1,13 @@
 """A window of steps under torch's profiler: a trace for chrome://tracing or Perfetto, and on CUDA a memory snapshot."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from trainer.loop import Training
+from trainer.world import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +27,9 @@ class ProfileConfig:
 class ProfilerHook:
     """Starts after step first - 1, stops after the last of the window, and hands the files to `keep`."""
 
-    def __init__(self, config: ProfileConfig, folder: Path, keep: Any):
+    def __init__(self, config: ProfileConfig, folder: Path, keep: Callable[[Path], None]):
         self.config, self.folder, self.keep = config, folder, keep
-        self.profiler: Any = None
+        self.profiler: torch.profiler.profile | None = None
 
     def __call__(self, training: Training) -> None:
         if training.step == self.config.first - 1:
@@ -37,16 +38,16 @@ class ProfilerHook:
             self.profiler = torch.profiler.profile(profile_memory=True, record_shapes=True)
             self.profiler.start()
         elif self.profiler is not None and training.step >= self.config.first - 1 + self.config.steps:
-            self._stop(training)
+            self._stop(self.profiler, training.world)
 
-    def _stop(self, training: Training) -> None:
-        self.profiler.stop()
+    def _stop(self, profiler: torch.profiler.profile, world: World) -> None:
+        profiler.stop()
         self.folder.mkdir(parents=True, exist_ok=True)
         trace, table = self.folder / "trace.json", self.folder / "operators.txt"
-        self.profiler.export_chrome_trace(str(trace))
-        table.write_text(self.profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=40))
+        profiler.export_chrome_trace(str(trace))
+        table.write_text(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=40))
         files = [trace, table]
-        if training.world.device.type == "cuda":
+        if world.device.type == "cuda":
             snapshot = self.folder / "memory.pickle"
             torch.cuda.memory._dump_snapshot(str(snapshot))
             torch.cuda.memory._record_memory_history(enabled=None)

@@ -6,7 +6,7 @@ from typing import Any
 
 from trainer.run_files import RunFiles
 from trainer.storage import Folder
-from trainer.tracking import TrackingConfig, tracking_uri
+from trainer.tracking_config import TrackingConfig, tracking_uri
 
 ALIAS = "champion"
 

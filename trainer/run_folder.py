@@ -17,7 +17,7 @@ from trainer.rules import RulesConfig
 from trainer.run_files import RESOLVED, RunFiles, run_files
 from trainer.run_rows import Job
 from trainer.storage import Folder, absolute, check_writable
-from trainer.tracking import tracking_uri
+from trainer.tracking_config import tracking_uri
 
 
 def settle(run: RunConfig, stem: str, workers: int, resume: bool, numbered: bool = True) -> RunConfig:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.steps import Share, merge_states
+from data.steps import merge_states
 from trainer.checkpoint import Checkpointer
 from trainer.collapse import collapse_hooks
 from trainer.config import RunConfig
@@ -25,7 +25,7 @@ from trainer.world import World
 
 @dataclass
 class RunHooks:
-    """Those that are asked for something later, and `all` of them with their intervals, in the order of their calls."""
+    """The hooks that are asked for something later, and `all` of them in the order of their calls."""
 
     name: str
     tracker: Tracker
@@ -34,7 +34,7 @@ class RunHooks:
     quality: Quality
     sample: Sample
     save: Save
-    all: list[tuple[int, Hook]]
+    all: list[Hook]
 
     def look(self, training: Training) -> None:
         """Evaluate and sample where training stands: for an attempt that finds all steps done."""
@@ -43,38 +43,47 @@ class RunHooks:
 
 
 def build_hooks(
-    run: RunConfig, training: Training, files: RunFiles, tracker: Tracker, ledger: Ledger, goodput: Goodput, scratch: Path, say: Say, started: float
+    run: RunConfig,
+    training: Training,
+    files: RunFiles,
+    tracker: Tracker,
+    checkpointer: Checkpointer,
+    ledger: Ledger,
+    goodput: Goodput,
+    scratch: Path,
+    say: Say,
+    started: float,
 ) -> RunHooks:
     """All hooks of `run`; `scratch` is a folder that is removed with the attempt, `started` when the user asked for the run."""
     world, objective = training.world, training.objective
-    micro_batch = run.evaluate.micro_batch or run.batch.micro_batch
-    share = Share(rank=world.rank, world=world.size, global_batch=micro_batch * world.size, micro_batch=micro_batch)
+    share = run.evaluation_share(world)
     report = Report(tracker, peak_flops(world.device, run.precision), last_samples=training.samples)
     evaluation = Evaluate(lambda: list(objective.held_out(share)), tracker)
     quality = Quality(share, tracker, say)
     sample = Sample(run.evaluate.samples, run.seed, files, tracker, scratch / "samples")
-    save = Save(Checkpointer(files.checkpoints, world, run.checkpoint, ledger.attempt), tracker, merge_states, ledger, say)
-    hooks: list[tuple[int, Hook]] = collapse_hooks(training, tracker, say)  # first, so that a checkpoint of this step holds what they did
+    save = Save(checkpointer, tracker, merge_states, ledger, say)
+    hooks = collapse_hooks(training, tracker, say)  # first, so that a checkpoint of this step holds what they did
     if training.step == 0:
-        hooks.append((1, _first_step(files, world, started)))
+        hooks.append(Hook(1, _first_step(files, world, started)))
     hooks += [
-        (1, training.ema),
-        (run.log_every, report),
-        (run.evaluate.every, report.pausing(evaluation, "evaluation")),
-        (run.evaluate.quality_every, report.pausing(quality, "evaluation")),
-        (run.evaluate.sample_every, report.pausing(sample, "evaluation")),
+        Hook(1, lambda training: training.ema.update(training.step)),
+        Hook(run.log_every, report),
+        Hook(run.evaluate.every, evaluation, books_as="evaluation"),
+        Hook(run.evaluate.quality_every, quality, books_as="evaluation"),
+        Hook(run.evaluate.sample_every, sample, books_as="evaluation"),
     ]
     if run.evaluate.rules is not None and world.is_main:
-        hooks.append((run.evaluate.sample_every, report.pausing(_conflict_rate(run.evaluate.rules, files, sample, tracker, say), "evaluation")))
-    hooks.append((run.checkpoint.every, report.pausing(save, "checkpoint")))
+        conflict_rate = _conflict_rate(run.evaluate.rules, files, sample, tracker, say)
+        hooks.append(Hook(run.evaluate.sample_every, conflict_rate, books_as="evaluation"))
+    hooks.append(Hook(run.checkpoint.every, save, books_as="checkpoint"))
     if run.profile is not None and world.is_main:
-        hooks.append((1, ProfilerHook(run.profile, scratch / "profile", _keep_profile(files, tracker))))
+        hooks.append(Hook(1, ProfilerHook(run.profile, scratch / "profile", _keep_profile(files, tracker))))
     hooks += inject(run.faults, training, files)
-    hooks += [(1, goodput), (run.log_every, goodput.log)]
+    hooks += [Hook(1, goodput), Hook(run.log_every, goodput.log)]
     return RunHooks(str(run.name), tracker, report, evaluation, quality, sample, save, hooks)
 
 
-def _conflict_rate(rules: RulesConfig, files: RunFiles, sample: Sample, tracker: Tracker, say: Say) -> Hook:
+def _conflict_rate(rules: RulesConfig, files: RunFiles, sample: Sample, tracker: Tracker, say: Say) -> Callable[[Training], None]:
     from trainer.rules.audit import AuditLog
     from trainer.rules.gate import Gate
     from trainer.rules.hook import ConflictRate
@@ -90,7 +99,7 @@ def _keep_profile(files: RunFiles, tracker: Tracker) -> Callable[[Path], None]:
     return keep
 
 
-def _first_step(files: RunFiles, world: World, started: float) -> Hook:
+def _first_step(files: RunFiles, world: World, started: float) -> Callable[[Training], None]:
     """Notes, once, how long it took from the command to the first optimiser step."""
 
     def note(training: Training) -> None:

@@ -3,7 +3,6 @@
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
@@ -13,11 +12,12 @@ from trainer.loop import Training
 from trainer.parsing import plain
 from trainer.run_files import RunFiles
 from trainer.run_rows import Say
-from trainer.tracking import JsonlTracker, MlflowTracker, NullTracker, RunFacts, Tracker
+from trainer.tracking import JsonlTracker, MlflowTracker, NullTracker, Tracker
+from trainer.tracking_config import RunFacts
 from trainer.world import World
 
 
-def open_tracker(run: RunConfig, files: RunFiles, attempt: int, manifest: Mapping[str, Any], world: World, say: Say) -> Tracker:
+def open_tracker(run: RunConfig, files: RunFiles, attempt: int, manifest: Mapping[str, object], world: World, say: Say) -> Tracker:
     """What the hooks of this rank write to: lines and MLflow on rank 0, nothing on the others."""
     if not world.is_main:
         return NullTracker()
@@ -31,7 +31,7 @@ def open_tracker(run: RunConfig, files: RunFiles, attempt: int, manifest: Mappin
     return MlflowTracker(files, attempt, run.tracking, facts, say)
 
 
-def _flat(prefix: str, values: Any) -> Iterator[tuple[str, Any]]:
+def _flat(prefix: str, values: object) -> Iterator[tuple[str, object]]:
     if isinstance(values, dict):
         for key, value in values.items():
             yield from _flat(f"{prefix}.{key}" if prefix else key, value)

@@ -19,7 +19,7 @@ from models.transformer import TransformerConfig
 from models.transformers_format import from_config
 from models.transformers_names import Part, tensors, zeros
 from trainer import restore
-from trainer.checkpoint import digest_of_file
+from trainer.checkpoint_format import digest_of_file, receipt_text
 from trainer.parsing import parse
 from trainer.run_files import RESOLVED, RunFiles
 from trainer.shards import Fragment, receipt
@@ -76,7 +76,7 @@ class RunSource:
         if found is None:
             raise ValueError("the run has no whole checkpoint yet; let it save one")
         self.folder, self.manifest = found
-        self.tensors, self.scratch, self.readers = self.manifest["tensors"], scratch, dict[str, Any]()
+        self.tensors, self.pieces = self.manifest["tensors"], restore.PieceFiles(self.folder, scratch)
         shape = self.shape("embedding.weight")
         assert shape is not None
         self.vocab_size = shape[0]
@@ -100,8 +100,8 @@ class RunSource:
         tensor = self.tensors[key]
         values = torch.empty(end - begin, dtype=getattr(torch, tensor["dtype"]))
         fragment = Fragment(key.partition("/")[2], key.partition("/")[0], tuple(tensor["shape"]), begin, values, slice(0, end - begin))
-        restore.fill(fragment, tensor["pieces"], self.readers, self.folder, self.scratch)
-        if (begin, end) == (0, prod(tensor["shape"])) and f"{receipt(values, 0):016x}" != tensor["receipt"]:
+        restore.fill(fragment, tensor["pieces"], self.pieces)
+        if (begin, end) == (0, prod(tensor["shape"])) and receipt_text(receipt(values, 0)) != tensor["receipt"]:
             raise ValueError(f"checkpoint {self.folder}: {key} is not what was saved; use an earlier one")
         return values
 

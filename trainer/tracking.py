@@ -6,62 +6,25 @@ never blocks a step, and what it missed is sent when it is back, by a later atte
 
 import json
 import math
-import os
 import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from trainer.run_files import METRICS, RunFiles
 from trainer.run_rows import EventKind, Say
-from trainer.storage import absolute
+from trainer.tracking_config import RunFacts, TrackingConfig, tracking_uri
 
 _SAY_AFTER = 3
 _PAUSE_S = 1.0
 """Between two sends: what is logged in the meantime goes in one request, and the sender's thread does not get into the steps' way."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrackingConfig:
-    """Where MLflow keeps the run."""
-
-    uri: str | None = None
-    """Tracking store or server; null: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db where the command was typed."""
-    experiment: str = "switchwork"
-    """MLflow experiment."""
-    enabled: bool = True
-    """false: metrics.jsonl only."""
-    drain_s: float = 60.0
-    """How long the end of a run waits for a server that does not answer; what is unsent then stays in the run folder."""
-    parent: str | None = None
-    """Id of the MLflow run that this one belongs to; a sweep sets it in the runs of its trials."""
-
-
-def tracking_uri(config: TrackingConfig) -> str:
-    """The store that `config` means, with a relative sqlite path made absolute: workers run elsewhere."""
-    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        uri = f"sqlite:///{absolute(uri.removeprefix('sqlite:///'))}"
-    return uri
-
-
 def history(files: RunFiles, name: str) -> list[tuple[int, float]]:
     """The metric `name` of a run by step; of a step that was replayed after a stop, the last counts."""
     return sorted({row.step: row.metrics[name] for row in files.metrics() if name in row.metrics}.items())
-
-
-@dataclass(frozen=True)
-class RunFacts:
-    """What MLflow is told of a run, once."""
-
-    name: str
-    data_name: str
-    params: Mapping[str, Any]
-    tags: Mapping[str, str]
-    manifest: Mapping[str, Any]
 
 
 class Tracker(Protocol):

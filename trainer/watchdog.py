@@ -29,7 +29,7 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         if self.timeout_s is not None:
-            self.training.alive = time.perf_counter()
+            self.training.note_progress()
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
@@ -39,7 +39,7 @@ class Watchdog:
     def _watch(self) -> None:
         assert self.timeout_s is not None
         while not self.ended.wait(min(1.0, self.timeout_s / 4)):
-            if time.perf_counter() - self.training.alive > self.timeout_s:
+            if time.perf_counter() - self.training.progress.last_progress > self.timeout_s:
                 writing = threading.Thread(target=self._leave_word, name="last words", daemon=True)
                 writing.start()
                 writing.join(_WRITING_S)  # the storage may be what hangs

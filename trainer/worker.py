@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,13 @@ from typing import Any
 from data.steps import Share
 from models.init import initialise
 from trainer import init_from
-from trainer.anomaly import Guard
+from trainer.anomaly import Guard, Note, no_checkpoint, unnoted
 from trainer.attempts import Print, begin_attempt, close_attempt, ending, note_end, recorded
+from trainer.checkpoint import Checkpointer
+from trainer.checkpoint_format import State
 from trainer.config import RunConfig, check
 from trainer.control import Asked, Control, nobody_asks
+from trainer.core.protocols import Engine, Objective
 from trainer.ema import Ema
 from trainer.endings import Ending, Stopped
 from trainer.engines import build_engine
@@ -25,7 +28,7 @@ from trainer.memory import out_of_memory
 from trainer.objectives import build_objective
 from trainer.optim import learning_rate
 from trainer.parsing import parse, plain
-from trainer.recovery import go_back, note_anomalies, resume
+from trainer.recovery import go_back, note_in, resume
 from trainer.run_files import RunFiles, run_files
 from trainer.run_hooks import RunHooks, build_hooks
 from trainer.run_rows import EventKind, Say, Summary
@@ -49,11 +52,13 @@ def run_worker(values: Mapping[str, Any], say: Print = print, started: float | N
             return _train(run, world, say, started or time.time(), asked)
 
 
-def build_training(run: RunConfig, world: World) -> Training:
-    """Objective, sharded networks and engines, initialised from the seed."""
-    objective = build_objective(run.objective, run.seed)
-    engines = {}
-    bf16 = run.precision == "bf16" or (run.precision == "auto" and world.device.type == "cuda")
+def build_training(
+    run: RunConfig, world: World, objective: Objective | None = None, note: Note = unnoted, newest_checkpoint: Callable[[], int] = no_checkpoint
+) -> Training:
+    """Sharded networks and engines, initialised from the seed, for `objective` (by default, the one that `run` names)."""
+    objective = objective or build_objective(run.objective, run.seed)
+    engines: dict[str, Engine] = {}
+    bf16 = run.is_bf16(world.device.type == "cuda")
     for name, network in objective.networks.items():
         if (ep := run.ep(world.size)) > 1:
             from trainer.expert_parallel import shard_experts
@@ -71,7 +76,7 @@ def build_training(run: RunConfig, world: World) -> Training:
         world,
         learning_rate=lambda phase, step: learning_rate(run.optimizer, step, steps) * objective.rates[phase],
         ema=Ema(run.ema, engines, objective.averaged),
-        guard=Guard(run.anomaly, world, objective.networks),
+        guard=Guard(run.anomaly, world, objective.networks, note, newest_checkpoint),
     )
 
 
@@ -79,14 +84,12 @@ def _train(run: RunConfig, world: World, say: Print, started: float, asked: Aske
     files = run_files(run.root, run.name)
     attempt = begin_attempt(files, world)
     tell = recorded(say, files, attempt, world)
-    training = build_training(run, world)
-    manifest = frozen_manifest(files, training.objective, world)
-    state = resume(training, files, tell)
-    if not state and init_from.start(run.objective, fragments(training), partial(tell, EventKind.NOTE)):
-        for engine in training.engines.values():
-            engine.refresh()
-        training.ema.restart()
+    objective = build_objective(run.objective, run.seed)
+    manifest = frozen_manifest(files, objective, world)
     tracker = open_tracker(run, files, attempt, manifest, world, tell)
+    checkpointer = Checkpointer(files.checkpoints, world, run.checkpoint, attempt)
+    training = build_training(run, world, objective, note_in(files, tracker, world, tell), lambda: checkpointer.newest)
+    state = _resume_or_start(run, training, checkpointer, files, tell)
     ledger = Ledger(files, attempt, training.objective.tokens_per_sample, world)
     with (
         ending(training, files, attempt),
@@ -97,8 +100,7 @@ def _train(run: RunConfig, world: World, say: Print, started: float, asked: Aske
         Watchdog(training, files, attempt, run.hang_timeout_s),
     ):
         goodput = open_goodput(files, tracker, attempt, started or time.time())
-        hooks = build_hooks(run, training, files, tracker, ledger, goodput, Path(scratch), tell, started)
-        note_anomalies(training, files, tracker, tell)
+        hooks = build_hooks(run, training, files, tracker, checkpointer, ledger, goodput, Path(scratch), tell, started)
         begin, first = time.perf_counter(), training.step
         goodput.start(training)
         _fit_and_go_back(run, training, files, ledger, goodput, hooks, state, tell)
@@ -112,8 +114,18 @@ def _train(run: RunConfig, world: World, say: Print, started: float, asked: Aske
         return summary
 
 
+def _resume_or_start(run: RunConfig, training: Training, checkpointer: Checkpointer, files: RunFiles, say: Say) -> State | None:
+    """The state of the checkpoint from which training continues; None at a run's start, where weights may come from elsewhere."""
+    state = resume(training, checkpointer, files, say)
+    if state is None and init_from.start(run.objective, fragments(training), partial(say, EventKind.NOTE)):
+        for engine in training.engines.values():
+            engine.refresh()
+        training.ema.restart()
+    return state
+
+
 def _fit_and_go_back(
-    run: RunConfig, training: Training, files: RunFiles, ledger: Ledger, goodput: Goodput, hooks: RunHooks, state: dict[str, Any], say: Say
+    run: RunConfig, training: Training, files: RunFiles, ledger: Ledger, goodput: Goodput, hooks: RunHooks, state: State | None, say: Say
 ) -> None:
     """Train until the run ends, from its newest checkpoint again as often as the guard sends it back; `state` is that of a resumed checkpoint."""
     share = Share(rank=training.world.rank, world=training.world.size, group=training.objective.group, **plain(run.batch))
@@ -122,12 +134,13 @@ def _fit_and_go_back(
         hooks.look(training)
     while True:
         opening = time.perf_counter()
-        stream = training.objective.stream(share, state.get("data"))
+        data = state["data"] if state is not None else None
+        stream = training.objective.stream(share, data)
         training.spend(goodput.waiting, opening)
-        ledger.begin(state.get("data", {}), share)
+        ledger.begin(data or {}, share)
         fit(training, stream, steps, hooks.all)
         stream.close()
-        if not training.going_back:
+        if not training.progress.must_roll_back:
             break
         state = go_back(training, files, hooks.save, hooks.report, say)
     settling = time.perf_counter()

@@ -2,15 +2,16 @@
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 
+_T = TypeVar("_T")
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
@@ -33,13 +34,18 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def gather(self, thing: Any) -> list[Any]:
+    def gather(self, thing: _T, /) -> list[_T]:
         """`thing` of each rank, on every rank, in the order of the ranks. Picklable and small."""
         if self.size == 1:
             return [thing]
-        things: list[Any] = [None] * self.size
+        things = [thing] * self.size
         dist.all_gather_object(things, thing)
         return things
+
+    def broadcast(self, make: Callable[[], _T]) -> _T:
+        """The thing that `make` returns on rank 0, where alone it is called, on every rank. Picklable and small."""
+        of_ranks = self.gather([make()] if self.is_main else [])
+        return of_ranks[0][0]
 
     def rows(self, tensor: torch.Tensor) -> torch.Tensor:
         """The rows of `tensor` (n, ...), of one shape on all ranks, of each rank behind those of the rank before: (size * n, ...)."""
@@ -48,10 +54,6 @@ class World:
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
         dist.all_gather(parts, tensor.contiguous())
         return torch.cat(parts)
-
-    def barrier(self) -> None:
-        if self.size > 1:
-            self.sum(torch.zeros(1))
 
 
 def choose_device(wanted: Device, local_rank: int) -> torch.device:

@@ -17,12 +17,11 @@ import torch
 import torch.nn.functional as F
 from paired import arguments, in_turn, ratio, show, write
 
-from data.steps import Share
+from data.steps import Batch, Share
 from models.diffusers_format import scheduler_arguments, unet_arguments
 from models.random import derive, integers, normal, sample_keys
 from trainer.config import RunConfig
 from trainer.loop import Training, train_step
-from trainer.objectives import Batch
 from trainer.objectives.diffusion import DDPMObjective
 from trainer.parsing import parse, read_job
 from trainer.worker import build_training
@@ -85,7 +84,7 @@ def main() -> None:
 
         def ours() -> float:
             train_step(training, next(ahead))
-            training.step += 1
+            training.progress.step += 1
             sums, training.sums = training.sums, {}
             return training.objective.report(sums)["loss"]
 

@@ -17,14 +17,13 @@ import torch
 import torch.nn.functional as F
 from paired import arguments, in_turn, ratio, show, write
 
-from data.steps import Share
+from data.steps import Batch, Share
 from models.init import initialise
 from models.moe import router_loss
 from models.transformer import Transformer
 from trainer.config import RunConfig
 from trainer.hooks import Report
 from trainer.loop import train_step
-from trainer.objectives import Batch
 from trainer.parsing import parse, read_job
 from trainer.tracking import NullTracker
 from trainer.worker import build_training
@@ -40,8 +39,8 @@ def the_worker(run: RunConfig, world: World, batches: list[list[Batch]]) -> Call
     def steps() -> None:
         for micro_batches in batches:
             train_step(training, micro_batches)
-            training.step += 1
-            training.samples += run.batch.global_batch
+            training.progress.step += 1
+            training.progress.samples += run.batch.global_batch
         report(training)
 
     return steps

@@ -56,12 +56,11 @@ def collect(run: RunConfig, world: World) -> Evidence:
     stream = objective.stream(share, None)
     steps = []
     for number, data in zip((0, _next_whole(training)), stream):
-        training.step = number
+        training.progress.step = number
         steps.append(_audited(training, data.micro_batches, optimizer.clip, recording=not run.compile))
     stream.close()
-    bf16 = run.precision == "bf16" or (run.precision == "auto" and world.device.type == "cuda")
     convolutions = any(isinstance(module, nn.Conv2d | nn.ConvTranspose2d) for network in objective.networks.values() for module in network.modules())
-    return Evidence(world.size, str(world.device), arithmetic(bf16, world.device, convolutions), steps)
+    return Evidence(world.size, str(world.device), arithmetic(run.is_bf16(world.device.type == "cuda"), world.device, convolutions), steps)
 
 
 def _next_whole(training: Training) -> int:

@@ -1,15 +1,13 @@
 """How one network is updated: DeepSpeed (ZeRO 0-3, experts across ranks, offload) or Accelerate (one device, DDP, MPS). Never stacked."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
+from trainer.core.protocols import Engine
 from trainer.optim import OptimizerConfig
 from trainer.world import World
-
-if TYPE_CHECKING:
-    from trainer.shards import Fragment
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -44,28 +42,6 @@ class AccelerateConfig:
 
 
 EngineConfig = DeepSpeedConfig | AccelerateConfig
-
-
-class Engine(Protocol):
-    """How one network is updated."""
-
-    module: nn.Module
-    """What the objective's loss calls."""
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of `loss` (a scalar of this rank, whose mean over the ranks is minimised)."""
-
-    def step(self, lr: float, update: bool = True) -> Tensor | float:
-        """Clip, update at the learning rate `lr`, set the gradients to zero; returns the global gradient norm before clipping.
-
-        Nothing but the gradients changes, on any rank, unless `update` (the same on all ranks), or where that norm is not finite.
-        """
-
-    def fragments(self) -> "list[Fragment]":
-        """Every piece of weights, moments and buffers that this rank holds, as views: writing to them changes the state."""
-
-    def refresh(self) -> None:
-        """Bring the network up to date after the fragments were written to."""
 
 
 def build_engine(config: EngineConfig, network: nn.Module, optimizer: OptimizerConfig, bf16: bool, world: World) -> Engine:

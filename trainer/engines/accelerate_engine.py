@@ -7,8 +7,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
-from trainer import shards
+from trainer.engines import state
 from trainer.optim import OptimizerConfig, adamw
+from trainer.shards import Fragment
 from trainer.world import World
 
 
@@ -36,8 +37,8 @@ class AccelerateEngine:
         self.prepared.zero_grad()
         return norm
 
-    def fragments(self) -> list[shards.Fragment]:
-        return shards.replicated(self.network, self.optimizer)
+    def fragments(self) -> list[Fragment]:
+        return state.replicated(self.network, self.optimizer)
 
     def refresh(self) -> None:
         pass

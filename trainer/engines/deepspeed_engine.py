@@ -3,28 +3,28 @@
 import logging
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainer import shards
-from trainer.engines import LARGEST_BUCKET, DeepSpeedConfig
+from trainer.engines import LARGEST_BUCKET, DeepSpeedConfig, state
 from trainer.engines.lean_deepspeed import deepspeed
 from trainer.optim import OptimizerConfig, adamw
+from trainer.shards import Fragment
 
 deepspeed.utils.logger.setLevel(logging.WARNING)
 
-
 _ALIGNMENT = 8
+_Norm = TypeVar("_Norm")
 
 
-def deepspeed_config(config: DeepSpeedConfig, optimizer: OptimizerConfig, bf16: bool, parameters: int) -> dict[str, Any]:
+def deepspeed_config(config: DeepSpeedConfig, optimizer: OptimizerConfig, bf16: bool, parameters: int) -> dict[str, object]:
     """What DeepSpeed is told. The accumulation is ours, so its batch sizes are placeholders."""
     # DeepSpeed allocates whole buckets, and its default is 2 GB, whatever the network; it refuses sizes that its alignment does not divide.
     bucket = min(-(-parameters // _ALIGNMENT) * _ALIGNMENT, LARGEST_BUCKET)
-    zero: dict[str, Any] = {"stage": config.zero, "overlap_comm": False, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+    zero: dict[str, object] = {"stage": config.zero, "overlap_comm": False, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if config.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
@@ -48,7 +48,7 @@ class DeepSpeedEngine:
         self.norm: Tensor | float = 0.0
         self.refused = False
         told = deepspeed_config(config, optimizer, bf16, sum(parameter.numel() for parameter in network.parameters()))
-        self.engine: Any = deepspeed.initialize(model=network, optimizer=adamw(network, optimizer), config=told, dist_init_required=False)[0]
+        self.engine = deepspeed.initialize(model=network, optimizer=adamw(network, optimizer), config=told, dist_init_required=False)[0]
         self.module = self.engine
         inner = self.engine.optimizer
         match self.zero:
@@ -86,21 +86,21 @@ class DeepSpeedEngine:
             factor = (self.clip / (self.norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_([p.grad for p in self.network.parameters() if p.grad is not None], factor)
 
-    def _infinite_if_refused(self, norm: Callable[[], Any], infinite: Any) -> Callable[[], Any]:
+    def _infinite_if_refused(self, norm: Callable[[], _Norm], infinite: _Norm) -> Callable[[], _Norm]:
         """ZeRO drops an update, on all ranks, when the norm is not finite: the norm of one that is refused is infinite."""
         return lambda: infinite if self.refused else norm()
 
-    def fragments(self) -> list[shards.Fragment]:
+    def fragments(self) -> list[Fragment]:
         match self.zero:
             case 0:
-                return shards.replicated(self.network, self.engine.optimizer)
+                return state.replicated(self.network, self.engine.optimizer)
             case 3:
-                return shards.zero3(self.network, self.engine.optimizer)
+                return state.zero3(self.network, self.engine.optimizer)
             case _:
-                return shards.zero12(self.network, self.engine.optimizer)
+                return state.zero12(self.network, self.engine.optimizer)
 
     def refresh(self) -> None:
         if self.zero in (1, 2):
             self.engine.optimizer.update_lp_params()
         elif self.zero == 3:
-            shards.refresh_zero3(self.engine.optimizer)
+            state.refresh_zero3(self.engine.optimizer)

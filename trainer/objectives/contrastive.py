@@ -9,24 +9,22 @@ M samples, F features, P width of an embedding.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from data.images import ImageConfig
+from data.steps import Batch, Share
 from models.augment import AugmentConfig, augment
 from models.contrastive import Embedded, PairLoss, clamped, leads_out, nt_xent
 from models.init import initialise
 from models.random import derive, sample_keys
 from models.towers import ConvEncoderConfig, TwoViews
+from trainer.core.protocols import Gather, GatherRows, SampleSet, Sums
 from trainer.objectives.feature_quality import Parts, ProbeConfig, class_figures, of_images, once, pair_figures
 from trainer.objectives.image_data import ImageModel, Images, grid_of
 from trainer.objectives.image_objective import ImageObjective
-
-if TYPE_CHECKING:
-    from data.steps import Share
-    from trainer.objectives import Batch, Gather, Rows, Samples, Sums
 
 _NEIGHBOURS_SHOWN = 9
 
@@ -86,15 +84,15 @@ class ContrastiveObjective(ImageObjective):
         keys_M = sample_keys(self.seed, number_M, purpose)
         return augment(self.config.augment, x, derive(keys_M, "view", 0)), augment(self.config.augment, x, derive(keys_M, "view", 1))
 
-    def _embed(self, net: nn.Module, batch: "Batch", purpose: str) -> Embedded:
+    def _embed(self, net: nn.Module, batch: Batch, purpose: str) -> Embedded:
         embedded: Embedded = net(*self._inputs(self.data.values(batch), batch["sample"], purpose))
         return embedded
 
-    def _pair_loss(self, z: Embedded, number_M: Tensor, rows: "Rows") -> PairLoss:
+    def _pair_loss(self, z: Embedded, number_M: Tensor, rows: GatherRows) -> PairLoss:
         return nt_xent(z, number_M, clamped(z.log_scale, self.least_temperature), self.config.chunk, rows)
 
     @torch.no_grad()
-    def prepare(self, phase: str, net: nn.Module, batches: "Sequence[Batch]", rows: "Rows") -> "Sequence[Batch]":
+    def prepare(self, phase: str, net: nn.Module, batches: Sequence[Batch], rows: GatherRows) -> Sequence[Batch]:
         parts = [self._embed(net, batch, "views") for batch in batches]
         whole = Embedded(torch.cat([z.a_MP for z in parts]), torch.cat([z.b_MP for z in parts]), parts[0].log_scale, parts[0].bias)
         cached = self._pair_loss(whole, torch.cat([batch["sample"] for batch in batches]), rows)
@@ -106,7 +104,7 @@ class ContrastiveObjective(ImageObjective):
             batch | {f"cached/{name}": value for name, value in zip(PairLoss._fields, mine, strict=True)} for batch, mine in zip(batches, split, strict=True)
         ]
 
-    def loss(self, phase: str, net: nn.Module, batch: "Batch", step: int) -> tuple[Tensor, "Sums"]:
+    def loss(self, phase: str, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Sums]:
         z, cached = self._embed(net, batch, "views"), PairLoss(*(batch[f"cached/{name}"] for name in PairLoss._fields))
         inner = (cached.a_MP * z.a_MP).sum() + (cached.b_MP * z.b_MP).sum() + cached.log_scale_M.sum() * z.log_scale.sum() + cached.bias_M.sum() * z.bias.sum()
         loss_sum = cached.loss_M.sum()
@@ -116,7 +114,7 @@ class ContrastiveObjective(ImageObjective):
         return inner + rest, {"loss": loss_sum.double()} | _count(loss_sum, len(cached.loss_M))
 
     @torch.no_grad()
-    def evaluate(self, nets: Mapping[str, nn.Module], batch: "Batch") -> "Sums":
+    def evaluate(self, nets: Mapping[str, nn.Module], batch: Batch) -> Sums:
         """The same loss, with the negatives of this batch alone."""
         there_M = batch["mask"]
         z = self._embed(nets["model"], batch, "held-out views")
@@ -126,10 +124,10 @@ class ContrastiveObjective(ImageObjective):
         loss = self._pair_loss(z, batch["sample"][there_M], lambda tensor: tensor).loss_M.sum()
         return {"loss": loss.double()} | _count(loss, len(z.a_MP))
 
-    def report(self, sums: "Sums") -> dict[str, float]:
+    def report(self, sums: Sums) -> dict[str, float]:
         return {"loss": sums["loss"].item() / sums["samples"].item()}
 
-    def quality(self, nets: Mapping[str, nn.Module], share: "Share", gather: "Gather") -> dict[str, float]:
+    def quality(self, nets: Mapping[str, nn.Module], share: Share, gather: Gather) -> dict[str, float]:
         if self.config.quality is None:
             return {}
         config, first = self.config.quality, not self.beside
@@ -164,21 +162,20 @@ class ContrastiveObjective(ImageObjective):
     def _apart(self) -> Literal["train", "held_out"]:
         return "held_out" if self.images.config.eval_source or self.images.config.held_out else "train"
 
-    def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> "Samples":
+    def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> SampleSet:
         """In each row a held-out image, then the training images whose features are nearest."""
         from data.held_out_images import image_set
-        from trainer.objectives import Samples
 
         asked, _ = image_set(self.images.config, self._apart, min(n, 16))
         known, _ = image_set(self.images.config, "train", 10_000)
         features = [nn.functional.normalize(self._features(each), dim=1) for each in (asked, known)]
         nearest = (features[0] @ features[1].T).topk(min(_NEIGHBOURS_SHOWN, len(known)), dim=1).indices
         rows = torch.cat([asked[:, None], known[nearest.cpu()]], dim=1).flatten(0, 1).float() / 127.5 - 1
-        return Samples(images={"neighbours": grid_of(rows, columns=1 + nearest.shape[1])})
+        return SampleSet(images={"neighbours": grid_of(rows, columns=1 + nearest.shape[1])})
 
     def _features(self, image_NCHW: Tensor) -> Tensor:
         return torch.cat([self.model.features((part.float() / 127.5 - 1).to(self.device)) for part in image_NCHW.split(256)])
 
 
-def _count(like: Tensor, samples: int) -> "Sums":
+def _count(like: Tensor, samples: int) -> Sums:
     return {"samples": torch.tensor(samples, dtype=torch.float64, device=like.device)}

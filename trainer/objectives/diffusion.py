@@ -5,12 +5,13 @@ M samples with values in [-1, 1], T timesteps.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from data.images import ImageConfig
+from data.steps import Batch
 from models.diffusion import DiffusionConfig, diffusion_loss, loss_by_timestep, squared_error
 from models.diffusion_networks import DiffusionNetworkConfig, build_diffusion_network
 from models.parameterisation import Denoiser, Prediction, clipped, denoiser, guided, predict, split_variance
@@ -19,12 +20,10 @@ from models.samplers import Watch, ddim, ddpm, dpm_solver, timesteps
 from models.schedules import Schedule, betas
 from models.unet import UNetConfig
 from models.vlb import prior_term, vlb_term
+from trainer.core.protocols import SampleSet, Sums
 from trainer.objectives.image_data import ImageModel, Images, Points, ToyConfig, cloud_of, grid_of
 from trainer.objectives.image_objective import GenerativeObjective
 from trainer.objectives.quality import QualityConfig, check_quality
-
-if TYPE_CHECKING:
-    from trainer.objectives import Batch, Samples, Sums
 
 _BUCKETS = 10
 _STRIP = 10
@@ -114,7 +113,7 @@ class DDPMObjective(GenerativeObjective):
         self.model = build_diffusion_network(config.network, self.data.shape, config.diffusion.output_multiple, self.classes)
         self.networks: dict[str, nn.Module] = {"model": self.model}
 
-    def _noised(self, batch: "Batch", purpose: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _noised(self, batch: Batch, purpose: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x0, t (M,), noise and x_t of a batch, drawn from its samples' numbers."""
         if self.schedule.betas_T.device != batch["sample"].device:
             self.schedule = self.schedule.to(batch["sample"].device)
@@ -123,14 +122,14 @@ class DDPMObjective(GenerativeObjective):
         noise = normal(derive(keys_M, "noise"), self.data.shape)
         return x0, t_M, noise, self.schedule.diffuse(x0, t_M, noise)
 
-    def _labels(self, batch: "Batch") -> Tensor | None:
+    def _labels(self, batch: Batch) -> Tensor | None:
         """Classes (M,), some of them withheld; None for a network that knows none."""
         if self.classes is None:
             return None
         dropped_M = uniform(sample_keys(self.seed, batch["sample"], "label dropout")) < self.config.label_dropout
         return batch["label"].where(~dropped_M, self.classes)
 
-    def loss(self, phase: str, net: nn.Module, batch: "Batch", step: int) -> tuple[Tensor, "Sums"]:
+    def loss(self, phase: str, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Sums]:
         x0, t_M, noise, x_t = self._noised(batch, "diffusion")
         output = net(x_t, t_M, self._labels(batch))
         loss_M = diffusion_loss(self.config.diffusion, self.schedule, output, x0, t_M, noise)
@@ -138,7 +137,7 @@ class DDPMObjective(GenerativeObjective):
         return loss, {"loss": loss.detach().double(), "samples": t_M.new_tensor(len(t_M), dtype=torch.float64)}
 
     @torch.no_grad()
-    def evaluate(self, nets: Mapping[str, nn.Module], batch: "Batch") -> "Sums":
+    def evaluate(self, nets: Mapping[str, nn.Module], batch: Batch) -> Sums:
         x0, t_M, noise, x_t = self._noised(batch, "held-out diffusion")
         labels_M = batch["label"] if self.classes is not None else None
         output, there_M = nets["model"](x_t, t_M, labels_M), batch["mask"]
@@ -150,7 +149,7 @@ class DDPMObjective(GenerativeObjective):
             sums |= self._bound(x0, labels_M, batch["sample"], there_M)
         return sums
 
-    def _bound(self, x0: Tensor, labels_M: Tensor | None, samples_M: Tensor, there_M: Tensor) -> "Sums":
+    def _bound(self, x0: Tensor, labels_M: Tensor | None, samples_M: Tensor, there_M: Tensor) -> Sums:
         """The terms of the variational bound in bits per dimension: the prior's, the decoder's, and the KL terms', of which each stratum of timesteps
         gives one that is drawn for each sample: unbiased, and the same for every split into batches."""
         denoise, strata, keys_M = self._denoiser(labels_M, 1.0), self.config.bound_timesteps, sample_keys(self.seed, samples_M, "bound")
@@ -166,7 +165,7 @@ class DDPMObjective(GenerativeObjective):
         prior = prior_term(self.schedule, x0)[there_M].sum().double()
         return {"bound_prior": prior, "bound_kl": kl, "bound_decoder": term(torch.zeros_like(samples_M), 0)}
 
-    def report(self, sums: "Sums") -> dict[str, float]:
+    def report(self, sums: Sums) -> dict[str, float]:
         weight = sums["samples"].item()
         figures = {"loss": sums["loss"].item() / weight}
         if "buckets" in sums:
@@ -213,16 +212,14 @@ class DDPMObjective(GenerativeObjective):
             case DPMSolverSampler(steps=steps):
                 return dpm_solver(denoise, self.schedule, x, timesteps(self.schedule.steps, steps), **watching)
 
-    def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> "Samples":
+    def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> SampleSet:
         """A grid of samples, and a denoising strip: the estimate of the clean image from first to last step."""
-        from trainer.objectives import Samples
-
         keys_M = sample_keys(int(torch.randint(1 << 62, (), generator=generator, device=generator.device)), torch.arange(n, device=generator.device), "sample")
         labels_M = torch.arange(n, device=generator.device) % (self.classes or 1)
         seen: list[Tensor] = []
         x = self._sampled(keys_M, labels_M, watch=lambda t, x0: seen.append(x0[:8]))
         if isinstance(self.data, Points):
-            return Samples(images={"samples": cloud_of(x, self.data.mixture)})
+            return SampleSet(images={"samples": cloud_of(x, self.data.mixture)})
         chosen = [seen[round(i * (len(seen) - 1) / (_STRIP - 1))] for i in range(_STRIP)]
         strip = torch.stack(chosen, dim=1).flatten(0, 1)
-        return Samples(images={"samples": grid_of(x, columns=self.classes or round(n**0.5)), "denoising": grid_of(strip, columns=_STRIP)})
+        return SampleSet(images={"samples": grid_of(x, columns=self.classes or round(n**0.5)), "denoising": grid_of(strip, columns=_STRIP)})

@@ -4,20 +4,19 @@ Legend: B samples, T positions, V vocabulary.
 """
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from data.steps import Batch
 from models.flops import forward_flops_per_token, parameters
 from models.losses import categorical_kl
 from models.transformer import Transformer
 from trainer import teacher as teachers
+from trainer.core.protocols import Sums
 from trainer.objectives.language import IGNORE, LanguageObjective, Pass
 from trainer.objectives.language_config import DistillConfig
-
-if TYPE_CHECKING:
-    from trainer.objectives import Batch, Sums
 
 
 class DistillObjective(LanguageObjective):
@@ -41,14 +40,14 @@ class DistillObjective(LanguageObjective):
         seq_len = self.lesson.data.seq_len
         return parameters(config, vocab_size).total, seq_len * forward_flops_per_token(config, vocab_size, seq_len)
 
-    def loss(self, phase: str, net: nn.Module, batch: "Batch", step: int) -> tuple[Tensor, "Sums"]:
+    def loss(self, phase: str, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Sums]:
         done = self._forward(net, batch)
         kl_sum, agreed = self._taught(done, batch)
         alpha = self.lesson.alpha
         loss, sums = self._summed((1 - alpha) * done.nll_sum + alpha * self.lesson.kl_temperature**2 * kl_sum, done)
         return loss, sums | {"teacher_kl": kl_sum.detach().double(), "teacher_agreed": agreed.double()}
 
-    def _taught(self, done: Pass, batch: "Batch") -> tuple[Tensor, Tensor]:
+    def _taught(self, done: Pass, batch: Batch) -> tuple[Tensor, Tensor]:
         """KL(teacher || student) at the temperature, in nats, and at how many places both have the same likeliest token, summed over the targets."""
         with torch.no_grad():
             taught_BTV, _ = self.teacher(done.inputs_BT, batch["sample"], self._segments(batch), self.seed)
@@ -58,7 +57,7 @@ class DistillObjective(LanguageObjective):
         agrees_BT = (taught_BTV.argmax(-1) == done.logits_BTV.argmax(-1)) & counts_BT
         return categorical_kl(log_p_BTV, log_q_BTV).where(counts_BT, 0).sum(), agrees_BT.sum()
 
-    def report(self, sums: "Sums") -> dict[str, float]:
+    def report(self, sums: Sums) -> dict[str, float]:
         """Beside a language model's figures, of training: the KL in nats a token, and the share of tokens whose likeliest one is the teacher's."""
         figures = super().report(sums)
         if "teacher_kl" in sums:

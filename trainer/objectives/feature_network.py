@@ -18,13 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data.cache import cache_folder
+from data.steps import Share
 from models.classifier import Classifier, ClassifierConfig, classifier_loss
 from models.inception import InceptionFeatures
 from models.init import initialise
+from trainer.core.protocols import Gather
 
 if TYPE_CHECKING:
-    from data.steps import Share
-    from trainer.objectives import Gather
     from trainer.objectives.image_data import Images
 
 Features = Callable[[Tensor], Tensor]
@@ -46,12 +46,12 @@ class InceptionConfig:
 FeatureConfig = ClassifierConfig | InceptionConfig
 
 
-def feature_network(config: FeatureConfig, data: "Images", share: "Share", gather: "Gather", device: torch.device) -> Features:
+def feature_network(config: FeatureConfig, data: "Images", share: Share, gather: Gather, device: torch.device) -> Features:
     """The features that `config` names. Every rank calls it; rank 0 trains the classifier, where it is not in the cache yet."""
     match config:
         case ClassifierConfig():
             network = _classifier(config, data)
-            network.load_state_dict(gather(trained_weights(config, data) if share.rank == 0 else None)[0])
+            network.load_state_dict(gather(trained_weights(config, data) if share.rank == 0 else {})[0])
             return _batched(network.eval().to(device).features)
         case InceptionConfig():
             return _batched(_inception(Path(config.weights)).eval().to(device))

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from data.steps import Share
 from models.probes import alignment, knn_accuracy, recall_at, uniformity
+from trainer.core.protocols import Gather
 
 if TYPE_CHECKING:
-    from data.steps import Share
-    from trainer.objectives import Gather
     from trainer.objectives.image_data import Images
 
 Split = Literal["train", "held_out"]
@@ -39,7 +39,7 @@ class ProbeConfig:
             raise ValueError(f"quality: samples {self.samples}, neighbours {self.neighbours} and recall {list(self.recall)} must be at least 1")
 
 
-def of_images(data: "Images", split: Split, samples: int, compute: Callable[[Tensor, Tensor, Tensor], Parts], share: "Share", gather: "Gather") -> Parts:
+def of_images(data: "Images", split: Split, samples: int, compute: Callable[[Tensor, Tensor, Tensor], Parts], share: Share, gather: Gather) -> Parts:
     """`compute(images in [-1, 1], numbers, labels)` of the first `samples` images of a split, and their "label", over all ranks and in order."""
     from data.held_out_images import image_set
 
@@ -88,6 +88,6 @@ def pair_figures(config: ProbeConfig, a_MP: Tensor, b_MP: Tensor, meaning_M: Ten
     return figures
 
 
-def once(figures: Callable[[], Mapping[str, float]], share: "Share", gather: "Gather") -> dict[str, float]:
+def once(figures: Callable[[], Mapping[str, float]], share: Share, gather: Gather) -> dict[str, float]:
     """What rank 0 computes, on every rank."""
-    return dict(gather(figures() if share.rank == 0 else None)[0])
+    return gather(dict(figures()) if share.rank == 0 else {})[0]

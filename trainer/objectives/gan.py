@@ -6,12 +6,13 @@ M samples, P packs of consecutive samples (M = P * pack).
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from data.images import ImageConfig
+from data.steps import Batch
 from models.batch_norm import fold_batch_statistics
 from models.gan_dcgan import DCGANConfig
 from models.gan_losses import (
@@ -27,12 +28,10 @@ from models.gan_losses import (
 from models.gan_networks import GanNetworkConfig, build_discriminator, build_generator, samples_together
 from models.random import derive, normal, sample_keys, uniform
 from models.spectral import renew_spectral_norms
+from trainer.core.protocols import SampleSet, Sums
 from trainer.objectives.image_data import ImageModel, Points, ToyConfig, cloud_of, grid_of
 from trainer.objectives.image_objective import GenerativeObjective
 from trainer.objectives.quality import QualityConfig, check_quality
-
-if TYPE_CHECKING:
-    from trainer.objectives import Batch, Samples, Sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,19 +95,19 @@ class GanObjective(GenerativeObjective):
         self.networks: dict[str, nn.Module] = {"discriminator": self.discriminator, "generator": self.generator}
         self.rates = {"discriminator": config.discriminator_rate, "generator": config.generator_rate}
 
-    def weight(self, phase: str, batch: "Batch") -> Tensor:
+    def weight(self, phase: str, batch: Batch) -> Tensor:
         return torch.tensor(len(batch["sample"]) / self.config.pack, dtype=torch.float64)
 
     def is_due(self, phase: str, step: int) -> bool:
         return phase == "discriminator" or (step + 1) % self.config.generator_every == 0
 
-    def _labels(self, batch: "Batch") -> Tensor | None:
+    def _labels(self, batch: Batch) -> Tensor | None:
         return batch["label"] if self.classes is not None else None
 
-    def _latent(self, batch: "Batch", phase: str) -> Tensor:
+    def _latent(self, batch: Batch, phase: str) -> Tensor:
         return normal(sample_keys(self.seed, batch["sample"], "latent", phase), (self.config.network.latent,))
 
-    def loss(self, phase: str, net: nn.Module, batch: "Batch", step: int) -> tuple[Tensor, "Sums"]:
+    def loss(self, phase: str, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Sums]:
         if phase == "discriminator":
             return self._discriminator_loss(net, batch, step)
         labels_M = self._labels(batch)
@@ -120,7 +119,7 @@ class GanObjective(GenerativeObjective):
         loss = generator_loss(self.config.loss, fake_P, real_P).sum()
         return loss, {"generator_loss": loss.detach().double(), "generator_packs": _count(fake_P)}
 
-    def _discriminator_loss(self, net: nn.Module, batch: "Batch", step: int) -> tuple[Tensor, "Sums"]:
+    def _discriminator_loss(self, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Sums]:
         labels_M, real = self._labels(batch), self.data.values(batch)
         with torch.no_grad():
             fake = self.generator(self._latent(batch, "discriminator"), labels_M)
@@ -147,13 +146,13 @@ class GanObjective(GenerativeObjective):
         return total_P
 
     @torch.no_grad()
-    def evaluate(self, nets: Mapping[str, nn.Module], batch: "Batch") -> "Sums":
+    def evaluate(self, nets: Mapping[str, nn.Module], batch: Batch) -> Sums:
         labels_M = self._labels(batch)
         real_P = nets["discriminator"](self.data.values(batch), labels_M)
         fake_P = nets["discriminator"](nets["generator"](self._latent(batch, "held out"), labels_M), labels_M)
         return _verdicts(real_P, fake_P, batch["mask"].unflatten(0, (-1, self.config.pack)).all(1).float())
 
-    def report(self, sums: "Sums") -> dict[str, float]:
+    def report(self, sums: Sums) -> dict[str, float]:
         packs = sums["packs"].item()
         mean_value = sums["value"].item() / packs
         figures = {"d_real": sums["d_real"].item() / packs, "d_fake": sums["d_fake"].item() / packs, "value": mean_value}
@@ -166,7 +165,7 @@ class GanObjective(GenerativeObjective):
                 figures[name] = sums[key].item() / sums[count].item()
         return figures
 
-    def after_step(self, sums: "Sums", add_over_ranks: Callable[[Tensor], Tensor]) -> None:
+    def after_step(self, sums: Sums, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
         for network in self.networks.values():
             fold_batch_statistics(network, add_over_ranks)
             renew_spectral_norms(network)
@@ -176,24 +175,22 @@ class GanObjective(GenerativeObjective):
         z = normal(derive(keys_M, "latent"), (self.config.network.latent,))
         return self.generator(z, labels_M if self.classes is not None else None)
 
-    def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> "Samples":
+    def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> SampleSet:
         """A grid of samples; of toy data, where 2,500 of them fall."""
-        from trainer.objectives import Samples
-
         device = generator.device
         count = 2500 if isinstance(self.data, Points) else n
         keys_M = sample_keys(int(torch.randint(1 << 62, (), generator=generator, device=device)), torch.arange(count, device=device), "sample")
         x = self.draw(keys_M, torch.arange(count, device=device) % (self.classes or 1))
         if isinstance(self.data, Points):
-            return Samples(images={"samples": cloud_of(x, self.data.mixture)})
-        return Samples(images={"samples": grid_of(x, columns=self.classes or round(n**0.5))})
+            return SampleSet(images={"samples": cloud_of(x, self.data.mixture)})
+        return SampleSet(images={"samples": grid_of(x, columns=self.classes or round(n**0.5))})
 
 
 def _count(logits_P: Tensor) -> Tensor:
     return torch.tensor(len(logits_P), dtype=torch.float64, device=logits_P.device)
 
 
-def _verdicts(real_P: Tensor, fake_P: Tensor, mask_P: Tensor) -> "Sums":
+def _verdicts(real_P: Tensor, fake_P: Tensor, mask_P: Tensor) -> Sums:
     """Sums of D(x), D(G(z)) and V(D, G)."""
     real, fake = real_P.detach().double(), fake_P.detach().double()
     return {

@@ -3,22 +3,21 @@
 M samples; images are (C, H, W), points (D,).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from data.image_stream import ImageStream, image_shape
 from data.images import ImageConfig
-from data.steps import Share, Step
+from data.lanes import State
+from data.steps import Batch, Share, Step
 from models.moe import MoEConfig
 from models.random import normal, sample_keys, uniform
 from models.toy import GaussianMixture, grid, ring
-
-if TYPE_CHECKING:
-    from trainer.objectives import Batch, Stream
+from trainer.core.protocols import Stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +85,7 @@ class Images:
         self.shape: tuple[int, ...] = image_shape(config)
         self.classes = config.classes
 
-    def stream(self, share: Share, state: Mapping[str, Any] | None) -> "Stream":
+    def stream(self, share: Share, state: State | None) -> Stream:
         """This rank's part of the training data."""
         return ImageStream(
             self.config,
@@ -99,13 +98,13 @@ class Images:
             state=dict(state) if state else None,
         )
 
-    def held_out(self, share: Share) -> "list[Batch]":
+    def held_out(self, share: Share) -> list[Batch]:
         """This rank's part of the held-out images."""
         from data.held_out_images import held_out_images
 
         return held_out_images(self.config, rank=share.rank, world=share.world, micro_batch=share.micro_batch)
 
-    def values(self, batch: "Batch") -> Tensor:
+    def values(self, batch: Batch) -> Tensor:
         """(M, C, H, W) in [-1, 1], float32 at least."""
         return batch["image"].to(torch.promote_types(batch["image"].dtype, torch.float32)) / 127.5 - 1
 
@@ -124,21 +123,21 @@ class Points:
         self.shape: tuple[int, ...] = tuple(self.mixture.means_KD.shape[1:])
         self.classes = None
 
-    def stream(self, share: Share, state: Mapping[str, Any] | None) -> "Stream":
+    def stream(self, share: Share, state: State | None) -> Stream:
         return _PointStream(self, share, dict(state) if state else None)
 
-    def held_out(self, share: Share) -> "list[Batch]":
+    def held_out(self, share: Share) -> list[Batch]:
         each = -(-self.config.held_out // (share.world * share.micro_batch))
         places = (torch.arange(each)[:, None] * share.world + share.rank) * share.micro_batch + torch.arange(share.micro_batch)
         return [self.batch(place_M, "held out") | {"mask": place_M < self.config.held_out} for place_M in places]
 
-    def batch(self, number_M: Tensor, split: str) -> "Batch":
+    def batch(self, number_M: Tensor, split: str) -> Batch:
         """The samples numbered `number_M`."""
         keys_M = sample_keys(self.seed, number_M, "points", split)
         point_MD = self.mixture.sample(uniform(keys_M), normal(keys_M, self.shape))
         return {"image": point_MD, "label": torch.zeros_like(number_M), "sample": number_M}
 
-    def values(self, batch: "Batch") -> Tensor:
+    def values(self, batch: Batch) -> Tensor:
         """Float32 (M, D)."""
         return batch["image"]
 
@@ -147,7 +146,7 @@ class Points:
 
 
 class _PointStream:
-    def __init__(self, points: Points, share: Share, state: dict[str, Any] | None):
+    def __init__(self, points: Points, share: Share, state: State | None):
         self.points, self.share, self.step = points, share, share.first_step(state)
 
     def __iter__(self) -> Iterator[Step]:

@@ -2,18 +2,17 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from data.images import ImageConfig
+from data.lanes import State
+from data.steps import Batch, Share
+from trainer.core.protocols import Gather, GatherRows, Stream, Sums
 from trainer.objectives.image_data import Images, Points, ToyConfig, build_data
 from trainer.objectives.quality import QualityConfig, image_quality, point_quality, quality_alarms
-
-if TYPE_CHECKING:
-    from data.steps import Share
-    from trainer.objectives import Batch, Gather, Rows, Stream, Sums
 
 
 class ImageObjective:
@@ -34,22 +33,22 @@ class ImageObjective:
     def device(self) -> torch.device:
         return next(next(iter(self.networks.values())).parameters()).device
 
-    def stream(self, share: "Share", state: Mapping[str, Any] | None) -> "Stream":
+    def stream(self, share: Share, state: State | None) -> Stream:
         return self.data.stream(share, state)
 
-    def held_out(self, share: "Share") -> "Iterable[Batch]":
+    def held_out(self, share: Share) -> Iterable[Batch]:
         return self.data.held_out(share)
 
-    def weight(self, phase: str, batch: "Batch") -> Tensor:
+    def weight(self, phase: str, batch: Batch) -> Tensor:
         return torch.tensor(len(batch["sample"]), dtype=torch.float64)
 
     def is_due(self, phase: str, step: int) -> bool:
         return True
 
-    def prepare(self, phase: str, net: nn.Module, batches: "Sequence[Batch]", rows: "Rows") -> "Sequence[Batch]":
+    def prepare(self, phase: str, net: nn.Module, batches: Sequence[Batch], rows: GatherRows) -> Sequence[Batch]:
         return batches
 
-    def after_step(self, sums: "Sums", add_over_ranks: Callable[[Tensor], Tensor]) -> None:
+    def after_step(self, sums: Sums, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
         """Nothing: all changes by gradients here."""
 
     def alarms(self, quality: Mapping[str, float]) -> list[str]:
@@ -73,7 +72,7 @@ class GenerativeObjective(ImageObjective, ABC):
     def draw(self, keys_M: Tensor, labels_M: Tensor) -> Tensor:
         """A sample for each key, images in [-1, 1]."""
 
-    def quality(self, nets: Mapping[str, nn.Module], share: "Share", gather: "Gather") -> dict[str, float]:
+    def quality(self, nets: Mapping[str, nn.Module], share: Share, gather: Gather) -> dict[str, float]:
         if self.measures is None:
             return {}
         if isinstance(self.data, Images):

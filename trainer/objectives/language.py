@@ -5,24 +5,23 @@ Legend: B samples, T positions, V vocabulary, G routing groups, E experts.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from data.lanes import State
+from data.steps import Batch, Share
 from models.flops import flops_per_token
 from models.generate import generate
 from models.losses import cross_entropy_sum
 from models.moe import router_loss
 from models.random import derive, integers, sample_keys, uniform
 from models.transformer import Transformer
+from trainer.core.protocols import Gather, GatherRows, SampleSet, Stream, Sums
 from trainer.objectives.language_config import AnyLanguage, MaskedLanguageConfig, vocabulary
 from trainer.objectives.routing_report import routing_figures, routing_sums
 from trainer.objectives.routing_watch import build_watch
-
-if TYPE_CHECKING:
-    from data.steps import Share
-    from trainer.objectives import Batch, Gather, Rows, Samples, Stream, Sums
 
 IGNORE = -100
 
@@ -37,7 +36,7 @@ class Pass(NamedTuple):
     """Cross-entropy of the targets, summed."""
     router_sum: Tensor | None
     """The router's losses, each group's for its targets; None without experts."""
-    sums: "Sums"
+    sums: Sums
 
 
 class LanguageObjective:
@@ -64,7 +63,7 @@ class LanguageObjective:
         self.flops_per_sample = config.data.seq_len * flops_per_token(config.model, vocab_size, config.data.seq_len)
         self.group = config.group
 
-    def stream(self, share: "Share", state: Mapping[str, Any] | None) -> "Stream":
+    def stream(self, share: Share, state: State | None) -> Stream:
         from data.stream import TextStream
 
         return TextStream(
@@ -78,12 +77,12 @@ class LanguageObjective:
             state=dict(state) if state else None,
         )
 
-    def held_out(self, share: "Share") -> Iterable["Batch"]:
+    def held_out(self, share: Share) -> Iterable[Batch]:
         from data.held_out import held_out
 
         return held_out(self.config.data, rank=share.rank, world=share.world, micro_batch=share.micro_batch)
 
-    def _targets(self, batch: "Batch") -> tuple[Tensor, Tensor]:
+    def _targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Inputs and targets (B, T); a target that does not count is IGNORE."""
         tokens_BT = batch["tokens"]
         match self.config:
@@ -96,27 +95,27 @@ class LanguageObjective:
             targets_BT = targets_BT.where(batch["mask"], IGNORE)
         return inputs_BT, targets_BT
 
-    def _segments(self, batch: "Batch") -> Tensor | None:
+    def _segments(self, batch: Batch) -> Tensor | None:
         """The document (B, T) of each input, where documents are kept apart."""
         segments_BT = batch.get("segments")
         if segments_BT is None:
             return None
         return segments_BT[:, 1:] if isinstance(self.config, MaskedLanguageConfig) else segments_BT[:, :-1]
 
-    def weight(self, phase: str, batch: "Batch") -> Tensor:
+    def weight(self, phase: str, batch: Batch) -> Tensor:
         return (self._targets(batch)[1] != IGNORE).sum().double()
 
     def is_due(self, phase: str, step: int) -> bool:
         return True
 
-    def prepare(self, phase: str, net: nn.Module, batches: "Sequence[Batch]", rows: "Rows") -> "Sequence[Batch]":
+    def prepare(self, phase: str, net: nn.Module, batches: Sequence[Batch], rows: GatherRows) -> Sequence[Batch]:
         return batches
 
-    def loss(self, phase: str, net: nn.Module, batch: "Batch", step: int) -> tuple[Tensor, "Sums"]:
+    def loss(self, phase: str, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Sums]:
         done = self._forward(net, batch)
         return self._summed(done.nll_sum, done)
 
-    def _forward(self, net: nn.Module, batch: "Batch") -> Pass:
+    def _forward(self, net: nn.Module, batch: Batch) -> Pass:
         inputs_BT, targets_BT = self._targets(batch)
         logits_BTV, stats = net(inputs_BT, batch["sample"], self._segments(batch), self.seed)
         nll_sum = cross_entropy_sum(logits_BTV, targets_BT, IGNORE)
@@ -131,18 +130,18 @@ class LanguageObjective:
             sums |= routing_sums(stats, targets_G)
         return Pass(inputs_BT, targets_BT, logits_BTV, nll_sum, router_sum, sums)
 
-    def _summed(self, loss: Tensor, done: Pass) -> tuple[Tensor, "Sums"]:
+    def _summed(self, loss: Tensor, done: Pass) -> tuple[Tensor, Sums]:
         """`loss` of the targets with the router's losses, and the metrics."""
         loss = loss if done.router_sum is None else loss + done.router_sum
         return loss, done.sums | {"loss": loss.detach().double()}
 
     @torch.no_grad()
-    def evaluate(self, nets: Mapping[str, nn.Module], batch: "Batch") -> "Sums":
+    def evaluate(self, nets: Mapping[str, nn.Module], batch: Batch) -> Sums:
         done = self._forward(nets["model"], batch)
         _, sums = self._summed(done.nll_sum, done)
         return sums | {"bytes": batch["bytes"].sum()}
 
-    def report(self, sums: "Sums") -> dict[str, float]:
+    def report(self, sums: Sums) -> dict[str, float]:
         targets = sums["targets"].item()
         cross_entropy = sums["nll"].item() / targets
         figures = {"loss": sums["loss"].item() / targets, "cross_entropy": cross_entropy}
@@ -151,7 +150,7 @@ class LanguageObjective:
             figures["bytes_per_token"] = sums["bytes"].item() / targets
         return figures | routing_figures(sums)
 
-    def after_step(self, sums: "Sums", add_over_ranks: Callable[[Tensor], Tensor]) -> None:
+    def after_step(self, sums: Sums, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
         moe = self.config.model.moe
         if moe is None or self.watch is None:
             return
@@ -160,23 +159,21 @@ class LanguageObjective:
         for layer, load_E in zip(self.model.moe_layers, load_LE, strict=True):
             layer.after_step(load_E)
 
-    def quality(self, nets: Mapping[str, nn.Module], share: "Share", gather: "Gather") -> dict[str, float]:
+    def quality(self, nets: Mapping[str, nn.Module], share: Share, gather: Gather) -> dict[str, float]:
         return {}
 
     def alarms(self, quality: Mapping[str, float]) -> list[str]:
         return []
 
-    def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> "Samples":
-        from trainer.objectives import Samples
-
+    def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> SampleSet:
         device = next(self.model.parameters()).device
         if isinstance(self.config, MaskedLanguageConfig):
-            return Samples()
+            return SampleSet()
         prompt = [self.tokenizer.eod, *(self.tokenizer.encode([self.config.prompt])[0].tolist() if self.config.prompt else [])]
         prompt_BT = torch.tensor(prompt, device=device).repeat(n, 1)
         tokens_BT = generate(self.model, prompt_BT, self.config.sample_tokens, self.config.temperature, generator=generator)
         known = [[token for token in tokens[1:].tolist() if token < self.tokenizer.vocab_size] for tokens in tokens_BT]
-        return Samples(text={f"sample-{index}": self.tokenizer.decode(tokens) for index, tokens in enumerate(known)})
+        return SampleSet(text={f"sample-{index}": self.tokenizer.decode(tokens) for index, tokens in enumerate(known)})
 
     def baselines(self) -> dict[str, float]:
         from data.baseline import xz_bits_per_byte

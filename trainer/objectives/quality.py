@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from data.images import ImageConfig
+from data.steps import Share
 from models.classifier import ClassifierConfig
 from models.features import Moments, frechet_distance, in_sample_order, kernel_distance, manifold_overlap
 from models.random import normal, sample_keys
 from models.toy import ModeCoverage, perfect_sampler
+from trainer.core.protocols import Gather
 from trainer.objectives.feature_network import FeatureConfig, feature_network
 
 if TYPE_CHECKING:
-    from data.steps import Share
-    from trainer.objectives import Gather
     from trainer.objectives.image_data import Images, Points, ToyConfig
 
 Draw = Callable[[Tensor, Tensor], Tensor]
@@ -53,7 +53,7 @@ def check_quality(config: QualityConfig | None, data: "ImageConfig | ToyConfig")
         raise ValueError("quality.network: the classifier needs labels, but data.classes is null; set data.classes, use the network inception, or quality null")
 
 
-def drawn(config: QualityConfig, classes: int | None, draw: Draw, seed: int, share: "Share", device: torch.device) -> tuple[Tensor, Tensor]:
+def drawn(config: QualityConfig, classes: int | None, draw: Draw, seed: int, share: Share, device: torch.device) -> tuple[Tensor, Tensor]:
     """This rank's part of the `config.samples` samples, and their numbers; labels are dealt out in turn."""
     samples, numbers = [], torch.arange(share.rank, config.samples, share.world, device=device)
     for number_M in numbers.split(256):
@@ -63,7 +63,7 @@ def drawn(config: QualityConfig, classes: int | None, draw: Draw, seed: int, sha
 
 
 @torch.no_grad()
-def image_quality(config: QualityConfig, data: "Images", draw: Draw, seed: int, share: "Share", gather: "Gather", device: torch.device) -> dict[str, float]:
+def image_quality(config: QualityConfig, data: "Images", draw: Draw, seed: int, share: Share, gather: Gather, device: torch.device) -> dict[str, float]:
     """Frechet distance, KID, precision, recall, density and coverage of samples against training images, with the scores of held-out images
     (the floor) and of Gaussian noise beside them."""
     from data.held_out_images import image_set
@@ -93,7 +93,7 @@ def _figures(config: QualityConfig, real_ND: Tensor, other_MD: Tensor) -> dict[s
 
 
 @torch.no_grad()
-def point_quality(config: QualityConfig, data: "Points", draw: Draw, seed: int, share: "Share", gather: "Gather", device: torch.device) -> dict[str, float]:
+def point_quality(config: QualityConfig, data: "Points", draw: Draw, seed: int, share: Share, gather: Gather, device: torch.device) -> dict[str, float]:
     """Modes found, share of high-quality samples and reverse KL, with what a perfect sampler gets beside them."""
     points_MD, _ = drawn(config, None, draw, seed, share, device)
     coverage = reduce(operator.add, gather(ModeCoverage.of(points_MD, data.mixture)))

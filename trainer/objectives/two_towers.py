@@ -5,25 +5,24 @@ M samples, K classes, P width of an embedding.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from data.images import ImageConfig
+from data.steps import Batch
 from models.augment import AugmentConfig, augment
 from models.contrastive import Embedded, PairLoss, clamped, sigmoid_pairs, symmetric_info_nce
 from models.probes import recall_at
 from models.random import sample_keys
 from models.towers import ConvEncoderConfig, TwoTowers
 from models.transformer import TransformerConfig
+from trainer.core.protocols import GatherRows, SampleSet
 from trainer.objectives.captions import CaptionConfig, Captions
 from trainer.objectives.contrastive import ContrastiveObjective
 from trainer.objectives.feature_quality import Parts, ProbeConfig, pair_figures
 from trainer.objectives.image_data import ImageModel, grid_of
-
-if TYPE_CHECKING:
-    from trainer.objectives import Batch, Rows, Samples
 
 _SHOWN = 10
 
@@ -84,7 +83,7 @@ class TwoTowersObjective(ContrastiveObjective):
         bias = config.bias if config.name == "siglip" else None
         return TwoTowers(config.image, config.text, self.images.shape, self.captions.vocab_size, config.width, config.temperature, bias)
 
-    def _embed(self, net: nn.Module, batch: "Batch", purpose: str) -> Embedded:
+    def _embed(self, net: nn.Module, batch: Batch, purpose: str) -> Embedded:
         x, label_M = self.images.values(batch), batch["label"]
         if purpose == "views":
             views = augment(self.config.augment, x, sample_keys(self.seed, batch["sample"], purpose))
@@ -93,7 +92,7 @@ class TwoTowersObjective(ContrastiveObjective):
             embedded = net(x, *self.captions.of(label_M, torch.zeros_like(label_M)))
         return embedded
 
-    def _pair_loss(self, z: Embedded, number_M: Tensor, rows: "Rows") -> PairLoss:
+    def _pair_loss(self, z: Embedded, number_M: Tensor, rows: GatherRows) -> PairLoss:
         scale = clamped(z.log_scale, self.least_temperature)
         pair_loss = symmetric_info_nce if self.config.name == "clip" else sigmoid_pairs
         return pair_loss(z, number_M, scale, self.config.chunk, rows)
@@ -109,14 +108,13 @@ class TwoTowersObjective(ContrastiveObjective):
     def _temperature(self) -> float:
         return 1 / clamped(self.model.temperature()[0].detach(), self.least_temperature).item()
 
-    def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> "Samples":
+    def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> SampleSet:
         """In each row the held-out images that are most similar to the caption of one class, the most similar first."""
         from data.held_out_images import image_set
-        from trainer.objectives import Samples
 
         image_NCHW, _ = image_set(self.images.config, self._apart, 10_000)
         classes = torch.arange(len(self.config.captions.names), device=self.device)
         texts_KP = self.model.read(*self.captions.of(classes, torch.zeros_like(classes)))
         z_NP = nn.functional.normalize(self.model.image_head(self._features(image_NCHW)), dim=1)
         nearest_KS = (texts_KP @ z_NP.T).topk(min(_SHOWN, len(image_NCHW)), dim=1).indices.cpu()
-        return Samples(images={"retrieved": grid_of(image_NCHW[nearest_KS.flatten()].float() / 127.5 - 1, columns=nearest_KS.shape[1])})
+        return SampleSet(images={"retrieved": grid_of(image_NCHW[nearest_KS.flatten()].float() / 127.5 - 1, columns=nearest_KS.shape[1])})

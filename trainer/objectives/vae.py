@@ -6,22 +6,21 @@ M samples, L latent dimensions, K importance samples.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from data.images import ImageConfig
+from data.steps import Batch
 from models.elbo import LatentStatistics, bits_per_dimension, free_bits, importance_bound, kl_weight
 from models.likelihoods import GaussianConfig, LikelihoodConfig
 from models.random import normal, sample_keys
 from models.vae import VAE, ConvVAEConfig, VAENetworkConfig
+from trainer.core.protocols import SampleSet, Sums
 from trainer.objectives.image_data import ImageModel, grid_of
 from trainer.objectives.image_objective import GenerativeObjective
 from trainer.objectives.quality import QualityConfig, check_quality
-
-if TYPE_CHECKING:
-    from trainer.objectives import Batch, Samples, Sums
 
 _SHOWN = 64
 
@@ -68,11 +67,11 @@ class VAEObjective(GenerativeObjective):
         self.networks: dict[str, nn.Module] = {"model": self.model}
         self.dimensions = math.prod(self.data.shape)
 
-    def _values(self, batch: "Batch") -> Tensor:
+    def _values(self, batch: Batch) -> Tensor:
         """Images in [0, 1], as the likelihoods take them."""
         return (self.data.values(batch) + 1) / 2
 
-    def loss(self, phase: str, net: nn.Module, batch: "Batch", step: int) -> tuple[Tensor, "Sums"]:
+    def loss(self, phase: str, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Sums]:
         keys_M = sample_keys(self.seed, batch["sample"], "posterior")
         elbo = net(self._values(batch), normal(keys_M, (self.model.latent,)))
         kl_M = elbo.kl_ML.sum(1)
@@ -81,7 +80,7 @@ class VAEObjective(GenerativeObjective):
         return loss, {"loss": loss.detach().double()} | _parts(elbo.log_likelihood_M, kl_M, torch.ones_like(kl_M))
 
     @torch.no_grad()
-    def evaluate(self, nets: Mapping[str, nn.Module], batch: "Batch") -> "Sums":
+    def evaluate(self, nets: Mapping[str, nn.Module], batch: Batch) -> Sums:
         x, keys_M, mask_M = self._values(batch), sample_keys(self.seed, batch["sample"], "held-out posterior"), batch["mask"].float()
         noise_MKL = normal(keys_M, (self.config.importance_samples + 1, self.model.latent))
         elbo = nets["model"](x, noise_MKL[:, 0])
@@ -93,7 +92,7 @@ class VAEObjective(GenerativeObjective):
         latent = LatentStatistics.of(elbo.mean_ML[there_M], elbo.log_var_ML[there_M])
         return sums | {"kl_L": latent.kl_L, "mean_L": latent.mean_L, "square_L": latent.square_L}
 
-    def report(self, sums: "Sums") -> dict[str, float]:
+    def report(self, sums: Sums) -> dict[str, float]:
         weight = sums["samples"].item()
         elbo = (sums["log_likelihood"] - sums["kl"]).item() / weight
         figures = {
@@ -121,10 +120,9 @@ class VAEObjective(GenerativeObjective):
         """Images in [-1, 1] from the prior, one for each key."""
         return self.model.generate(normal(keys_M, (self.model.latent,))) * 2 - 1
 
-    def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> "Samples":
+    def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> SampleSet:
         """Prior samples, reconstructions beside originals, and ways through the latent space between two images."""
         from data.held_out_images import image_set
-        from trainer.objectives import Samples
 
         z_ML = torch.randn(n, self.model.latent, generator=generator, device=generator.device)
         images = {"prior": grid_of(self.model.generate(z_ML) * 2 - 1, columns=round(n**0.5))}
@@ -136,10 +134,10 @@ class VAEObjective(GenerativeObjective):
             t_S11 = torch.linspace(0, 1, 10, device=generator.device)[:, None, None]
             path_SML = torch.lerp(mean_ML[0::2], mean_ML[1::2], t_S11)[:, :8]
             images["interpolations"] = grid_of(self.model.generate(path_SML.transpose(0, 1).flatten(0, 1)) * 2 - 1, columns=10)
-        return Samples(images=images)
+        return SampleSet(images=images)
 
 
-def _parts(log_likelihood_M: Tensor, kl_M: Tensor, mask_M: Tensor) -> "Sums":
+def _parts(log_likelihood_M: Tensor, kl_M: Tensor, mask_M: Tensor) -> Sums:
     return {
         "log_likelihood": (log_likelihood_M.detach() * mask_M).sum().double(),
         "kl": (kl_M.detach() * mask_M).sum().double(),
