@@ -186,22 +186,50 @@ def _leads(outcomes: Sequence[Outcome], ours: str) -> dict[tuple[str, str], Diff
 
 def _steps_in(console: Console, minutes: float, runs: dict[str, RunConfig], seeds: int, processes: int, root: str) -> int:
     """The steps that fit into `minutes`, from a short run of every variant, whose own time is taken off as well."""
-    short = {name: replace(run, stop=StopConfig(steps=_SPEED_STEPS), evaluate=replace(run.evaluate, every=0), log_every=10) for name, run in runs.items()}
-    return steps_that_fit(
-        minutes, summaries(console, [named(run, f"speed-{slug(name)}", root) for name, run in short.items()], processes, "speed"), seeds, processes
-    )
+    short = [named(short_run(run), f"speed-{slug(name)}", root) for name, run in runs.items()]
+    return steps_that_fit(minutes, [Speed.of(summary) for summary in summaries(console, short, processes, "speed")], seeds, processes)
 
 
-def steps_that_fit(minutes: float, short: Sequence[Mapping[str, Any]], seeds: int, processes: int) -> int:
-    """Steps for each variant and seed, from the summaries of one `short` run of each variant.
+def short_run(run: RunConfig) -> RunConfig:
+    """A run of few steps that measures the speed of `run`: it evaluates and saves once, at its end."""
+    return replace(run, stop=StopConfig(steps=_SPEED_STEPS), evaluate=replace(run.evaluate, every=0), log_every=10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Seconds that a short run of one variant took."""
+
+    total_s: float
+    """From the command to the end of training."""
+    start_s: float
+    """From the command to the first step."""
+    step_s: float
+    """Per step, the wait for its data included."""
+    hooks_s: float
+    """Everything between steps: evaluation, checkpoint and reports."""
+
+    @classmethod
+    def of(cls, summary: Mapping[str, Any]) -> "Speed":
+        """The speed of the run that left `summary`, whose seconds are booked under the names of trainer/goodput.py."""
+        seconds, start_s = summary["seconds"], summary["seconds_to_first_step"]
+        return cls(
+            total_s=start_s + summary["train_seconds"],
+            start_s=start_s,
+            step_s=(seconds["data"] + seconds["step"]) / summary["step"],
+            hooks_s=seconds["evaluation"] + seconds["checkpoint"] + seconds["other"],
+        )
+
+
+def steps_that_fit(minutes: float, speeds: Sequence[Speed], seeds: int, processes: int) -> int:
+    """Steps for each variant and seed, from the speed of each variant.
 
     A run takes its start, CURVE evaluations and its steps; 5 % of the time stay in hand. ValueError if not even a short run's steps fit.
     """
-    step_s = sum((each["seconds"]["data"] + each["seconds"]["step"]) / each["step"] for each in short)
-    around_s = sum(each["seconds_to_first_step"] + CURVE * each["seconds"]["hooks"] for each in short)
-    spent_s = sum(each["seconds_to_first_step"] + each["train_seconds"] for each in short) / processes
+    step_s = sum(speed.step_s for speed in speeds)
+    around_s = sum(speed.start_s + CURVE * speed.hooks_s for speed in speeds)
+    spent_s = sum(speed.total_s for speed in speeds) / processes
     steps = math.floor(((0.95 * 60 * minutes - spent_s) * processes / seeds - around_s) / step_s)
     if steps < _SPEED_STEPS:
         least = math.ceil(((around_s + _SPEED_STEPS * step_s) * seeds / processes + spent_s) / 0.95 / 60)
-        raise ValueError(f"--minutes: {minutes:g} is too short for {len(short)} variants and {seeds} seeds on {processes} processes; use {least} or more")
+        raise ValueError(f"--minutes: {minutes:g} is too short for {len(speeds)} variants and {seeds} seeds on {processes} processes; use {least} or more")
     return steps
