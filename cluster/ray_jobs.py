@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
+from trainer.checkout import CHECKOUT
 from trainer.code_version import code_name
 
 PACKAGES = ("launch", "cluster", "trainer", "models", "data")
-_CHECKOUT = Path(__file__).parents[1]
 _STOP_WAIT_S = 600
 _AGENT_WAIT_S = 60.0
 _NO_AGENT = "No available agent"
@@ -53,7 +53,7 @@ def submit(address: str, job: dict[str, Any], name: str, resume: bool = False) -
     jobs = client(address)
     with tempfile.TemporaryDirectory() as folder:
         for package in PACKAGES:
-            shutil.copytree(_CHECKOUT / package, Path(folder) / package, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(CHECKOUT / package, Path(folder) / package, ignore=shutil.ignore_patterns("__pycache__"))
         (Path(folder) / f"{name}.yaml").write_text(yaml.safe_dump(job, sort_keys=False))
         entrypoint = f"python -m launch.cli train {name}.yaml{' --resume' if resume else ''}"
         job_id = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -24,12 +23,13 @@ from launch.side_by_side import curve, default_processes, named, summaries
 from models.flops import flops_per_token, parameters
 from models.moe import MoEConfig
 from models.transformer import TransformerConfig
+from trainer.checkout import CHECKOUT
 from trainer.config import RunConfig, StopConfig, check
 from trainer.objectives.language_config import Causal, LanguageConfig
 from trainer.parsing import parse, plain, read_job
 from trainer.storage import Folder, absolute, check_writable
 
-RECIPE = str(Path(__file__).parent / "configs" / "prove_moe.yaml")
+RECIPE = str(CHECKOUT / "launch" / "configs" / "prove_moe.yaml")
 EXPERTS = "4,8,16"
 """What is compared, unless the command line says otherwise; the widest router decides how wide the dense model is."""
 CURVE = 8

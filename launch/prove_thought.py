@@ -16,13 +16,14 @@ from launch.arithmetic import write_task, write_texts
 from launch.config import JobConfig
 from launch.side_by_side import named, summaries
 from launch.task_eval import answer_task
+from trainer.checkout import CHECKOUT
 from trainer.config import RunConfig
 from trainer.few_shot import Style, wilson
 from trainer.objectives.language_config import LanguageConfig
 from trainer.parsing import parse, plain, read_job
 from trainer.storage import Folder, absolute, check_writable
 
-RECIPE = str(Path(__file__).parent / "configs" / "prove_thought.yaml")
+RECIPE = str(CHECKOUT / "launch" / "configs" / "prove_thought.yaml")
 _STYLES: tuple[Style, ...] = get_args(Style)
 
 
