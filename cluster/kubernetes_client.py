@@ -12,7 +12,9 @@ import yaml
 from kubernetes import client, config, watch
 from kubernetes.client.exceptions import ApiException
 
-Json = dict[str, Any]
+from cluster.kubernetes_objects import Event
+from trainer.parsing import Json
+
 RAY = ("ray.io", "v1")
 KUEUE = ("kueue.x-k8s.io", "v1beta2")
 _TIMEOUT_S = (5, 30)  # to connect, and between two bytes
@@ -70,12 +72,12 @@ class Namespace:
         answer = self.core.list_namespaced_pod(self.name, **{"_request_timeout": _TIMEOUT_S} | how | {"_preload_content": False})
         return answer if how.get("watch") else json.loads(accepted(answer).data)
 
-    def events(self, about: str) -> list[Json]:
+    def events(self, about: str) -> list[Event]:
         """What was noted about the object named `about`, the oldest first."""
         with one_line(self, "list events"):
             how: Json = {"field_selector": f"involvedObject.name={about}", "_request_timeout": _TIMEOUT_S, "_preload_content": False}
-            found = json.loads(accepted(self.core.list_namespaced_event(self.name, **how)).data)
-        return sorted(found["items"], key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
+            events: list[Event] = json.loads(accepted(self.core.list_namespaced_event(self.name, **how)).data)["items"]
+        return sorted(events, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
 
     def log(self, pod: str, container: str, **how: Any) -> Any:
         """The response with a container's log, to be read as it comes. Raises ApiException if there is none."""

@@ -11,7 +11,8 @@ from typing import Any
 import urllib3
 from kubernetes.client.exceptions import ApiException
 
-from cluster.kubernetes_client import Json, Namespace, changes, one_line
+from cluster.kubernetes_client import Namespace, changes, one_line
+from cluster.kubernetes_objects import Pod, pod_status
 from cluster.kubernetes_status import ENDED
 
 _CONTAINER = "ray-job-submitter"
@@ -31,7 +32,7 @@ def print_driver(cluster: Namespace, job_id: str) -> str | None:
 
 def follow_driver(cluster: Namespace, job_id: str, facts: Callable[[], dict[str, str]]) -> Iterator[str]:
     """Lines of all tries as they come, until the job has ended; what it waits for in between, in brackets. `facts` are the job's at that moment."""
-    pods: dict[str, Json] = {}
+    pods: dict[str, Pod] = {}
     finished: set[str] = set()
     printed = Printed()
     said = ""
@@ -77,7 +78,7 @@ class Printed:
         return True
 
 
-def _keep(pods: dict[str, Json], kind: str, found: Any) -> None:
+def _keep(pods: dict[str, Pod], kind: str, found: Any) -> None:
     match kind:
         case "LISTED":
             pods.clear()
@@ -88,9 +89,9 @@ def _keep(pods: dict[str, Json], kind: str, found: Any) -> None:
             pods.pop(found["metadata"]["uid"], None)
 
 
-def _started(pods: list[Json]) -> list[Json]:
+def _started(pods: list[Pod]) -> list[Pod]:
     """Those that have a log, the oldest first."""
-    logging = [pod for pod in pods if (pod.get("status") or {}).get("phase") in ("Running", "Succeeded", "Failed")]
+    logging = [pod for pod in pods if pod_status(pod).get("phase") in ("Running", "Succeeded", "Failed")]
     return sorted(logging, key=lambda pod: pod["metadata"]["creationTimestamp"])
 
 
@@ -98,7 +99,7 @@ def _selector(job_id: str) -> str:
     return f"batch.kubernetes.io/job-name={job_id}"
 
 
-def _ray_job(pod: Json) -> str:
+def _ray_job(pod: Pod) -> str:
     """The Ray job that a submitter follows: KubeRay tells it in its environment."""
     container = pod["spec"]["containers"][0]
     return next((str(each.get("value")) for each in container.get("env") or [] if each["name"] == "RAY_JOB_SUBMISSION_ID"), "")
@@ -143,5 +144,5 @@ def _rows(answer: Any) -> Iterator[str]:
 def _runs(cluster: Namespace, pod: str) -> bool:
     """Whether the pod still runs, so that its stream ended for another reason."""
     with one_line(cluster, "list pods"):
-        found = cluster.pods(field_selector=f"metadata.name={pod}")["items"]
-    return bool(found) and (found[0].get("status") or {}).get("phase") == "Running"
+        pods: list[Pod] = cluster.pods(field_selector=f"metadata.name={pod}")["items"]
+    return bool(pods) and pod_status(pods[0]).get("phase") == "Running"

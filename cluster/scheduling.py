@@ -51,10 +51,14 @@ class NodeSilent(RuntimeError):
 
 
 class Placement(ControllerCallback, WorkerGroupCallback):
-    """Keeps workers off nodes that do not answer, and gives them their ranks; `groups` has the ranks of a set of experts, by number of workers."""
+    """Keeps workers off nodes that do not answer, and gives them their ranks.
 
-    def __init__(self, cluster: ClusterConfig, groups: Mapping[int, int]):
-        self.cluster, self.groups = cluster, groups
+    `expert_ranks` has the number of ranks that share a set of experts, by the number of workers.
+    """
+
+    def __init__(self, cluster: ClusterConfig, expert_ranks: Mapping[int, int]):
+        self.cluster = cluster
+        self.expert_ranks = expert_ranks
         self.nodes: list[str] = []  # of each rank
         self.missed: dict[str, int] = {}
 
@@ -65,7 +69,7 @@ class Placement(ControllerCallback, WorkerGroupCallback):
 
     def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
         """Ray's list of workers is in the order of their ranks, and grouped by node; here it gets ours, in place."""
-        order = rank_order([worker.metadata.node_id for worker in workers], self.groups[len(workers)], self.cluster.ranks)
+        order = rank_order([worker.metadata.node_id for worker in workers], self.expert_ranks[len(workers)], self.cluster.ranks)
         workers[:] = [workers[place] for place in order]
         for rank, worker in enumerate(workers):
             worker.distributed_context = replace(worker.distributed_context, world_rank=rank)
@@ -101,4 +105,4 @@ class Elastic(ElasticScalingPolicy):
         offered = fitting if self.cluster.node_labels else {node: resources for node, resources in reserved_resources.items() if node in fitting}
         each = self.scaling_config._resources_per_worker_not_none
         fit = room({node: resources for node, resources in offered.items() if node not in silent}, each, self.cluster.placement)
-        return min(fit, self.cluster.most) // self.cluster.workers_multiple * self.cluster.workers_multiple
+        return min(fit, self.cluster.max_workers) // self.cluster.workers_multiple * self.cluster.workers_multiple

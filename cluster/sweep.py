@@ -41,7 +41,7 @@ class Work:
     values: dict[str, Any]
     """A plain RunConfig."""
     cluster: ClusterConfig
-    groups: dict[int, int]
+    expert_ranks: dict[int, int]
     """Ranks that share a set of experts, by the number of workers."""
     steps: int | None
     """The last step, where it is known."""
@@ -59,7 +59,7 @@ class Rungs:
 
 def places(clusters: Iterable[ClusterConfig]) -> int:
     """How many trials have room on the connected cluster at a time, with the largest of `clusters`."""
-    return max(1, min(ray_train.fits(each) // each.most for each in clusters))
+    return max(1, min(ray_train.fits(each) // each.max_workers for each in clusters))
 
 
 def run_trials(
@@ -79,7 +79,7 @@ def run_trials(
         tune.with_resources(trainable, tune.PlacementGroupFactory([{"memory": 1}])),  # the workers have a placement group of their own; Tune wants one, too
         param_space={"trial": tune.grid_search(list(work))},
         tune_config=tune.TuneConfig(scheduler=_Asha(root, mode, rungs, past) if rungs else None, max_concurrent_trials=concurrent, reuse_actors=True),
-        run_config=tune.RunConfig(name="tune", storage_path=f"{root}/ray", verbose=0, callbacks=[_Silent()]),
+        run_config=tune.RunConfig(name="tune", storage_path=f"{root}/ray", verbose=0, callbacks=[_NoTuneOutput()]),
     ).fit()
     for name in work:
         folder = Folder(f"{root}/{name}")
@@ -93,7 +93,7 @@ def _run_trial(work: Work, root: str, name: str, metric: str) -> None:
     if sweep.exists("stop"):
         return
     with ThreadPoolExecutor(1) as pool:
-        run = pool.submit(ray_train.train, work.values, work.cluster, time.time(), work.groups.__getitem__)
+        run = pool.submit(ray_train.train, work.values, work.cluster, time.time(), work.expert_ranks)
         ended = False
         while not ended:
             ended = bool(wait([run], timeout=_LOOK_EVERY_S).done)
@@ -108,7 +108,7 @@ def _run_trial(work: Work, root: str, name: str, metric: str) -> None:
         folder.write("failure", str(error).encode())
 
 
-class _Silent(TrialProgressCallback):
+class _NoTuneOutput(TrialProgressCallback):
     """Tune says at any verbosity that a trial is through which has reported nothing, as those that a stop has kept from beginning."""
 
     def _print(self, msg: str) -> None:
