@@ -17,8 +17,9 @@ from rich.console import Console
 from scipy.stats import ttest_rel
 
 from launch.paired import lead
-from launch.prove_moe import CURVE, Options, Speed, prove, short_run, steps_that_fit, variants
+from launch.prove_moe import Options, Speed, prove, short_run, steps_that_fit
 from launch.prove_moe_report import sentence
+from launch.prove_variants import CURVE, variants
 from launch.side_by_side import named, summaries
 from models.flops import flops_per_token, parameters
 from models.moe import MoELayer
