@@ -1,17 +1,18 @@
 """Jobs elsewhere: the one place that tells a Ray head (http://) from Kubernetes (k8s://)."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import yaml
 
-from cluster.submission import Submission
+if TYPE_CHECKING:  # a job's config imports torch, and only `submit` has one
+    from cluster.submission import Submission
 
 
 class Jobs(Protocol):
     """What both kinds of clusters do; `address` is what --to says. All raise ValueError, in one line, for what the user can mend."""
 
-    def submit(self, address: str, job: Submission) -> str:
+    def submit(self, address: str, job: "Submission") -> str:
         """Start the job and return its id."""
 
     def listing(self, address: str) -> list[dict[str, str]]:
@@ -48,7 +49,7 @@ def jobs_at(address: str) -> Jobs:
             raise ValueError(f"--to: {address!r} is no address of a cluster; it looks like http://HEAD:8265 or k8s://CONTEXT/NAMESPACE")
 
 
-def render_for(address: str, job: Submission) -> str:
+def render_for(address: str, job: "Submission") -> str:
     """The manifest that `submit` would send, as YAML; asks no cluster. Raises ValueError for a Ray head, which takes none."""
     if not address.startswith("k8s://"):
         raise ValueError(f"--render: {address} takes no manifest; leave --render out, or use --to k8s://CONTEXT/NAMESPACE")

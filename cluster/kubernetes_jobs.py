@@ -7,21 +7,23 @@ import os
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from cluster.kubernetes_client import KUEUE, RAY, Namespace, changes, connect, one_line
 from cluster.kubernetes_logs import follow_driver, print_driver
 from cluster.kubernetes_objects import Event, Pod, RayJob, Workload, job_status, pod_status
 from cluster.kubernetes_status import explain, is_queued, line, state
 from cluster.rayjob import MANAGER, job_name, rayjob
-from cluster.submission import Submission
 from trainer.parsing import Json
+
+if TYPE_CHECKING:  # a job's config imports torch, and only `submit` has one
+    from cluster.submission import Submission
 
 _OURS = ",".join(f"{key}={value}" for key, value in MANAGER.items())
 _REMOVAL_S = 120
 
 
-def manifest(address: str, job: Submission) -> Json:
+def manifest(address: str, job: "Submission") -> Json:
     """The RayJob that `submit` would create; needs no cluster. A run without a name is called after its job, once and for all tries."""
     job_id = job_name(job.name, time.strftime("%Y%m%d-%H%M%S"))
     job = job.named(job.run.name or job_id)
@@ -32,7 +34,7 @@ def manifest(address: str, job: Submission) -> Json:
     return rayjob(job_id, namespace if slash else "default", job, version("ray"))
 
 
-def submit(address: str, job: Submission) -> str:
+def submit(address: str, job: "Submission") -> str:
     """Create the job's RayJob, checked strictly by the API server, and return its name."""
     body = manifest(address, job)
     cluster = connect(address)

@@ -6,7 +6,7 @@ shown before are left out.
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import cast
 
 import urllib3
 from kubernetes.client.exceptions import ApiException
@@ -36,8 +36,8 @@ def follow_driver(cluster: Namespace, job_id: str, facts: Callable[[], dict[str,
     finished: set[str] = set()
     printed = Printed()
     said = ""
-    for kind, found in changes(cluster, lambda **how: cluster.pods(label_selector=_selector(job_id), **how)):
-        _keep(pods, kind, found)
+    for kind, objects in changes(cluster, lambda **how: cluster.pods(label_selector=_selector(job_id), **how)):
+        _keep(pods, kind, cast(list[Pod], objects))
         for pod in _started(list(pods.values())):
             if pod["metadata"]["uid"] not in finished:
                 printed.begin(_ray_job(pod))
@@ -78,15 +78,14 @@ class Printed:
         return True
 
 
-def _keep(pods: dict[str, Pod], kind: str, found: Any) -> None:
-    match kind:
-        case "LISTED":
-            pods.clear()
-            pods.update({pod["metadata"]["uid"]: pod for pod in found})
-        case "ADDED" | "MODIFIED":
-            pods[found["metadata"]["uid"]] = found
-        case "DELETED":
-            pods.pop(found["metadata"]["uid"], None)
+def _keep(pods: dict[str, Pod], kind: str, changed: list[Pod]) -> None:
+    if kind == "LISTED":
+        pods.clear()
+    for pod in changed:
+        if kind == "DELETED":
+            pods.pop(pod["metadata"]["uid"], None)
+        else:
+            pods[pod["metadata"]["uid"]] = pod
 
 
 def _started(pods: list[Pod]) -> list[Pod]:
@@ -110,7 +109,7 @@ def _stream(cluster: Namespace, pod: str) -> Iterator[str]:
     last, heard = "", 0.0
     while True:
         shown = last
-        since = {"since_seconds": int(time.monotonic() - heard) + _OVERLAP_S} if last else {}
+        since: dict[str, object] = {"since_seconds": int(time.monotonic() - heard) + _OVERLAP_S} if last else {}
         try:
             answer = cluster.log(pod, _CONTAINER, follow=True, timestamps=True, _request_timeout=(5, 3600), **since)
             for row in _rows(answer):
@@ -131,7 +130,7 @@ def _stream(cluster: Namespace, pod: str) -> Iterator[str]:
             return
 
 
-def _rows(answer: Any) -> Iterator[str]:
+def _rows(answer: urllib3.BaseHTTPResponse) -> Iterator[str]:
     """Whole lines of a streamed answer."""
     rest = b""
     for chunk in answer.stream(amt=None, decode_content=False):

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from cluster.submission import Submission
 from trainer.checkout import CHECKOUT
 from trainer.code_version import code_name
 
-if TYPE_CHECKING:  # Ray takes a second to import, and its address may be wrong
+if TYPE_CHECKING:  # Ray takes a second to import, and its address may be wrong; a job's config imports torch, and only `submit` has one
     from ray.dashboard.modules.job.pydantic_models import JobDetails
     from ray.job_submission import JobSubmissionClient
+
+    from cluster.submission import Submission
 
 PACKAGES = ("launch", "cluster", "trainer", "models", "data")
 _STOP_WAIT_S = 600
@@ -44,7 +45,7 @@ def client(address: str) -> "JobSubmissionClient":
         raise ValueError(f"--to: no Ray cluster at {address} ({_line(error)}); is the head up, its port 8265 open, and RAY_AUTH_TOKEN right?") from None
 
 
-def submit(address: str, job: Submission) -> str:
+def submit(address: str, job: "Submission") -> str:
     """Start the job and return its id."""
     root = job.run.root
     if "://" not in root and not Path(root).is_absolute():
@@ -60,7 +61,7 @@ def submit(address: str, job: Submission) -> str:
         return _submit(jobs, address, job, folder)
 
 
-def _tracking_uri(job: Submission) -> str:
+def _tracking_uri(job: "Submission") -> str:
     """The job's own, else this shell's, else a database beside the runs. Raises ValueError where the runs are at a URL, which has none."""
     root = job.run.root
     uri = job.run.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
@@ -69,7 +70,7 @@ def _tracking_uri(job: Submission) -> str:
     return uri or f"sqlite:///{root}/mlflow.db"
 
 
-def _submit(jobs: "JobSubmissionClient", address: str, job: Submission, folder: str) -> str:
+def _submit(jobs: "JobSubmissionClient", address: str, job: "Submission", folder: str) -> str:
     """Hand over the working directory `folder`, and ask again while the head has no agent yet."""
     entrypoint = f"python -m launch.cli train {job.name}.yaml{' --resume' if job.resume else ''}"
     job_id = f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}"

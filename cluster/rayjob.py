@@ -7,14 +7,17 @@ refused as a whole, nothing is left behind when it goes, and a rendered manifest
 import json
 import math
 import re
+from typing import TYPE_CHECKING
 
 from cluster.config import ClusterConfig
 from cluster.kubernetes_config import KubernetesConfig
 from cluster.pod_templates import container_security, head_pod, submitter_pod, worker_pod
-from cluster.submission import Submission
-from trainer.config import RunConfig
 from trainer.parsing import Json
-from trainer.world import Device
+
+if TYPE_CHECKING:  # a job's config imports torch, and only `submit` has one
+    from cluster.submission import Submission
+    from trainer.config import RunConfig
+    from trainer.world import Device
 
 MANAGER = {"app.kubernetes.io/managed-by": "switchwork"}
 LONGEST_NAME = 47  # KubeRay makes the names of a RayCluster, its service and its pods from it
@@ -33,7 +36,7 @@ def job_name(name: str, stamp: str) -> str:
     return f"{label}-{stamp}"
 
 
-def rayjob(job_id: str, namespace: str, job: Submission, ray_version: str) -> Json:
+def rayjob(job_id: str, namespace: str, job: "Submission", ray_version: str) -> Json:
     """The manifest of `job`, whose run is named. Raises ValueError for what cannot run on Kubernetes."""
     config = job.cluster.kubernetes
     check_job(job.run, job.cluster)
@@ -58,7 +61,7 @@ def rayjob(job_id: str, namespace: str, job: Submission, ray_version: str) -> Js
     return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": spec}
 
 
-def _carried(job_id: str, job: Submission) -> str:
+def _carried(job_id: str, job: "Submission") -> str:
     """The job as launch/pod.py reads it from the environment. Raises ValueError if it is too long for that."""
     text = json.dumps({"id": job_id, "resume": job.resume, "job": job.values}).replace("$", "\\u0024")  # Kubernetes would replace $(NAME)
     if len(text) > _LARGEST_JOB:
@@ -66,7 +69,7 @@ def _carried(job_id: str, job: Submission) -> str:
     return text
 
 
-def check_job(run: RunConfig, cluster: ClusterConfig) -> None:
+def check_job(run: "RunConfig", cluster: ClusterConfig) -> None:
     """Raises ValueError, with the fix, for what does not go together in a job on Kubernetes."""
     config = cluster.kubernetes
     if not config.image:
@@ -95,7 +98,7 @@ def _check_autoscaling(cluster: ClusterConfig) -> None:
         raise ValueError(f"cluster.kubernetes.autoscaling: {bounds} workers do not fill pods of {config.workers_per_pod}; use multiples of it")
 
 
-def _check_tracking(run: RunConfig, config: KubernetesConfig) -> None:
+def _check_tracking(run: "RunConfig", config: KubernetesConfig) -> None:
     uri = run.tracking.uri or config.env.get("MLFLOW_TRACKING_URI") or ""
     if run.tracking.enabled and not uri:
         raise ValueError("run.tracking.uri: missing; pods need an MLflow server, such as http://mlflow:5000 of k8s/base, or run.tracking.enabled=false")
@@ -117,7 +120,7 @@ def _on_claim(path: str, config: KubernetesConfig) -> bool:
     return any(path == each.path or path.startswith(f"{each.path}/") for each in config.claims if not each.read_only)
 
 
-def _gpus(cluster: ClusterConfig, device: Device) -> int:
+def _gpus(cluster: ClusterConfig, device: "Device") -> int:
     """GPUs of a pod: Kubernetes wants to be told, and gives whole ones."""
     each = cluster.gpus_per_worker
     if each is None and device != "cpu":

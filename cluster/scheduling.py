@@ -9,7 +9,7 @@ import socket
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import ray
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
@@ -18,6 +18,10 @@ from ray.train.v2.api.config import ScalingConfig
 
 from cluster.config import ClusterConfig
 from cluster.placement import matches, rank_order, room
+from trainer.parsing import Json
+
+if TYPE_CHECKING:  # importing it takes its time, and the driver needs none of it
+    from ray.train.v2._internal.execution.worker_group import Worker, WorkerGroupPollStatus
 
 _KNOCK_S = 2.0
 _MISSED = 3  # looks in a row, each a few seconds apart
@@ -38,7 +42,7 @@ def silent_nodes() -> set[str]:
     return {node["NodeID"] for node, answered in zip(nodes, answers, strict=True) if not answered}
 
 
-def _answers(node: Mapping[str, Any]) -> bool:
+def _answers(node: Json) -> bool:
     try:
         socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=_KNOCK_S).close()
     except OSError:
@@ -62,21 +66,22 @@ class Placement(ControllerCallback, WorkerGroupCallback):
         self.nodes: list[str] = []  # of each rank
         self.missed: dict[str, int] = {}
 
-    def on_controller_start_worker_group(self, *, scaling_config: Any, num_workers: int) -> dict[str, str] | None:
+    def on_controller_start_worker_group(self, *, scaling_config: ScalingConfig, num_workers: int) -> dict[str, str] | None:
         """What labels the workers' nodes must have."""
         silent = ",".join(sorted(silent_nodes()))
         return {**self.cluster.selector, _NODE_ID: f"!in({silent})"} if silent else None
 
-    def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
+    def before_init_train_context(self, workers: list["Worker"]) -> dict[str, list[object]]:
         """Ray's list of workers is in the order of their ranks, and grouped by node; here it gets ours, in place."""
         order = rank_order([worker.metadata.node_id for worker in workers], self.expert_ranks[len(workers)], self.cluster.ranks)
         workers[:] = [workers[place] for place in order]
         for rank, worker in enumerate(workers):
+            assert worker.distributed_context is not None, "Ray has just set it"
             worker.distributed_context = replace(worker.distributed_context, world_rank=rank)
         self.nodes, self.missed = [worker.metadata.node_id for worker in workers], {}
         return {}
 
-    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+    def after_worker_group_poll_status(self, worker_group_status: "WorkerGroupPollStatus") -> None:
         """Gives up workers whose node has been silent for several looks: Ray would wait for them, and the other ranks as well."""
         self.missed = {node: self.missed.get(node, 0) + 1 for node in silent_nodes()}
         for rank, status in worker_group_status.worker_statuses.items():

@@ -27,6 +27,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from cluster import ray_train
 from cluster.config import ClusterConfig
 from trainer.control import PRUNED, request_stop
+from trainer.parsing import Json
 from trainer.storage import Folder
 from trainer.tracking import history
 
@@ -38,7 +39,7 @@ _HOPELESS = 1e12  # stands for a figure that is not finite: ASHA's percentiles c
 class Work:
     """What a trial needs of its job."""
 
-    values: dict[str, Any]
+    values: Json
     """A plain RunConfig."""
     cluster: ClusterConfig
     expert_ranks: dict[int, int]
@@ -72,7 +73,7 @@ def run_trials(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     (Folder(root) / "ray").remove()  # what Tune wrote the last time
 
-    def trainable(config: dict[str, Any]) -> None:
+    def trainable(config: Json) -> None:
         _run_trial(work[config["trial"]], root, config["trial"], metric)
 
     tune.Tuner(
@@ -135,12 +136,12 @@ class _Asha(AsyncHyperBandScheduler):
             for step, value in points:
                 self._judge(None, trial, {"step": step, "value": value})
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Json) -> str:
         if self._judge(tune_controller, trial, result) == TrialScheduler.STOP and result["step"] < result["steps"]:
             request_stop(Folder(f"{self.root}/{trial.config['trial']}"), f"{PRUNED}behind the others at step {result['step']}")
         return str(TrialScheduler.CONTINUE)
 
-    def _judge(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def _judge(self, tune_controller: Any, trial: Any, result: Json) -> str:
         """Ray's decision; a figure that is not finite is the worst."""
         if "value" in result and (not math.isfinite(result["value"]) or abs(result["value"]) >= _HOPELESS):
             result = result | {"value": self.worst}
