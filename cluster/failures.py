@@ -6,10 +6,11 @@ import time
 import ray
 from ray.train import UserCallback
 
-from trainer.attempts import current_attempt, note_end
+from trainer.attempts import current_attempt, note_end, stopped_by_error
+from trainer.endings import Ending, Stopped
+from trainer.run_files import RunFiles
 from trainer.storage import Folder
 
-PREEMPTED = "preemption: "
 _DETAIL = re.compile(r"(?:exit detail|reason)[^:]*:\s*(.+?)(?:\. |$)")
 
 
@@ -24,10 +25,16 @@ class NoteFailures(UserCallback):
         self.url = url
 
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
-        folder = Folder(self.url)
-        if (attempt := current_attempt(folder)) >= 0 and worker_exceptions:
+        files = RunFiles(Folder(self.url))
+        if (attempt := current_attempt(files)) >= 0 and worker_exceptions:
             rank, error = min(worker_exceptions.items(), key=lambda item: (not _died(item[1]), item[0]))
-            note_end(folder, attempt, "ray", f"rank {rank} died: {_detail(error)}" if _died(error) else f"rank {rank}: {_last_line(error)}")
+            note_end(files, attempt, "ray", _stopped(rank, error))
+
+
+def _stopped(rank: int, error: Exception) -> Stopped:
+    if _died(error):
+        return Stopped(Ending.LOST, f"rank {rank} died: {_detail(error)}")
+    return stopped_by_error(f"rank {rank}: {_last_line(error)}")
 
 
 def _died(error: Exception) -> bool:
@@ -44,9 +51,10 @@ def _last_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
 
 
-def preemption() -> str:
-    """Why the worker's node is about to go, from the drain notices of the cluster; "" if it stays."""
+def preemption() -> Stopped | None:
+    """Why the worker's node is about to go, from the drain notices of the cluster; None if it stays."""
     deadline = ray._private.state.state.get_draining_nodes().get(ray.get_runtime_context().get_node_id())
     if deadline is None:
-        return ""
-    return PREEMPTED + (f"the node goes in {max(0.0, deadline / 1000 - time.time()):.0f} s" if deadline else "the node is drained")
+        return None
+    detail = f"the node goes in {max(0.0, deadline / 1000 - time.time()):.0f} s" if deadline else "the node is drained"
+    return Stopped(Ending.PREEMPTED, detail)

@@ -15,6 +15,7 @@ from cluster.kubernetes_objects import Event, Pod, RayJob, Workload, job_status,
 from cluster.kubernetes_status import explain, is_queued, line, state
 from cluster.rayjob import MANAGER, job_name, rayjob
 from trainer.parsing import Json
+from trainer.run_files import EVENTS
 
 if TYPE_CHECKING:  # a job's config imports torch, and only `submit` has one
     from cluster.submission import Submission
@@ -67,7 +68,7 @@ def logs(address: str, job_id: str, follow: bool) -> Iterator[str]:
     printed = print_driver(cluster, job_id)
     if printed is None:
         facts = _facts(cluster, job)
-        raise ValueError(f"job {job_id}: it has no log: {facts['state']}, {facts['message']}; what it wrote down is in {_run_of(job)}/events.jsonl")
+        raise ValueError(f"job {job_id}: it has no log: {facts['state']}, {facts['message']}; what it wrote down is in {_run_of(job)}/{EVENTS}")
     yield printed
 
 

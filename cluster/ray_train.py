@@ -22,12 +22,13 @@ from ray.train.v2.api.config import RunConfig as RayRunConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from cluster.config import ClusterConfig
-from cluster.failures import PREEMPTED, NoteFailures, WorkerPreempted, preemption
+from cluster.failures import NoteFailures, WorkerPreempted, preemption
 from cluster.placement import room
 from cluster.scheduling import Elastic, Placement, fitting_nodes
 from trainer.attempts import close_attempt, current_attempt
+from trainer.endings import Ending
 from trainer.parsing import Json
-from trainer.storage import Folder
+from trainer.run_files import RunFiles, run_files
 from trainer.world import free_port
 
 WorkerFunction = Callable[[Json], None]
@@ -138,20 +139,19 @@ def audit(values: Json, cluster: ClusterConfig, expert_ranks: Mapping[int, int])
 
 
 def _run(work: WorkerFunction, config: Json, values: Json, cluster: ClusterConfig, expert_ranks: Mapping[int, int]) -> None:
-    url = f"{values['root']}/{values['name']}"
+    files = run_files(values["root"], values["name"])
     try:
-        start_workers(work, config, cluster, url, expert_ranks)
+        start_workers(work, config, cluster, files, expert_ranks)
     except ray.train.TrainingFailedError as error:
-        raise WorkersFailed(_cause(error, Folder(url))) from error
+        raise WorkersFailed(_cause(error, files)) from error
 
 
-def start_workers(work: WorkerFunction, config: Json, cluster: ClusterConfig, url: str, expert_ranks: Mapping[int, int]) -> None:
+def start_workers(work: WorkerFunction, config: Json, cluster: ClusterConfig, files: RunFiles, expert_ranks: Mapping[int, int]) -> None:
     """Call `work` with `config` on each worker of the connected cluster, and again after failures, until all are through.
 
-    `url` is the run's folder; `expert_ranks` has the number of ranks that share a set of experts, by the number of workers.
+    `files` are the run's; `expert_ranks` has the number of ranks that share a set of experts, by the number of workers.
     """
     gpus = gpus_per_worker(cluster)
-    root, _, name = url.rpartition("/")
     trainer = _Trainer(
         cluster,
         work,
@@ -164,10 +164,10 @@ def start_workers(work: WorkerFunction, config: Json, cluster: ClusterConfig, ur
             label_selector=cluster.selector or None,
         ),
         run_config=RayRunConfig(
-            name=name,
-            storage_path=f"{root}/{name}/ray",  # Ray Train's own few files: inside the run folder, so that no files are left elsewhere
+            name=files.folder.name,
+            storage_path=files.ray.url,  # Ray Train's own few files: inside the run folder, so that no files are left elsewhere
             failure_config=FailureConfig(max_failures=cluster.max_failures),
-            callbacks=[NoteFailures(url), Placement(cluster, expert_ranks)],  # type: ignore[list-item]  # Ray's hint is of UserCallback alone
+            callbacks=[NoteFailures(files.folder.url), Placement(cluster, expert_ranks)],  # type: ignore[list-item]  # Ray's hint is of UserCallback alone
             worker_runtime_env={"env_vars": cluster.env},
         ),
     )
@@ -184,7 +184,7 @@ def _worker(config: Json) -> None:
     from trainer.worker import run_worker
 
     summary = run_worker(config["run"], say=print, started=config["started"], asked=preemption)
-    if summary["stopped"].startswith(PREEMPTED):
+    if summary["ending"] is Ending.PREEMPTED:
         raise WorkerPreempted(summary["stopped"])
 
 
@@ -212,13 +212,13 @@ def _interface(ip: str) -> str:
     return next((name for name, addresses in psutil.net_if_addrs().items() if ip in [each.address for each in addresses]), "")
 
 
-def _cause(error: BaseException, folder: Folder) -> str:
+def _cause(error: BaseException, files: RunFiles) -> str:
     """What the first failed worker raised, with its traceback above it, and why the attempt ended."""
     failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
     said = [f"{failure}\nworker {rank} failed, see above" for rank, failure in sorted(failures.items())][:1] or [str(error)]
     if lacking := re.findall(r"(?:ModuleNotFoundError|ImportError): (.+)", said[0]):
         said.append(f"a worker's node has not what workers need ({lacking[-1]}); give every node the environment of this checkout")
-    attempt = current_attempt(folder)
+    attempt = current_attempt(files)
     if attempt >= 0:
-        said.append(f"attempt {attempt} ended: {close_attempt(folder, attempt)}")
+        said.append(f"attempt {attempt} ended: {close_attempt(files, attempt)}")
     return "\n".join(said)

@@ -1,6 +1,6 @@
 """Ray Tune runs the trials of a sweep, so many at a time: each is a whole run through cluster/ray_train.py, in a folder of its own.
 
-Tune learns from the run's `metrics.jsonl` how a trial does. It never kills a run: one that is to end is asked through a file `stop`, as by a
+Tune learns from the run's metrics how a trial does. It never kills a run: one that is to end is asked through a file `stop`, as by a
 person, so that it saves and can go on later. What came of a trial stands in its folder; of Tune's own files nothing is read again.
 """
 
@@ -26,8 +26,9 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from cluster import ray_train
 from cluster.config import ClusterConfig
-from trainer.control import PRUNED, request_stop
+from trainer.endings import Ending, Stopped
 from trainer.parsing import Json
+from trainer.run_files import RunFiles, run_files
 from trainer.storage import Folder
 from trainer.tracking import history
 
@@ -71,7 +72,8 @@ def run_trials(
     A file `stop` in `root` ends those under way, and the rest is not begun. With `rungs` ASHA judges them beside the `past` trials' metrics by step.
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    (Folder(root) / "ray").remove()  # what Tune wrote the last time
+    sweep = RunFiles(Folder(root))
+    sweep.ray.remove()  # what Tune wrote the last time
 
     def trainable(config: Json) -> None:
         _run_trial(work[config["trial"]], root, config["trial"], metric)
@@ -80,33 +82,34 @@ def run_trials(
         tune.with_resources(trainable, tune.PlacementGroupFactory([{"memory": 1}])),  # the workers have a placement group of their own; Tune wants one, too
         param_space={"trial": tune.grid_search(list(work))},
         tune_config=tune.TuneConfig(scheduler=_Asha(root, mode, rungs, past) if rungs else None, max_concurrent_trials=concurrent, reuse_actors=True),
-        run_config=tune.RunConfig(name="tune", storage_path=f"{root}/ray", verbose=0, callbacks=[_NoTuneOutput()]),
+        run_config=tune.RunConfig(name="tune", storage_path=sweep.ray.url, verbose=0, callbacks=[_NoTuneOutput()]),
     ).fit()
     for name in work:
-        folder = Folder(f"{root}/{name}")
-        if folder.exists("attempts.jsonl") and not folder.exists("summary.json") and not folder.exists("failure") and not Folder(root).exists("stop"):
-            folder.write("failure", b"killed, or its machine was lost: nobody said why")
+        trial = run_files(root, name)
+        if trial.has_begun and not trial.has_summary and trial.failure() is None and sweep.stop_request() is None:
+            trial.write_failure("killed, or its machine was lost: nobody said why")
 
 
 def _run_trial(work: Work, root: str, name: str, metric: str) -> None:
     """The function that Tune calls, in an actor: the run in a thread, and what it writes down told to Tune."""
-    folder, sweep, told, asked = Folder(f"{root}/{name}"), Folder(root), 0, False
-    if sweep.exists("stop"):
+    files, sweep = run_files(root, name), RunFiles(Folder(root))
+    told, asked = 0, False
+    if sweep.stop_request() is not None:
         return
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(ray_train.train, work.values, work.cluster, time.time(), work.expert_ranks)
         ended = False
         while not ended:
             ended = bool(wait([run], timeout=_LOOK_EVERY_S).done)
-            points = history(folder, metric)
+            points = history(files, metric)
             for step, value in points[told:]:
                 tune.report({"step": step, "value": value if math.isfinite(value) else _HOPELESS, "steps": work.steps})
             told = len(points)
-            if sweep.exists("stop") and not asked:
-                request_stop(folder, sweep.read("stop").decode())
+            if not asked and (stopped := sweep.stop_request()) is not None:
+                files.request_stop(stopped)
                 asked = True
     if error := run.exception():
-        folder.write("failure", str(error).encode())
+        files.write_failure(str(error))
 
 
 class _NoTuneOutput(TrialProgressCallback):
@@ -138,7 +141,8 @@ class _Asha(AsyncHyperBandScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Json) -> str:
         if self._judge(tune_controller, trial, result) == TrialScheduler.STOP and result["step"] < result["steps"]:
-            request_stop(Folder(f"{self.root}/{trial.config['trial']}"), f"{PRUNED}behind the others at step {result['step']}")
+            pruned = Stopped(Ending.PRUNED, f"behind the others at step {result['step']}")
+            run_files(self.root, trial.config["trial"]).request_stop(pruned)
         return str(TrialScheduler.CONTINUE)
 
     def _judge(self, tune_controller: Any, trial: Any, result: Json) -> str:

@@ -17,8 +17,8 @@ from launch.train import prepare_data
 from trainer.audit.evidence import Evidence, from_bytes
 from trainer.audit.verdict import Findings, judge
 from trainer.parsing import plain, read_job
+from trainer.run_files import AUDIT, RunFiles
 from trainer.run_folder import prepare
-from trainer.storage import Folder
 from trainer.world import choose_device
 
 
@@ -26,26 +26,25 @@ def audit(console: Console, path: str, overrides: Sequence[str], as_json: bool) 
     """Start the job's workers for two steps, work the same steps out in float64 here, print the comparison; returns whether all is right."""
     root = (read_job(path, overrides).get("run") or {}).get("root", "runs")
     job = load(path, [*overrides, f"run.root={json.dumps(f'{root}/audits')}"])
-    folder = prepare(job.run, resume=False, extra={"cluster": plain(job.cluster)})
+    files = prepare(job.run, resume=False, cluster=plain(job.cluster))
     if not as_json:
         workers = job.cluster.max_workers
         console.print(f"{job.run.name}: two steps on {workers} worker{'s' * (workers > 1)}, then the same in float64", highlight=False)
-    evidence = _evidence(console, job, folder)
+    evidence = _evidence(console, job, files)
     findings = judge(job.run, evidence)
     report = _report(findings, evidence)
-    folder.write("audit.json", json.dumps(report, indent=1).encode())
-    picture = _draw(findings, folder, str(job.run.name))
+    files.write_audit(report)
+    picture = _draw(findings, files, str(job.run.name))
     if as_json:
         print(json.dumps(report, indent=1))
     else:
-        show(console, str(job.run.name), findings, evidence, f"{folder}/audit.json", picture)
+        show(console, str(job.run.name), findings, evidence, f"{files}/{AUDIT}", picture)
     return findings.good
 
 
-def _evidence(console: Console, job: JobConfig, folder: Folder) -> Evidence:
+def _evidence(console: Console, job: JobConfig, files: RunFiles) -> Evidence:
     """What the workers hand over; their file is large, and not kept."""
     from cluster import ray_train
-    from trainer.audit import FILE
 
     if not (job.cluster.address or os.environ.get("RAY_ADDRESS")):
         choose_device(job.run.device, 0)  # the workers will be on this machine
@@ -54,14 +53,13 @@ def _evidence(console: Console, job: JobConfig, folder: Folder) -> Evidence:
     ray_train.check_room(job.cluster)
     try:
         ray_train.audit(plain(job.run), job.cluster, expert_ranks(job))
-        return from_bytes(folder.read(FILE))
+        return from_bytes(files.evidence())
     except ray_train.WorkersFailed as error:
         console.print(str(error), markup=False, highlight=False)
         raise typer.Exit(1) from None
     finally:
         ray_train.leave()
-        if folder.exists(FILE):
-            folder.fs.rm_file(f"{folder.path}/{FILE}")
+        files.delete_evidence()
 
 
 def _report(findings: Findings, evidence: Evidence) -> dict[str, Any]:
@@ -80,10 +78,10 @@ def _report(findings: Findings, evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def _draw(findings: Findings, folder: Folder, title: str) -> str:
+def _draw(findings: Findings, files: RunFiles, title: str) -> str:
     from launch.audit_picture import draw
 
     with TemporaryDirectory() as scratch:
         file = draw(findings, Path(scratch) / "signal.png", title)
-        folder.put(file, file.name)
-    return f"{folder}/{file.name}"
+        files.put_picture(file)
+    return f"{files}/{file.name}"

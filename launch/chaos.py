@@ -19,11 +19,11 @@ from rich.console import Console
 
 from launch.chaos_report import Struck, report
 from launch.config import JobConfig
-from trainer.attempts import append, lines
 from trainer.checkout import CHECKOUT
 from trainer.faults import FaultConfig
 from trainer.parsing import parse, plain, read_job
-from trainer.storage import Folder
+from trainer.run_files import run_files
+from trainer.run_rows import Fault
 from trainer.world import free_port
 
 _POLL_S = 0.2
@@ -81,22 +81,22 @@ def chaos(console: Console, job_file: str, faults_file: str, overrides: Sequence
             raise ValueError(f"the run without faults ended with code {code}; see {root / 'undisturbed.log'}")
         outer = [fault for fault in drill.faults if isinstance(fault, Terminate | TrackingAway)]
         came_through = _disturbed(console, root, outer, server)
-    struck = [Struck(**{key: line[key] for key in ("name", "step", "time")}) for line in lines(Folder(str(root / "drill")), "faults.jsonl")]
+    struck = [Struck(fault["name"], fault["step"], fault["time"]) for fault in run_files(str(root), "drill").faults()]
     return report(console, root, sorted(struck, key=lambda each: each.time), planned=len(drill.faults)) and came_through
 
 
 def _disturbed(console: Console, root: Path, faults: Sequence[Terminate | TrackingAway], server: "_Server") -> bool:
     """Run the drill to its end, doing from outside what cannot be done from inside; returns whether it ended well."""
-    folder, left = Folder(str(root / "drill")), sorted(faults, key=lambda fault: fault.step)
+    files, left = run_files(str(root), "drill"), sorted(faults, key=lambda fault: fault.step)
     command = _Command(root, "drill")
     while True:
         time.sleep(_POLL_S)
-        step = max((row["step"] for row in lines(folder, "metrics.jsonl")), default=0)
+        step = max((row.step for row in files.metrics()), default=0)
         server.back_if_due()
         if left and step >= left[0].step and command.process.poll() is None:
             fault = left.pop(0)
             console.print(f"step {step}: {fault.name}", highlight=False)
-            append(folder, "faults.jsonl", {"fault": -1, "name": fault.name, "step": step, "time": time.time()})
+            files.add_fault(Fault(fault=-1, name=fault.name, step=step, time=time.time()))
             match fault:
                 case Terminate():
                     command.process.send_signal(signal.SIGTERM)

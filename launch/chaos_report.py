@@ -10,8 +10,9 @@ from rich.table import Table
 
 from launch.show import time_table
 from launch.verify import verify_data
-from trainer.attempts import lines
-from trainer.storage import Folder
+from trainer.run_files import RunFiles, run_files
+from trainer.run_rows import MetricsRow
+from trainer.tracking import history
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,18 @@ class Cost:
     """Steps that were done again."""
 
 
-def costs(struck: list[Struck], metrics: list[dict[str, Any]], noticed: list[float]) -> list[Cost]:
-    """The cost of each fault from the lines of metrics.jsonl that have a loss, and the times at which something was noticed."""
+def costs(struck: list[Struck], metrics: list[MetricsRow], noticed: list[float]) -> list[Cost]:
+    """The cost of each fault from the rows of metrics that have a loss, and the times at which something was noticed."""
     found, again, done = [], [], 0
     for row in metrics:
-        again += [row["time"]] if row["step"] <= done else []
-        done = max(done, row["step"])
+        again += [row.time] if row.step <= done else []
+        done = max(done, row.step)
     for index, fault in enumerate(struck):
         until = struck[index + 1].time if index + 1 < len(struck) else float("inf")
-        before = [row["step"] for row in metrics if row["time"] <= fault.time]
+        before = [row.step for row in metrics if row.time <= fault.time]
         furthest = max([fault.step, *before])
-        later = [row for row in metrics if row["time"] > fault.time]
-        new = next((row["time"] for row in later if row["step"] > furthest), None)
+        later = [row for row in metrics if row.time > fault.time]
+        new = next((row.time for row in later if row.step > furthest), None)
         seen = next((time for time in noticed if fault.time <= time < until), None)
         replayed = sum(fault.time < time < until for time in again)
         found.append(Cost(fault.name, fault.step, seen and seen - fault.time, new and new - fault.time, replayed))
@@ -57,10 +58,10 @@ def costs(struck: list[Struck], metrics: list[dict[str, Any]], noticed: list[flo
 
 def report(console: Console, root: Path, struck: list[Struck], planned: int) -> bool:
     """Print the table of the drill in `root`, and write it to drill.json; returns whether all faults happened and the run was done."""
-    folder, other = Folder(str(root / "drill")), Folder(str(root / "undisturbed"))
-    metrics = [row for row in lines(folder, "metrics.jsonl") if "loss" in row]
-    ends = [line["time"] for line in lines(folder, "attempts.jsonl") if "ended" in line]
-    alarms = [line["time"] for line in lines(folder, "events.jsonl") if "passing over" in line["event"] or "MLflow does not take" in line["event"]]
+    files, other = run_files(str(root), "drill"), run_files(str(root), "undisturbed")
+    metrics = [row for row in files.metrics() if "loss" in row.metrics]
+    ends = [end.time for end in files.attempts_ended()]
+    alarms = [event.time for event in files.events() if event.kind.is_alarm]
     found = costs(struck, metrics, sorted([*ends, *alarms]))
     table = Table(title="the drill", title_justify="left", box=None, pad_edge=False)
     for heading in ("fault", "step", "detected, s", "recovered, s", "steps again"):
@@ -72,25 +73,31 @@ def report(console: Console, root: Path, struck: list[Struck], planned: int) -> 
     if missing:
         console.print(f"{missing} of {planned} faults did not happen: their steps were not reached")
     result: dict[str, Any] = {"faults": [asdict(cost) for cost in found], "planned": planned}
-    done = folder.exists("summary.json")
+    done = files.has_summary
     if done:
-        result |= _compared(console, folder, other)
-        result["data_exact"] = verify_data(console, folder, result["step"])
+        result |= _compared(console, files, other)
+        result["data_exact"] = verify_data(console, files.folder, result["step"])
     (root / "drill.json").write_text(json.dumps(result, indent=1))
     return done and not missing and result["data_exact"]
 
 
-def _compared(console: Console, folder: Folder, other: Folder) -> dict[str, Any]:
+def _compared(console: Console, files: RunFiles, other: RunFiles) -> dict[str, Any]:
     """The two runs beside each other, step by step."""
-    mine, theirs = ({row["step"]: row["loss"] for row in lines(each, "metrics.jsonl") if "loss" in row} for each in (folder, other))
-    summary = json.loads(folder.read("summary.json"))
+    mine, theirs = dict(history(files, "loss")), dict(history(other, "loss"))
+    summary = files.summary()
+    assert summary is not None, "the caller has looked"
     last, passed = max(theirs), sum(each["last"] - each["first"] + 1 for each in summary["anomalies"])
-    first_other = next((step for step in sorted(theirs) if mine.get(step) != theirs[step]), None)
+    first_other = next((step for step in sorted(theirs) if not _same(mine.get(step), theirs[step])), None)
     same = "every loss is bit-identical" if first_other is None else f"the losses are bit-identical until step {first_other - 1}"
     console.print(f"final loss {mine.get(last, float('nan')):.6f}, undisturbed {theirs[last]:.6f}; {same}; {passed} steps passed over", highlight=False)
     time_table(console, summary["goodput"])
     figures = {"final_loss": mine.get(last), "undisturbed_loss": theirs[last], "first_different_step": first_other, "passed_over": passed}
     return figures | {"step": summary["step"], "goodput": summary["goodput"], "attempts": summary["attempt"] + 1}
+
+
+def _same(mine: float | None, theirs: float) -> bool:
+    """Bit-identical; so are two losses that are no numbers."""
+    return mine is not None and mine.hex() == theirs.hex()
 
 
 def _seconds(value: float | None) -> str:

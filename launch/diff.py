@@ -1,19 +1,16 @@
 """`switchwork diff RUN RUN`: what two runs differ in: config, code, data, results, side by side."""
 
-import json
 import subprocess
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from trainer.attempts import lines
 from trainer.checkout import CHECKOUT
+from trainer.run_files import RunFiles
 from trainer.run_folder import find_run
-from trainer.storage import Folder
 
 _SAME_FOR_NO_RUN = ("run.name", "run.source")
 _ABSENT = "-"
@@ -23,7 +20,7 @@ Pair = tuple[Any, Any]
 
 def compare(first: str, second: str) -> dict[str, dict[str, Pair]]:
     """For each of config, code, data and results, what differs: name to the two values; None is a value that one does not have."""
-    ours, theirs = find_run(first), find_run(second)
+    ours, theirs = RunFiles(find_run(first)), RunFiles(find_run(second))
     return {
         "config": differences(_config(ours), _config(theirs), leave_out=_SAME_FOR_NO_RUN),
         "code": differences(_code(ours), _code(theirs)),
@@ -49,26 +46,25 @@ def show(console: Console, first: str, second: str, found: Mapping[str, Mapping[
             console.print(changed, markup=False, highlight=False)
 
 
-def _config(folder: Folder) -> dict[str, Any]:
-    return dict(flat("", yaml.safe_load(folder.read("resolved.yaml"))))
+def _config(files: RunFiles) -> dict[str, Any]:
+    return dict(flat("", files.job()))
 
 
-def _code(folder: Folder) -> dict[str, Any]:
+def _code(files: RunFiles) -> dict[str, Any]:
     """What the last attempt ran."""
-    begun = [line for line in lines(folder, "attempts.jsonl") if "ended" not in line]
-    return {name: begun[-1].get(name) for name in ("commit", "dirty")} if begun else {}
+    begun = files.attempts_begun()
+    return {"commit": begun[-1].commit, "dirty": begun[-1].dirty} if begun else {}
 
 
-def _data(folder: Folder) -> dict[str, Any]:
+def _data(files: RunFiles) -> dict[str, Any]:
     """The manifest, its files one by one."""
-    return dict(flat("", json.loads(folder.read("data_manifest.json")))) if folder.exists("data_manifest.json") else {}
+    return dict(flat("", files.data_manifest() or {}))
 
 
-def _results(folder: Folder) -> dict[str, Any]:
-    """Figures of summary.json; of the experts' load only its summary, for there are hundreds."""
-    if not folder.exists("summary.json"):
-        return {}
-    summary = {name: value for name, value in json.loads(folder.read("summary.json")).items() if name not in ("name", "samples", "attempt")}
+def _results(files: RunFiles) -> dict[str, Any]:
+    """Figures of the summary; of the experts' load only its summary, for there are hundreds."""
+    left_out = ("name", "samples", "attempt", "ending")  # `stopped` tells the ending
+    summary = {name: value for name, value in (files.summary() or {}).items() if name not in left_out}
     return {name: value for name, value in flat("", summary) if "/expert" not in name}
 
 

@@ -1,8 +1,6 @@
 """`switchwork eval RUN --harness TASK,...`: the exported model in EleutherAI's lm-eval, an optional extra (`pip install 'switchwork[harness]'`)."""
 
 import importlib.util
-import json
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -12,11 +10,12 @@ from rich.table import Table
 from launch.export import export
 from launch.inspect import read_run
 from trainer.objectives.language_config import Causal
+from trainer.run_files import RunFiles
 from trainer.run_folder import find_run
 
 
 def evaluate_harness(console: Console, run: str, tasks: str, more: str | None, shots: int) -> dict[str, Any]:
-    """Print, return and keep in the run's folder (`evals/harness.json`) what lm-eval says of the last checkpoint on `tasks`, of which `more` is a folder."""
+    """Print, return and keep in the run's folder what lm-eval says of the last checkpoint on `tasks`, of which `more` is a folder."""
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError("--harness: lm-eval is not installed; install it with pip install 'switchwork[harness]'")
     folder = find_run(run)
@@ -35,9 +34,8 @@ def evaluate_harness(console: Console, run: str, tasks: str, more: str | None, s
         arguments = {"pretrained": f"{scratch}/model", "dtype": "float32", "max_length": config.objective.data.seq_len}
         found = simple_evaluate(model="hf", model_args=arguments, tasks=names, num_fewshot=shots or None, task_manager=manager, device="cpu", batch_size=16)
     figures: dict[str, Any] = {task: {key: value for key, value in each.items() if isinstance(value, float | int)} for task, each in found["results"].items()}
-    (folder / "evals").make()
-    folder.write("evals/harness.json", json.dumps(figures, indent=1).encode())
-    table = Table(title=f"lm-eval: {Path(folder.path).name}", title_justify="left", box=None, pad_edge=False)
+    RunFiles(folder).write_lm_eval(figures)
+    table = Table(title=f"lm-eval: {folder.name}", title_justify="left", box=None, pad_edge=False)
     for heading in ("task", "measure", "value"):
         table.add_column(heading)
     for task, each in figures.items():

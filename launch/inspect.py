@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +22,7 @@ from trainer.objectives import Samples
 from trainer.objectives.image_data import grid_of
 from trainer.parsing import parse
 from trainer.rules import RulesConfig
+from trainer.run_files import RunFiles
 from trainer.run_folder import find_run
 from trainer.storage import Folder
 
@@ -53,7 +53,7 @@ def show_data(console: Console, path: str, overrides: Sequence[str], n: int) -> 
 
 def read_run(folder: Folder) -> RunConfig:
     """The resolved job of a run."""
-    return parse(RunConfig, yaml.safe_load(folder.read("resolved.yaml"))["run"], "run")
+    return parse(RunConfig, RunFiles(folder).job()["run"], "run")
 
 
 def show_samples(console: Console, run: str, n: int, seed: int, changes: dict[str, Any], rules: RulesConfig | None = None) -> None:

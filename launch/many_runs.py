@@ -8,9 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from launch.progress import clock
-from trainer.attempts import lines
 from trainer.config import RunConfig
-from trainer.storage import Folder
+from trainer.run_files import run_files
 
 Ended = Callable[[RunConfig], str]
 """What there is to say of a run that has ended; "": it has not."""
@@ -49,5 +48,5 @@ def _steps(run: RunConfig) -> int:
 
 def _steps_done(run: RunConfig) -> int:
     """The last step that a run has written down."""
-    rows = lines(Folder(f"{run.root}/{run.name}"), "metrics.jsonl")
-    return int(rows[-1]["step"]) if rows else 0
+    rows = run_files(run.root, run.name).metrics()
+    return rows[-1].step if rows else 0

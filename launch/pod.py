@@ -12,25 +12,23 @@ from pathlib import Path
 import yaml
 
 from launch.cli import main as switchwork
-from trainer.storage import Folder, absolute
+from trainer.run_files import run_files
+from trainer.storage import absolute
 
 
 def main() -> None:
     """Train the job in SWITCHWORK_JOB."""
     given = json.loads(os.environ["SWITCHWORK_JOB"])
     run = given["job"]["run"]
-    folder = Folder(absolute(f"{run['root']}/{run['name']}"))
-    resume = folder.exists("attempts.jsonl") and (given["resume"] or _made_by(folder) == given["id"])
-    if resume or not folder.exists("attempts.jsonl"):
-        folder.make().write("job_id", given["id"].encode())
+    files = run_files(absolute(run["root"]), run["name"])
+    resume = files.has_begun and (given["resume"] or files.job_id() == given["id"])
+    if resume or not files.has_begun:
+        files.folder.make()
+        files.write_job_id(given["id"])
     file = Path(tempfile.mkdtemp()) / f"{run['name']}.yaml"
     file.write_text(yaml.safe_dump(given["job"], sort_keys=False))
     sys.argv = ["switchwork", "train", str(file), *(["--resume"] if resume else [])]
     switchwork()
-
-
-def _made_by(folder: Folder) -> str:
-    return folder.read("job_id").decode() if folder.exists("job_id") else ""
 
 
 if __name__ == "__main__":

@@ -1,28 +1,29 @@
 """Watching a run while it trains: a progress bar where there is a terminal, plain lines elsewhere.
 
-Both follow `metrics.jsonl` and `events.jsonl` in the run folder, so it does not matter where the workers are.
+Both follow metrics and events in the run folder, so it does not matter where the workers are.
 """
 
-import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from trainer.storage import Folder
+from trainer.run_files import RunFiles
+from trainer.run_rows import Event, MetricsRow
 
 _POLL_S = 0.5
 
 
 class Watch:
-    """Shows the run in `folder` for as long as the `with` block runs; `steps` is its last step, where it is known."""
+    """Shows the run of `files` for as long as the `with` block runs; `steps` is its last step, where it is known."""
 
-    def __init__(self, folder: Folder, steps: int | None, console: Console):
-        self.folder, self.steps, self.console = folder, steps, console
+    def __init__(self, files: RunFiles, steps: int | None, console: Console):
+        self.files, self.steps, self.console = files, steps, console
         self.ended = threading.Event()
-        self.positions = {name: len(folder.read(name)) if folder.exists(name) else 0 for name in ("metrics.jsonl", "events.jsonl")}
+        _, self.metrics_end = files.metrics_from(0)
+        _, self.events_end = files.events_from(0)
         self.thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
     def __enter__(self) -> "Watch":
@@ -37,22 +38,16 @@ class Watch:
         show = self._bar if self.console.is_terminal else self._lines
         show()
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        """New lines of both files as they come, until the block ends and no more are there."""
+    def _rows(self) -> Iterator[MetricsRow | Event]:
+        """New rows of both files as they come, until the block ends and no more are there."""
         while True:
             last = self.ended.wait(_POLL_S)
-            for name in self.positions:
-                yield from self._new(name)
+            metrics, self.metrics_end = self.files.metrics_from(self.metrics_end)
+            yield from metrics
+            events, self.events_end = self.files.events_from(self.events_end)
+            yield from events
             if last:
                 return
-
-    def _new(self, name: str) -> Iterator[dict[str, Any]]:
-        if self.folder.exists(name):
-            content = self.folder.read(name)
-            whole = content.rfind(b"\n") + 1
-            for line in content[self.positions[name] : whole].splitlines():
-                yield json.loads(line)
-            self.positions[name] = max(self.positions[name], whole)
 
     def _bar(self) -> None:
         columns = (
@@ -68,35 +63,39 @@ class Watch:
             for row in self._rows():
                 if note := _note(row):
                     progress.console.print(note)
-                if "loss" in row:
-                    progress.update(task, description="training", completed=row["step"], figures=_figures(row))
+                if isinstance(row, MetricsRow) and "loss" in row.metrics:
+                    progress.update(task, description="training", completed=row.step, figures=_figures(row.metrics))
 
     def _lines(self) -> None:
         for row in self._rows():
             if note := _note(row):
                 self.console.print(note)
-            if "loss" in row:
-                self.console.print(f"step {row['step']}{f'/{self.steps}' if self.steps else ''}  {_figures(row)}{self._left(row)}")
+            if isinstance(row, MetricsRow) and "loss" in row.metrics:
+                of = f"/{self.steps}" if self.steps else ""
+                self.console.print(f"step {row.step}{of}  {_figures(row.metrics)}{self._left(row)}")
 
-    def _left(self, row: dict[str, Any]) -> str:
-        if not self.steps or not row.get("samples_per_s"):
+    def _left(self, row: MetricsRow) -> str:
+        metrics = row.metrics
+        if not self.steps or not metrics.get("samples_per_s"):
             return ""
-        each = row["samples_seen"] / max(1, row["step"])
-        return f"  {clock((self.steps - row['step']) * each / row['samples_per_s'])} left"
+        per_step = metrics["samples_seen"] / max(1, row.step)
+        return f"  {clock((self.steps - row.step) * per_step / metrics['samples_per_s'])} left"
 
 
-def _figures(row: dict[str, Any]) -> str:
-    rate = f"{row['tokens_per_s']:,.0f} tokens/s" if "tokens_per_s" in row else f"{row['samples_per_s']:,.1f} samples/s"
-    return f"loss {float(row['loss']):.4f}  {rate}"
+def _figures(metrics: Mapping[str, float]) -> str:
+    loss = f"loss {metrics['loss']:.4f}"
+    if "tokens_per_s" in metrics:
+        return f"{loss}  {metrics['tokens_per_s']:,.0f} tokens/s"
+    return f"{loss}  {metrics['samples_per_s']:,.1f} samples/s"
 
 
-def _note(row: dict[str, Any]) -> str:
+def _note(row: MetricsRow | Event) -> str:
     """A line of its own for what happens now and then: an event, an evaluation."""
-    if "event" in row:
-        return str(row["event"])
+    if isinstance(row, Event):
+        return row.text
     for name, unit in (("eval/bits_per_byte", "bits per byte"), ("eval/loss", "loss")):
-        if name in row:
-            return f"step {row['step']}  held out: {row[name]:.4f} {unit}"
+        if name in row.metrics:
+            return f"step {row.step}  held out: {row.metrics[name]:.4f} {unit}"
     return ""
 
 

@@ -25,6 +25,7 @@ from models.moe import MoEConfig
 from trainer.config import RunConfig
 from trainer.objectives.language_config import DistillConfig
 from trainer.parsing import Json, parse, plain, read_job
+from trainer.run_files import run_files
 from trainer.storage import Folder, absolute, check_writable
 
 DISTILLED = "distilled"
@@ -142,7 +143,7 @@ def _trained(console: Console, run: RunConfig, moe: MoEConfig, processes: int, o
     console.print(f"{count}, in {options.folder}", highlight=False)
     runs = {name: [seeded(of_moe[name], name, seed, teachers_root) for seed in seeds] for name in ("dense", teacher)}
     seconds = _seconds_of(console, runs, processes, "teachers")
-    lessons = [students(dense, f"{trained.root}/{trained.name}", options) for trained in runs[teacher]]
+    lessons = [students(dense, run_files(trained.root, trained.name).folder.url, options) for trained in runs[teacher]]
     later = {name: [seeded(lesson[name], name, seed, root) for seed, lesson in zip(seeds, lessons, strict=True)] for name in taught}
     seconds += _seconds_of(console, later, processes, "students")
     return runs | later, seconds / 60

@@ -8,10 +8,9 @@ data in the same order and the same initial weights outside the experts; differe
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
-from typing import Any
 
 from rich.console import Console
 
@@ -23,6 +22,7 @@ from launch.side_by_side import default_processes, named, summaries
 from trainer.checkout import CHECKOUT
 from trainer.config import RunConfig, StopConfig
 from trainer.parsing import Json, parse, plain, read_job
+from trainer.run_rows import Summary
 from trainer.storage import Folder, absolute, check_writable
 
 RECIPE = str(CHECKOUT / "launch" / "configs" / "prove_moe.yaml")
@@ -125,8 +125,8 @@ class Speed:
     """Everything between steps: evaluation, checkpoint and reports."""
 
     @classmethod
-    def of(cls, summary: Mapping[str, Any]) -> "Speed":
-        """The speed of the run that left `summary`, whose seconds are booked under the names of trainer/goodput.py."""
+    def of(cls, summary: Summary) -> "Speed":
+        """The speed of the run that left `summary`, whose seconds are booked by what they were spent on."""
         seconds, start_s = summary["seconds"], summary["seconds_to_first_step"]
         return cls(
             total_s=start_s + summary["train_seconds"],

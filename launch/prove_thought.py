@@ -21,7 +21,8 @@ from trainer.config import RunConfig
 from trainer.few_shot import Answer, Style, wilson
 from trainer.objectives.language_config import LanguageConfig
 from trainer.parsing import Json, parse, plain, read_job
-from trainer.storage import Folder, absolute, check_writable
+from trainer.run_files import run_files
+from trainer.storage import absolute, check_writable
 
 if TYPE_CHECKING:  # matplotlib takes a second to import, and is needed at the end
     from matplotlib.axes import Axes
@@ -92,7 +93,7 @@ def prove(console: Console, path: str, overrides: Sequence[str], options: Option
     asked = write_task(task, steps, options.problems, seed=run.seed + 1)
     runs = {style: _run(run, run.objective, style, root, steps, asked) for style in _STYLES}
     trained = summaries(console, list(runs.values()), options.processes, "training")
-    answers = {style: answer_task(console, Folder(f"{own.root}/{own.name}"), task, options.shots, style) for style, own in runs.items()}
+    answers = {style: answer_task(console, run_files(own.root, own.name).folder, task, options.shots, style) for style, own in runs.items()}
     results = Results(
         job=plain(run),
         tokens=run.stop.steps * run.batch.global_batch * run.objective.data.seq_len,

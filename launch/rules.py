@@ -1,8 +1,6 @@
 """Rules at the command: samples that pass, and `switchwork promote`."""
 
-import json
 import math
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -17,6 +15,7 @@ from trainer.registry import Registry
 from trainer.rules import RulesConfig
 from trainer.rules.audit import AuditLog
 from trainer.rules.gate import Candidate, Decision, Gate, measures
+from trainer.run_files import RunFiles
 from trainer.storage import Folder
 
 
@@ -24,7 +23,7 @@ def judged(config: RulesConfig, folder: Folder, candidates: list[Candidate], pur
     """Decisions on `candidates`, each written to the audit log of the run in `folder`."""
     gate, log = Gate(config), AuditLog(folder)
     decisions = gate.judge(candidates)
-    found = restore.newest(folder / "checkpoints", lambda line: None)
+    found = restore.newest(RunFiles(folder).checkpoints, lambda line: None)
     checkpoint = str(found[1]["digest"]) if found else ""
     for candidate, decision in zip(candidates, decisions, strict=True):
         log.add(gate, candidate, decision, purpose, checkpoint)
@@ -61,7 +60,7 @@ def promote(console: Console, folder: Folder, run: RunConfig, config: RulesConfi
     candidates += [Candidate(text=text, facts=(("candidate", "text"), *facts)) for text in _texts(objective, samples, seed)]
     decisions = judged(config, folder, candidates, "promote")
     refused = [decision for decision in decisions if not decision.accepted]
-    found = restore.newest(folder / "checkpoints", lambda line: None)
+    found = restore.newest(RunFiles(folder).checkpoints, lambda line: None)
     assert found is not None, "load_objective read it"
     digest = str(found[1]["digest"])
     gate_tags = {"step": str(step), "checkpoint": digest, "rules": config.file, "accepted": str(not refused).lower()}
@@ -79,8 +78,8 @@ def promote(console: Console, folder: Folder, run: RunConfig, config: RulesConfi
 
 def _figures(run: RunConfig, folder: Folder, objective: Objective, step: int) -> dict[str, float]:
     """The held-out measures of this checkpoint: as the run's end wrote them down, else measured now."""
-    summary: dict[str, Any] = json.loads(folder.read("summary.json")) if folder.exists("summary.json") else {}
-    if summary.get("step") == step and summary.get("eval"):
+    summary = RunFiles(folder).summary()
+    if summary is not None and summary["step"] == step and summary["eval"]:
         figures = summary["eval"]
     else:
         micro_batch = run.evaluate.micro_batch or run.batch.micro_batch

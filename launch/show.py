@@ -1,17 +1,18 @@
 """What a person sees of a run that has ended: the figures, the experts' load, a sample, and where everything is."""
 
-from typing import Any
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Table
 
 from launch.progress import clock
 from trainer.goodput import NAMES
+from trainer.run_rows import Spent, Summary
 from trainer.storage import Folder
 from trainer.tracking import TrackingConfig, tracking_uri
 
 
-def summary(console: Console, folder: Folder, facts: dict[str, Any], tracking: TrackingConfig) -> None:
+def summary(console: Console, folder: Folder, facts: Summary, tracking: TrackingConfig) -> None:
     """Print the summary of the run in `folder`."""
     rate = facts["training"].get("tokens_per_s")
     speed = f", {rate:,.0f} tokens/s" if rate else ""
@@ -37,7 +38,7 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() or character in "\n\t" else "?" for character in text)
 
 
-def figures(console: Console, facts: dict[str, Any]) -> None:
+def figures(console: Console, facts: Summary) -> None:
     """Held-out measures, beside the baselines they are to be read against."""
     evaluation, baselines = facts["eval"], facts["baselines"]
     table = Table(title="held out", title_justify="left", box=None, show_header=False, pad_edge=False)
@@ -65,7 +66,7 @@ def quality_table(console: Console, quality: dict[str, float]) -> None:
     console.print(table)
 
 
-def time_table(console: Console, seconds: dict[str, float]) -> None:
+def time_table(console: Console, seconds: Mapping[Spent, float]) -> None:
     """Where the time of all attempts went, the most first."""
     whole = sum(seconds.values())
     table = Table(title=f"where {clock(whole)} went", title_justify="left", box=None, show_header=False, pad_edge=False)
@@ -77,7 +78,7 @@ def time_table(console: Console, seconds: dict[str, float]) -> None:
     console.print(table)
 
 
-def load_table(console: Console, facts: dict[str, Any]) -> None:
+def load_table(console: Console, facts: Summary) -> None:
     """Share of the held-out tokens that each expert of each layer gets, in percent."""
     evaluation = facts["eval"]
     cells = {

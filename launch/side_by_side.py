@@ -10,7 +10,6 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import replace
-from typing import Any
 
 import psutil
 from rich.console import Console
@@ -19,9 +18,10 @@ from launch.many_runs import progress
 from launch.progress import clock
 from launch.stopping import stopping
 from trainer.config import RunConfig
-from trainer.parsing import parse, plain
+from trainer.parsing import Json, parse, plain
+from trainer.run_files import run_files
 from trainer.run_folder import prepare, settle
-from trainer.storage import Folder
+from trainer.run_rows import Summary
 from trainer.tracking import history
 from trainer.worker import run_worker
 from trainer.world import stand_alone
@@ -39,7 +39,7 @@ def default_processes(run: RunConfig) -> int:
     return max(1, (os.cpu_count() or 1) // (run.threads or 1))
 
 
-def summaries(console: Console, runs: Sequence[RunConfig], processes: int, what: str) -> list[dict[str, Any]]:
+def summaries(console: Console, runs: Sequence[RunConfig], processes: int, what: str) -> list[Summary]:
     """The summary of each run, in order, once all are done; `processes` of them at a time, started in this order.
 
     Raises ValueError if a run was stopped half-way: the same command goes on with it.
@@ -48,7 +48,7 @@ def summaries(console: Console, runs: Sequence[RunConfig], processes: int, what:
     context = multiprocessing.get_context("forkserver")  # which imports once what takes seconds to import
     context.set_forkserver_preload(["trainer.worker", "data.stream", *(f"trainer.engines.{run.engine.name}_engine" for run in missing[:1])])
     waiting, under_way = list(reversed(missing)), dict[Future[None], RunConfig]()
-    asked = stopping(lambda: [Folder(f"{run.root}/{run.name}") for run in under_way.values()], console)
+    asked = stopping(lambda: [run_files(run.root, run.name) for run in under_way.values()], console)
     with asked, progress(console, runs, what, _ended) as show, ProcessPoolExecutor(processes, context, max_tasks_per_child=1) as pool:
         while waiting or under_way:
             while waiting and len(under_way) < processes:
@@ -58,25 +58,24 @@ def summaries(console: Console, runs: Sequence[RunConfig], processes: int, what:
                 run = under_way.pop(done)
                 done.result()
                 if _summary(run) is None:  # and so will be the others: of themselves, or as they were asked to
-                    raise ValueError(f"run {run.root}/{run.name}: stopped before its last step; give the same command again to go on with it")
+                    raise ValueError(f"run {run_files(run.root, run.name)}: stopped before its last step; give the same command again to go on with it")
             show()
     found = [_summary(run) for run in runs]
     return [summary for summary in found if summary is not None]
 
 
-def _train(values: dict[str, Any]) -> None:
+def _train(values: Json) -> None:
     """In a process of its own: the run, from the start or from its last checkpoint."""
     stand_alone()
-    folder = Folder(f"{values['root']}/{values['name']}")
-    prepare(parse(RunConfig, values, "run"), folder.exists("attempts.jsonl"), {})
+    run = parse(RunConfig, values, "run")
+    prepare(run, run_files(run.root, run.name).has_begun)
     run_worker(values, say=lambda line: None, started=psutil.Process().create_time())
 
 
-def _summary(run: RunConfig) -> dict[str, Any] | None:
+def _summary(run: RunConfig) -> Summary | None:
     """The summary of a run that has done all its steps."""
-    folder = Folder(f"{run.root}/{run.name}")
-    summary = json.loads(folder.read("summary.json")) if folder.exists("summary.json") else {}
-    return summary if summary.get("step") == run.stop.steps else None
+    summary = run_files(run.root, run.name).summary()
+    return summary if summary is not None and summary["step"] == run.stop.steps else None
 
 
 def _ended(run: RunConfig) -> str:
@@ -87,4 +86,4 @@ def _ended(run: RunConfig) -> str:
 
 def curve(run: RunConfig) -> list[tuple[int, float]]:
     """Held-out cross-entropy by step."""
-    return history(Folder(f"{run.root}/{run.name}"), "eval/cross_entropy")
+    return history(run_files(run.root, run.name), "eval/cross_entropy")

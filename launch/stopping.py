@@ -10,21 +10,21 @@ from typing import Any
 
 from rich.console import Console
 
-from trainer.control import request_stop
-from trainer.storage import Folder
+from trainer.endings import Ending, Stopped
+from trainer.run_files import RunFiles
 
 
 @contextmanager
-def stopping(folders: Callable[[], Iterable[Folder]], console: Console) -> Iterator[None]:
-    """Handles both signals while the block runs, for the runs in `folders()`; in the main thread."""
+def stopping(runs: Callable[[], Iterable[RunFiles]], console: Console) -> Iterator[None]:
+    """Handles both signals while the block runs, for the runs in `runs()`; in the main thread."""
     asked: list[str] = []
 
     def on_signal(number: int, frame: Any) -> None:
         if asked:
             raise KeyboardInterrupt
         asked.append(signal.Signals(number).name)
-        for folder in folders():
-            request_stop(folder, f"{asked[0]} to the command")
+        for files in runs():
+            files.request_stop(Stopped(Ending.SIGNAL, f"{asked[0]} to the command"))
         console.print(f"{asked[0]}: what trains saves and stops after this step; once more leaves at once", highlight=False)
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -21,6 +21,7 @@ from launch.sweep_trials import Trial, as_overrides, job_file, plan, read_sweep
 from launch.train import Background, prepare_data
 from trainer.config import RunConfig
 from trainer.parsing import plain, read_job
+from trainer.run_files import RunFiles
 from trainer.run_folder import prepare
 from trainer.storage import Folder, absolute, check_writable
 from trainer.tracking import tracking_uri
@@ -93,7 +94,7 @@ def _parent(place: Folder, config: SweepConfig, trial: Trial) -> "SweepRun":
 
     tracking = trial.job.run.tracking
     try:
-        return SweepRun(place, tracking, place.url.rsplit("/", 1)[-1], plain(config))
+        return SweepRun(RunFiles(place), tracking, place.name, plain(config))
     except Exception as error:  # a tracking server fails in as many ways as there are
         cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         fix = "start it, or set run.tracking.enabled=false"
@@ -112,14 +113,14 @@ def _run(console: Console, config: SweepConfig, place: Folder, trials: Sequence[
         concurrent = _concurrent(config, tune_sweep.places(trial.job.cluster for trial in waiting))
         for trial in waiting:
             _make_ready(trial)
-        _remove(place, "stop")
+        RunFiles(place).delete_stop_request()
         console.print(f"{len(trials)} trials, {min(concurrent, len(waiting))} at a time, in {place}", highlight=False)
         rungs, past = None, {trial.name: look(trial, config.metric).curve for trial in trials if trial not in waiting}
         if isinstance(asha := config.scheduler, Asha):
             most = max(trial.steps or 0 for trial in trials)
             rungs = tune_sweep.Rungs(grace_steps=asha.grace_steps, reduction_factor=asha.reduction_factor, most=most)
         work = {trial.name: _work(trial) for trial in waiting}
-        with _watched(console, config, trials), stopping(lambda: [place], console):
+        with _watched(console, config, trials), stopping(lambda: [RunFiles(place)], console):
             tune_sweep.run_trials(work, place.url, config.metric, config.mode, concurrent, rungs, past)
     finally:
         ray_train.leave()
@@ -134,14 +135,8 @@ def _concurrent(config: SweepConfig, places: int) -> int:
 
 def _make_ready(trial: Trial) -> None:
     """The run's folder as `switchwork train` makes it; what its last attempt came to is forgotten, its checkpoints are not."""
-    for name in ("failure", "summary.json"):
-        _remove(trial.folder, name)
-    prepare(trial.job.run, trial.folder.exists("attempts.jsonl"), {"cluster": plain(trial.job.cluster)})
-
-
-def _remove(folder: Folder, name: str) -> None:
-    if folder.exists(name):
-        folder.fs.rm_file(f"{folder.path}/{name}")
+    trial.files.delete_results()
+    prepare(trial.job.run, trial.files.has_begun, plain(trial.job.cluster))
 
 
 def _work(trial: Trial) -> Any:

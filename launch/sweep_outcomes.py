@@ -1,6 +1,5 @@
 """How the trials of a sweep stand, read from their run folders alone; and whether a folder that is there belongs to this sweep."""
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -12,10 +11,11 @@ import yaml
 from launch.diff import differences, flat
 from launch.sweep_config import Asha, SweepConfig
 from launch.sweep_trials import Trial
-from trainer.attempts import lines
 from trainer.config import RunConfig
-from trainer.control import PRUNED
+from trainer.endings import Ending, Stopped
 from trainer.parsing import parse, plain
+from trainer.run_files import RunFiles
+from trainer.run_rows import Summary
 from trainer.storage import Folder
 from trainer.tracking import history
 
@@ -56,24 +56,24 @@ class Outcome:
 
 def look(trial: Trial, metric: str) -> Outcome:
     """How `trial` stands."""
-    folder = trial.folder
-    summary = json.loads(folder.read("summary.json")) if folder.exists("summary.json") else {}
-    steps = max((row["step"] for row in lines(folder, "metrics.jsonl")), default=0)
-    status, reason = _status(folder, summary)
-    return Outcome(trial=trial, status=status, reason=reason, step=int(summary.get("step", steps)), curve=history(folder, metric))
+    files = trial.files
+    summary = files.summary()
+    step = max((row.step for row in files.metrics()), default=0) if summary is None else summary["step"]
+    status, reason = _status(files, summary)
+    return Outcome(trial=trial, status=status, reason=reason, step=step, curve=history(files, metric))
 
 
-def _status(folder: Folder, summary: dict[str, Any]) -> tuple[Status, str]:
-    if folder.exists("failure"):
-        return "failed", (folder.read("failure").decode().strip().splitlines() or ["it did not say why"])[-1]
-    if not summary:
-        return ("stopped", "killed") if folder.exists("attempts.jsonl") else ("not started", "")
-    stopped = str(summary["stopped"])
+def _status(files: RunFiles, summary: Summary | None) -> tuple[Status, str]:
+    if (failure := files.failure()) is not None:
+        return "failed", (failure.splitlines() or ["it did not say why"])[-1]
+    if summary is None:
+        return ("stopped", "killed") if files.has_begun else ("not started", "")
+    stopped = Stopped.read(summary["stopped"], summary["ending"])
     if summary["failed"]:
-        return "failed", stopped
-    if stopped.startswith(PRUNED):
-        return "pruned", stopped.removeprefix(PRUNED)
-    return ("finished", "") if stopped.startswith(("all steps done", "stop.hours")) else ("stopped", stopped)
+        return "failed", str(stopped)
+    if stopped.ending is Ending.PRUNED:
+        return "pruned", stopped.detail
+    return ("finished", "") if stopped.ending.is_done else ("stopped", str(stopped))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ def claim(root: Folder, config: SweepConfig, trials: Sequence[Trial]) -> None:
         if judges[0] != judges[1] and any(isinstance(each.scheduler, Asha) for each in (before, config)):
             raise ValueError(f"--folder: {root} has trials judged by {_judge(before)}, now it is {_judge(config)}; name another folder")
     for trial in trials:
-        if trial.folder.exists("resolved.yaml"):
+        if trial.files.has_job:
             _refuse_another(trial)
     root.make().write("sweep.yaml", yaml.safe_dump(plain(config), sort_keys=False).encode())
 
@@ -119,7 +119,7 @@ def _judge(config: SweepConfig) -> str:
 
 
 def _refuse_another(trial: Trial) -> None:
-    before = parse(RunConfig, yaml.safe_load(trial.folder.read("resolved.yaml"))["run"], "run")
+    before = parse(RunConfig, trial.files.job()["run"], "run")
     theirs, ours = (dict(flat("run", plain(run))) for run in (before, trial.job.run))
     for name, (was, now) in differences(theirs, ours, leave_out=("run.source", "run.tracking.parent")).items():
-        raise ValueError(f"--folder: {trial.folder} is there with {name} {was}, now it is {now}; name another folder, or remove that run")
+        raise ValueError(f"--folder: {trial.files} is there with {name} {was}, now it is {now}; name another folder, or remove that run")

@@ -16,7 +16,6 @@ from launch.sweep_config import SweepConfig
 from launch.sweep_outcomes import KEPT, Outcome, Setting, look, ranked
 from launch.sweep_report import draw, table
 from launch.sweep_trials import Trial
-from trainer.attempts import lines
 from trainer.storage import Folder
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def finish(console: Console, config: SweepConfig, place: Folder, trials: Sequenc
     results["settings"] = [asdict(setting) for setting in settings]
     console.print(table(outcomes, config))
     with tempfile.TemporaryDirectory() as scratch:
-        files = [draw(outcomes, config, place.url.rsplit("/", 1)[-1], Path(scratch) / "sweep.png")]
+        files = [draw(outcomes, config, place.name, Path(scratch) / "sweep.png")]
         if settings:
             files.append(_write_best(settings[0], config, job, Path(scratch) / "best.yaml"))
             over = f", mean of {len(settings[0].values)} seeds" if len(settings[0].values) > 1 else ""
@@ -66,13 +65,13 @@ def _facts(outcome: Outcome) -> dict[str, Any]:
 
 
 def _for_json(value: float | None) -> float | str | None:
-    """JSON has no inf and no nan: they are written as text, as in metrics.jsonl."""
+    """JSON has no inf and no nan: they are written as text, as in a run's metrics."""
     return value if value is None or math.isfinite(value) else str(value)
 
 
 def _refuse_unknown_metric(config: SweepConfig, outcomes: Sequence[Outcome]) -> None:
     if all(outcome.value is None for outcome in outcomes) and (done := [outcome for outcome in outcomes if outcome.status == "finished"]):
-        there = sorted({name for row in lines(done[0].trial.folder, "metrics.jsonl") for name in row if name.startswith(("eval/", "quality/"))})
+        there = sorted({name for row in done[0].trial.files.metrics() for name in row.metrics if name.startswith(("eval/", "quality/"))})
         raise ValueError(f"metric: no trial has logged {config.metric}; use one of {', '.join(there)}")
 
 

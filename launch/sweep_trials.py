@@ -12,7 +12,7 @@ from typing import Any
 from launch.config import JobConfig, load
 from launch.sweep_config import Asha, SweepConfig
 from trainer.parsing import parse, plain, read_job
-from trainer.storage import Folder
+from trainer.run_files import RunFiles, run_files
 
 _LONGEST = 32
 
@@ -30,8 +30,8 @@ class Trial:
     job: JobConfig
 
     @property
-    def folder(self) -> Folder:
-        return Folder(f"{self.job.run.root}/{self.name}")
+    def files(self) -> RunFiles:
+        return run_files(self.job.run.root, self.name)
 
     @property
     def steps(self) -> int | None:

@@ -15,6 +15,7 @@ from trainer.few_shot import Answer, Answers, Style, digest_of, read_task, wilso
 from trainer.inference import load_objective
 from trainer.objectives.language import LanguageObjective
 from trainer.objectives.language_config import Causal
+from trainer.run_files import RunFiles
 from trainer.run_folder import find_run
 from trainer.storage import Folder
 
@@ -54,9 +55,9 @@ def answer_task(console: Console, folder: Folder, task: Path, shots: int, style:
     objective, step = load_objective(replace(config, objective=replace(config.objective, init_from=None)), folder, console.print)
     assert isinstance(objective, LanguageObjective)
     answers = Answers(objective.model, objective.tokenizer, items, shots, style, tokens, seed=0)
-    name = f"evals/{task.stem}-{digest_of(items)}-{style}-{shots}-{tokens}-step-{step:08d}.jsonl"
-    (folder / "evals").make()
-    rows = _read(folder, name)
+    name = f"{task.stem}-{digest_of(items)}-{style}-{shots}-{tokens}-step-{step:08d}.jsonl"
+    evals = RunFiles(folder).evals.make()
+    rows = _read(evals, name)
     there = {row["item"] for row in rows}
     if there:
         console.print(f"{len(there)} of {len(items)} items are answered already", highlight=False)
@@ -65,9 +66,9 @@ def answer_task(console: Console, folder: Folder, task: Path, shots: int, style:
         for row in answers.to([index for index in range(len(items)) if index not in there], _BATCH):
             pending.append(row)
             if len(pending) == _BATCH:
-                _keep(folder, name, pending)
+                _keep(evals, name, pending)
                 rows, pending = rows + pending, []
-    _keep(folder, name, pending)
+    _keep(evals, name, pending)
     return sorted(rows + pending, key=lambda row: int(row["item"]))
 
 

@@ -1,6 +1,5 @@
 """`switchwork train`: check the job, prepare what it needs, start the workers, and show what they do."""
 
-import json
 import os
 import threading
 from collections.abc import Sequence
@@ -34,24 +33,25 @@ def train(console: Console, path: str, overrides: Sequence[str], resume: bool, s
     if not (job.cluster.address or os.environ.get("RAY_ADDRESS")):
         choose_device(job.run.device, 0)  # the workers will be on this machine
     prepare_data(job)
-    folder = prepare(job.run, resume, {"cluster": plain(job.cluster)})
+    files = prepare(job.run, resume, plain(job.cluster))
     connecting.join()
     from cluster import ray_train
 
     ray_train.connect(job.cluster)
     ray_train.check_room(job.cluster)
     steps = job.run.steps(job.run.objective.tokens_per_sample)
-    console.print(f"{job.run.name}: {_workers(job.cluster)}, run folder {folder}", highlight=False)
+    console.print(f"{job.run.name}: {_workers(job.cluster)}, run folder {files}", highlight=False)
     if waiting := ray_train.waits_for(job.cluster):
         console.print(f"waiting for {waiting}: other jobs hold the rest", highlight=False)
-    with Watch(folder, steps, console), stopping(lambda: [folder], console):
+    with Watch(files, steps, console), stopping(lambda: [files], console):
         try:
             ray_train.train(plain(job.run), job.cluster, started, expert_ranks(job))
         except ray_train.WorkersFailed as error:
             console.print(str(error), markup=False, highlight=False)
             raise typer.Exit(1) from None
-    facts = json.loads(folder.read("summary.json"))
-    summary(console, folder, facts, job.run.tracking)
+    facts = files.summary()
+    assert facts is not None, "rank 0 writes it before it ends"
+    summary(console, files.folder, facts, job.run.tracking)
     if facts["failed"]:
         console.print(f"the run failed: {facts['stopped']}", markup=False, highlight=False)
         raise typer.Exit(1)

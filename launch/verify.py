@@ -10,9 +10,9 @@ from data.manifest import check_manifest
 from data.text import TextConfig
 from launch.inspect import read_run
 from trainer import checkpoint, restore
-from trainer.ledger import MANIFEST, read_ledger
 from trainer.objectives import build_objective
 from trainer.rules import audit
+from trainer.run_files import DATA_MANIFEST, RULES_LOG, RunFiles
 from trainer.run_folder import find_run
 from trainer.storage import Folder, absolute
 
@@ -20,11 +20,11 @@ from trainer.storage import Folder, absolute
 def verify(console: Console, target: str) -> bool:
     """Check every file and every receipt of a checkpoint, or of all checkpoints of a run and its data as well; True if all are as written."""
     folder = Folder(absolute(target))
-    is_checkpoint = not folder.exists("resolved.yaml") and (folder.exists("manifest.json") or any(name.endswith(".safetensors") for name in folder.names()))
+    is_checkpoint = not RunFiles(folder).has_job and (folder.exists("manifest.json") or any(name.endswith(".safetensors") for name in folder.names()))
     if is_checkpoint:
         return verify_checkpoint(console, folder)
     run = find_run(target)
-    saved = run / "checkpoints"
+    saved = RunFiles(run).checkpoints
     steps = sorted(checkpoint.steps_in(saved))
     if not steps:
         raise ValueError(f"run {run}: it has no checkpoint yet; nothing to verify")
@@ -36,7 +36,7 @@ def verify_checkpoint(console: Console, folder: Folder) -> bool:
     """Check the files and receipts of one checkpoint."""
     problems = restore.verify(folder)
     verdict = "good: every file and every receipt is as written" if not problems else "DAMAGED"
-    console.print(f"{folder.url.rsplit('/', 1)[-1]}  {verdict}", highlight=False)
+    console.print(f"{folder.name}  {verdict}", highlight=False)
     for problem in problems:
         console.print(f"  {problem}", highlight=False)
     return not problems
@@ -45,14 +45,17 @@ def verify_checkpoint(console: Console, folder: Folder) -> bool:
 def verify_data(console: Console, folder: Folder, step: int) -> bool:
     """Read again all that the weights of checkpoint `step` have seen, and compare with the run's ledger."""
     run = read_run(folder)
-    data = run.objective.data
+    files, data = RunFiles(folder), run.objective.data
     if not isinstance(data, TextConfig | ImageConfig):
         console.print("data  made from the seed and the samples' numbers: nothing to read again", highlight=False)
         return True
     try:
         now = json.loads(json.dumps(build_objective(run.objective, run.seed).manifest()))
-        check_manifest(json.loads(folder.read(MANIFEST)), now)
-        found = verify_ledger(data, read_ledger(folder), seed=run.seed, last_step=step)
+        frozen = files.data_manifest()
+        if frozen is None:
+            raise FileNotFoundError(f"no {DATA_MANIFEST} in {files}")
+        check_manifest(frozen, now)
+        found = verify_ledger(data, files.ledger(), seed=run.seed, last_step=step)
     except (ValueError, OSError) as error:
         console.print(f"data  cannot be derived again: {' '.join(str(error).split())}", highlight=False)
         return False
@@ -70,6 +73,6 @@ def verify_audit_log(console: Console, folder: Folder) -> bool:
     problems = audit.verify(folder)
     if problems:
         console.print(f"audit log  BROKEN: {problems[0]}", highlight=False)
-    elif folder.exists(audit.LOG):
+    elif folder.exists(RULES_LOG):
         console.print("audit log  good: every decision follows from the one before", highlight=False)
     return not problems

@@ -13,10 +13,13 @@ from models.transformer import Transformer
 from trainer import init_from, shards
 from trainer.checkpoint import CheckpointConfig, Checkpointer
 from trainer.config import RunConfig
+from trainer.endings import ALL_STEPS_DONE, Stopped
 from trainer.inference import ALONE, load_objective
 from trainer.objectives import build_objective
 from trainer.parsing import parse, plain
+from trainer.run_files import run_files
 from trainer.run_folder import settle
+from trainer.run_rows import Job, Summary
 from trainer.storage import Folder
 
 SWITCH = {"experts": 4, "ffn": 48, "router": {"name": "switch"}}
@@ -31,18 +34,41 @@ def job_of(corpus: Path, root: Path, name: str, model: dict[str, Any], **objecti
 def save_run(job: dict[str, Any]) -> Path:
     """The folder of a run that has saved its first weights, norms and router's noise included, and not trained."""
     run = settle(parse(RunConfig, job, "run"), "job", 1, resume=False)
-    folder = Folder(f"{run.root}/{run.name}").make()
-    folder.write("resolved.yaml", yaml.safe_dump({"run": plain(run)}).encode())
+    files = run_files(run.root, run.name)
+    files.write_job(Job(run=plain(run)))
     model = build_objective(run.objective, run.seed).networks["model"]
     initialise(model, run.seed)
     generator = torch.Generator().manual_seed(3)
     for parameter in model.parameters():
         if parameter.ndim == 1:
             parameter.data.normal_(1, 0.2, generator=generator)
-    saver = Checkpointer(folder / "checkpoints", ALONE, CheckpointConfig(), attempt=0)
+    saver = Checkpointer(files.checkpoints, ALONE, CheckpointConfig(), attempt=0)
     saver.save(1, [fragment.named("model") for fragment in shards.weights(model)], {"step": 1})
     saver.wait()
-    return Path(folder.path)
+    return Path(files.folder.path)
+
+
+def summary_of(step: int, stopped: Stopped = ALL_STEPS_DONE, name: str = "run") -> Summary:
+    """What a run without any figures has come to at `step`."""
+    return Summary(
+        name=name,
+        step=step,
+        tokens_seen=0,
+        samples_seen=0,
+        stopped=str(stopped),
+        ending=stopped.ending,
+        failed=stopped.ending.is_failure,
+        anomalies=[],
+        world=1,
+        attempt=0,
+        train_seconds=1.0,
+        steps_this_attempt=step,
+        seconds={},
+        training={},
+        eval={},
+        quality={},
+        samples={},
+    )
 
 
 def model_of(run: Path) -> Transformer:

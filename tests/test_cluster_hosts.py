@@ -15,10 +15,9 @@ from test_cluster_ray_jobs import switchwork
 from test_trainer_anomaly import losses, train
 
 from data.ledger import verify
-from trainer.attempts import lines
 from trainer.config import RunConfig
-from trainer.ledger import read_ledger
 from trainer.parsing import parse
+from trainer.run_files import RunFiles
 from trainer.storage import Folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(540), pytest.mark.skipif(bool(reason := why_not()), reason=reason)]
@@ -69,15 +68,15 @@ def test_a_lost_host_leaves_two_that_finish(cluster: Cluster, corpus: Path, tmp_
 
 def check_run(folder: Path, at: float, undisturbed: Path) -> None:
     """Six workers, then four, soon after; the same samples and losses as without the loss of a host."""
-    attempts = [line for line in lines(Folder(str(folder)), "attempts.jsonl") if "world" in line]
-    assert [line["world"] for line in attempts] == [6, 4], attempts
-    said = next(line["ended"] for line in lines(Folder(str(folder)), "attempts.jsonl") if "ended" in line)
+    attempts = RunFiles(Folder(str(folder))).attempts_begun()
+    assert [attempt.world for attempt in attempts] == [6, 4], attempts
+    said = str(RunFiles(Folder(str(folder))).attempts_ended()[0].stopped)
     assert said.startswith("rank "), said
-    first = next(row["time"] for row in lines(Folder(str(folder)), "metrics.jsonl") if "loss" in row and row["time"] > attempts[1]["time"])
+    first = next(row.time for row in RunFiles(Folder(str(folder))).metrics() if "loss" in row.metrics and row.time > attempts[1].time)
     print(f"the first step after the loss: {first - at:.1f} s")
     assert first - at < BACK_S
     run = parse(RunConfig, yaml.safe_load((folder / "resolved.yaml").read_text())["run"], "run")
-    verdict = verify(run.objective.data, read_ledger(Folder(str(folder))), seed=run.seed, last_step=STEPS)
+    verdict = verify(run.objective.data, RunFiles(Folder(str(folder))).ledger(), seed=run.seed, last_step=STEPS)
     assert (verdict.lost, verdict.repeated, verdict.problems, verdict.attempts) == (0, 0, [], 2)
     assert losses(folder) == pytest.approx(losses(undisturbed), abs=1e-4)
     mine, theirs = (json.loads((each / "summary.json").read_text()) for each in (folder, undisturbed))

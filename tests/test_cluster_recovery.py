@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from test_launch_train import BIN, run
 from test_trainer_anomaly import losses, train
 
-from trainer.attempts import lines
+from trainer.run_files import RunFiles
 from trainer.storage import Folder
 
 
@@ -33,12 +33,12 @@ def home(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
 
 def test_every_loss_is_bit_identical_to_the_undisturbed_run(home: Path) -> None:
     assert losses(home / "runs" / "killed") == losses(home / "runs" / "undisturbed")
-    rows = [row for row in lines(Folder(str(home / "runs" / "killed")), "metrics.jsonl") if "loss" in row]
+    rows = [row for row in Folder(str(home / "runs" / "killed")).lines("metrics.jsonl") if "loss" in row]
     assert [row["step"] for row in rows] in ([1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10], [1, 2, 3, 4, 5, 3, 4, 5, 6, 7, 8, 9, 10])  # step 4 may not be saved yet
 
 
 def test_the_run_says_why_each_attempt_ended(home: Path) -> None:
-    ends = [line["ended"] for line in lines(Folder(str(home / "runs" / "killed")), "attempts.jsonl") if "ended" in line]
+    ends = [str(end.stopped) for end in RunFiles(Folder(str(home / "runs" / "killed"))).attempts_ended()]
     assert len(ends) == 2
     assert "rank 1 died" in ends[0] or "gloo" in ends[0], ends[0]
     assert ends[1] == "all steps done"
@@ -60,7 +60,7 @@ def test_the_time_ledger_sums_to_the_whole(home: Path) -> None:
     rows = json.loads((folder / "goodput.json").read_text())["attempts"]
     seconds = summary["goodput"]
     assert sum(seconds.values()) == pytest.approx(rows[-1]["until"] - rows[0]["begin"], abs=0.1)
-    first = next(row["time"] for row in lines(Folder(str(folder)), "metrics.jsonl"))
+    first = RunFiles(Folder(str(folder))).metrics()[0].time
     assert seconds["start-up"] < first - rows[0]["begin"] < seconds["start-up"] + seconds["step"] + seconds["data"] + 5
     assert seconds["restart"] > 1
     assert seconds["replayed"] > 0
@@ -92,7 +92,7 @@ def test_a_hung_worker_is_replaced(home: Path) -> None:
     run(home, "switchwork", "train", "job.yaml", *arguments)
     folder = home / "runs" / "hung"
     assert losses(folder) == losses(home / "runs" / "undisturbed")
-    ends = [line["ended"] for line in lines(Folder(str(folder)), "attempts.jsonl") if "ended" in line]
+    ends = [str(end.stopped) for end in RunFiles(Folder(str(folder))).attempts_ended()]
     assert "no progress for 20 s on rank 0 after step 4" in ends[0]
     assert "in global_weights" in (folder / "stacks" / "rank-0-attempt-0.txt").read_text()
     stopped = [each.info["name"] for each in psutil.process_iter(["status", "name"]) if each.info["status"] == psutil.STATUS_STOPPED]

@@ -13,16 +13,22 @@ from test_launch_train import BIN
 from launch.chaos import Drill
 from launch.chaos_report import Cost, Struck, costs
 from trainer.parsing import parse, read_job
+from trainer.run_rows import MetricsRow
+
+
+def logged(*points: tuple[int, float]) -> list[MetricsRow]:
+    """A row per step and time."""
+    return [MetricsRow(step=step, time=time, attempt=0, metrics={"loss": 1.0}) for step, time in points]
 
 
 def test_costs_of_two_faults() -> None:
-    metrics = [{"step": step, "time": time, "loss": 1.0} for step, time in ((1, 1.0), (2, 2.0), (3, 3.0), (2, 20.0), (3, 21.0), (4, 22.0), (5, 30.0))]
+    metrics = logged((1, 1.0), (2, 2.0), (3, 3.0), (2, 20.0), (3, 21.0), (4, 22.0), (5, 30.0))
     struck = [Struck("kill", 3, 3.5), Struck("poison_gradient", 5, 22.5)]
     assert costs(struck, metrics, [5.5, 23.0]) == [Cost("kill", 3, 2.0, 18.5, 2), Cost("poison_gradient", 5, 0.5, None, 0)]
 
 
 def test_a_step_that_another_rank_writes_down_after_the_kill_is_done_again_too() -> None:
-    metrics = [{"step": step, "time": time, "loss": 1.0} for step, time in ((4, 4.0), (5, 5.1), (5, 20.0), (6, 21.0))]
+    metrics = logged((4, 4.0), (5, 5.1), (5, 20.0), (6, 21.0))
     assert costs([Struck("kill", 5, 5.0)], metrics, [7.0]) == [Cost("kill", 5, 2.0, 16.0, 1)]
 
 

@@ -7,25 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from saved_runs import summary_of
 
 from launch.cli import main
 from launch.diff import compare
 from trainer.code_version import code_name, code_version
+from trainer.endings import ALL_STEPS_DONE
+from trainer.run_files import run_files
+from trainer.run_rows import AttemptBegan, AttemptEnded, Job
 
 
 def run_folder(root: Path, name: str, lr: float, loss: float, commit: str, files: dict[str, int], **config: Any) -> None:
     """A run folder as a worker leaves it, with what diff looks at."""
-    folder = root / "runs" / name
-    folder.mkdir(parents=True)
-    resolved = {"run": {"name": name, "source": name, "optimizer": {"lr": lr}, "seed": 0, **config}, "cluster": {"workers": 2}}
-    (folder / "resolved.yaml").write_text(yaml.safe_dump(resolved))
-    attempts = [{"attempt": 0, "commit": "0" * 40, "dirty": True}, {"attempt": 1, "commit": commit, "dirty": False}, {"attempt": 1, "ended": "all steps done"}]
-    (folder / "attempts.jsonl").write_text("".join(json.dumps(each) + "\n" for each in attempts))
+    written = run_files(str(root / "runs"), name)
+    run = {"name": name, "source": name, "optimizer": {"lr": lr}, "seed": 0, **config}
+    written.write_job(Job(run=run, cluster={"workers": 2}))
+    for attempt, version in enumerate(({"commit": "0" * 40, "dirty": True}, {"commit": commit, "dirty": False})):
+        written.add_attempt(AttemptBegan.from_row({"attempt": attempt} | version))
+    written.add_attempt(AttemptEnded(attempt=1, time=0.0, by="rank 0", stopped=ALL_STEPS_DONE))
     manifest = {"source": [{"name": file, "size": size, "tag": ""} for file, size in files.items()], "seq_len": 32, "digest": json.dumps(files)}
-    (folder / "data_manifest.json").write_text(json.dumps(manifest))
-    summary = {"name": name, "step": 100, "eval": {"loss": loss, "expert_load/layer0/expert1": loss}, "samples": {"a": name}}
-    (folder / "summary.json").write_text(json.dumps(summary))
+    written.write_data_manifest(manifest)
+    figures = {"loss": loss, "expert_load/layer0/expert1": loss}
+    written.write_summary(summary_of(100, name=name) | {"eval": figures, "samples": {"a": name}})
 
 
 @pytest.fixture

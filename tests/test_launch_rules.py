@@ -35,7 +35,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
             job = tiny_job(corpus, name=name, stop={"steps": steps}, engine={"name": "accelerate"}, evaluate={"samples": 3, "rules": {"file": "everything.lp"}})
             (folder / f"{name}.yaml").write_text(yaml.safe_dump({"run": job}))
             loaded = load(f"{name}.yaml")
-            prepare(loaded.run, False, {})
+            prepare(loaded.run, False)
             run_worker(plain(loaded.run), say=lambda line: None)
     return folder
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import tiny_job
+from saved_runs import summary_of
 
 from launch.config import load
 from launch.scaling_law import fit_power_law
@@ -17,8 +18,11 @@ from launch.sweep import _concurrent
 from launch.sweep_config import Range, SweepConfig
 from launch.sweep_outcomes import look, ranked
 from launch.sweep_trials import Trial, plan, read_sweep, short_names
+from trainer.endings import ALL_STEPS_DONE, Ending, Stopped
 from trainer.parsing import parse, plain
+from trainer.run_rows import AttemptBegan, Job
 from trainer.storage import Folder
+from trainer.tracking import JsonlTracker
 from trainer.world import free_port
 
 Run = Callable[..., tuple[int, str, str]]
@@ -44,14 +48,15 @@ def planned(path: str, *overrides: str) -> list[Trial]:
     return plan(read_sweep(path), path, list(overrides), os.path.abspath("sweeps/lr"))
 
 
-def pretend(trial: Trial, curve: list[tuple[int, float]], stopped: str = "all steps done", failed: bool = False) -> None:
+def pretend(trial: Trial, curve: list[tuple[int, float]], stopped: Stopped = ALL_STEPS_DONE) -> None:
     """What a run leaves."""
-    folder = trial.folder.make()
-    folder.write("resolved.yaml", yaml.safe_dump({"run": plain(trial.job.run)}).encode())
-    folder.write("attempts.jsonl", b'{"attempt": 0, "world": 1}\n')
-    rows = [{"step": step, "eval/loss": value if math.isfinite(value) else str(value)} for step, value in curve]
-    folder.write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
-    folder.write("summary.json", json.dumps({"step": curve[-1][0], "stopped": stopped, "failed": failed}).encode())
+    files = trial.files
+    files.write_job(Job(run=plain(trial.job.run)))
+    files.add_attempt(AttemptBegan(attempt=0, time=0.0, world=1, host="here", pid=1, commit=None, dirty=False))
+    tracker = JsonlTracker(files, attempt=0)
+    for step, value in curve:
+        tracker.log(step, {"eval/loss": value})
+    files.write_summary(summary_of(curve[-1][0], stopped))
 
 
 def test_trials_are_all_combinations_with_all_seeds(write: Callable[..., str]) -> None:
@@ -65,7 +70,7 @@ def test_trials_are_all_combinations_with_all_seeds(write: Callable[..., str]) -
         assert (run.objective.model.d_model, run.objective.model.layers) == ((16, 1) if trial.name.startswith("small") else (32, 2))
         assert f"_lr-{run.optimizer.lr}_micro_batch-{run.batch.micro_batch}_seed-{run.seed}" in trial.name
         assert trial.name.startswith(trial.setting)
-        assert trial.folder.url == os.path.abspath(f"sweeps/lr/{trial.name}")
+        assert trial.files.folder.url == os.path.abspath(f"sweeps/lr/{trial.name}")
     assert len({trial.setting for trial in trials}) == 8
 
 
@@ -162,7 +167,7 @@ def test_trials_that_have_ended_are_shown_and_not_run_again(switchwork: Run, wri
     for trial in trials:
         lr, seed = trial.job.run.optimizer.lr, trial.job.run.seed
         if lr == 0.03 and seed == 1:
-            pretend(trial, [(5, math.inf)], stopped="pruned: behind the others at step 5")
+            pretend(trial, [(5, math.inf)], stopped=Stopped(Ending.PRUNED, "behind the others at step 5"))
         else:
             pretend(trial, [(5, 4.0), (10, ends[lr] + 0.1 * seed)])
     code, printed, complaint = switchwork("sweep", path)
@@ -217,21 +222,21 @@ def test_a_tracking_server_that_is_away_is_said_before_anything_starts(switchwor
 
 
 @pytest.mark.parametrize(
-    ("stopped", "failed", "words"),
+    ("stopped", "words"),
     [
-        ("all steps done", False, "finished"),
-        ("stop.hours: 1 h are over", False, "finished"),
-        ("SIGTERM to the command", False, "stopped at step 5"),
-        ("pruned: behind the others at step 5", False, "pruned at step 5"),
-        ("loss is nan", True, "failed: loss is nan"),
+        (ALL_STEPS_DONE, "finished"),
+        (Stopped(Ending.HOURS_OVER, "stop.hours: 1 h are over"), "finished"),
+        (Stopped(Ending.SIGNAL, "SIGTERM to the command"), "stopped at step 5"),
+        (Stopped(Ending.PRUNED, "behind the others at step 5"), "pruned at step 5"),
+        (Stopped(Ending.ANOMALY, "loss is nan"), "failed: loss is nan"),
     ],
 )
-def test_how_a_trial_stands_is_read_from_its_folder(stopped: str, failed: bool, words: str, write: Callable[..., str]) -> None:
+def test_how_a_trial_stands_is_read_from_its_folder(stopped: Stopped, words: str, write: Callable[..., str]) -> None:
     (trial,) = planned(write(over={LR: [0.01]}))
     assert look(trial, "eval/loss").words == "not started"
-    pretend(trial, [(5, 4.0)], stopped, failed)
+    pretend(trial, [(5, 4.0)], stopped)
     assert look(trial, "eval/loss").words == words
-    trial.folder.write("failure", b"Traceback\nattempt 0 ended: no memory\n")
+    trial.files.write_failure("Traceback\nattempt 0 ended: no memory\n")
     assert look(trial, "eval/loss").words == "failed: attempt 0 ended: no memory"
 
 

@@ -29,7 +29,7 @@ def curves(world: Any, job: dict[str, Any], layouts: list[tuple[str, int, int]],
     from trainer.hooks import fragments
     from trainer.loop import fit, over_ranks
     from trainer.parsing import parse
-    from trainer.storage import Folder
+    from trainer.run_files import run_files
     from trainer.worker import build_training
 
     found = {}
@@ -40,7 +40,9 @@ def curves(world: Any, job: dict[str, Any], layouts: list[tuple[str, int, int]],
             training, curve = build_training(run, world), {}
             match way:
                 case "poisoned":  # the gradient is not finite: the engine notices
-                    inject(run.faults, training, Folder(f"{folder}/{name}-{zero}").make())
+                    files = run_files(folder, f"{name}-{zero}")
+                    files.folder.make()
+                    inject(run.faults, training, files)
                 case "refused":  # the loss is objected to: the engine is told
                     objection = training.guard.objection
                     training.guard.objection = lambda *about, training=training, objection=objection: (
@@ -85,9 +87,9 @@ def train(world: Any, job: dict[str, Any], by_hand: list[int] | None = None) -> 
     resume = (Path(job["root"]) / job["name"]).exists()
     run = settle(parse(RunConfig, job, "run"), "job", world.size, resume=resume)
     if world.is_main:
-        folder = prepare(run, resume=resume, extra={})
+        files = prepare(run, resume=resume)
         if by_hand:
-            folder.write("anomalies.jsonl", json.dumps({"step": by_hand[1], "reason": "by hand", "first": by_hand[0], "last": by_hand[1]}).encode() + b"\n")
+            files.add_anomaly({"step": by_hand[1], "reason": "by hand", "first": by_hand[0], "last": by_hand[1]})
     world.barrier()
     return _train(run, world, say=lambda line: None, started=0.0)
 

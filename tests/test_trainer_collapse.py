@@ -14,7 +14,9 @@ from test_trainer_checkpoint import whole_state
 
 from models.moe import MoEConfig
 from models.routing import ExpertChoiceRouter, SwitchRouter, TopKRouter
+from trainer.endings import Ending
 from trainer.objectives.routing_watch import CollapseConfig, RaiseBalanceLoss, RoutingWatch, build_watch
+from trainer.run_rows import EventKind
 
 LAYER, BUSIEST, PATIENCE, EVENT_STEP, STEPS = 1, 2, 3, 4, 8
 LAYOUTS = {1: [(1, 0)], 2: [(2, 0), (2, 2), (1, 1), (1, 3)]}
@@ -80,7 +82,11 @@ def run_layouts(world: Any, job: dict[str, Any], layouts: list[tuple[int, int]])
             if training.step == EVENT_STEP:
                 result["states"].append(whole_state(training))
 
-        hooks = [(1, note), (1, plant), (1, keep), *collapse_hooks(training, tracker, said.append), (1, keep)]  # type: ignore[arg-type]
+        def hear(kind: EventKind, text: str, step: int | None = None, said: list[str] = said) -> None:
+            assert kind is EventKind.COLLAPSE
+            said.append(text)
+
+        hooks = [(1, note), (1, plant), (1, keep), *collapse_hooks(training, tracker, hear), (1, keep)]  # type: ignore[arg-type]
         share = Share(rank=world.rank, world=world.size, global_batch=config.batch.global_batch, micro_batch=config.batch.micro_batch)
         stream = training.objective.stream(share, None)
         fit(training, stream, STEPS, hooks)
@@ -141,7 +147,8 @@ def test_the_balance_loss_is_raised_up_to_its_bound(corpus: Path) -> None:
 def test_stop_ends_the_run(corpus: Path) -> None:
     found = results(1, corpus, ACTIONS[3])[0][1, 0]
     assert found["step"] == EVENT_STEP
-    assert "routing collapse in layer 1" in found["stopped"]
+    assert found["stopped"].ending is Ending.COLLAPSED
+    assert "routing collapse in layer 1" in found["stopped"].detail
 
 
 @pytest.mark.parametrize(("world", "layout"), [(world, layout) for world, layouts in LAYOUTS.items() for layout in layouts])
@@ -184,7 +191,7 @@ def whole_run(world: Any, job: dict[str, Any], resume: bool) -> dict[str, Any]:
     run_hooks.collapse_hooks = lambda *parts: [(1, plant), *made(*parts)]
     config = settle(parse(RunConfig, job, "run"), "job", world.size, resume=resume)
     if world.is_main:
-        prepare(config, resume=resume, extra={})
+        prepare(config, resume=resume)
     world.barrier()
     printed: list[str] = []
     summary = worker._train(config, world, say=printed.append, started=0.0)

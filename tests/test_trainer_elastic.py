@@ -12,8 +12,8 @@ from cluster.config import ClusterConfig
 from data.ledger import verify
 from launch.config import load
 from trainer.config import RunConfig
-from trainer.ledger import read_ledger
 from trainer.parsing import parse
+from trainer.run_files import RunFiles
 from trainer.storage import Folder
 
 
@@ -31,7 +31,7 @@ def test_workers_come_and_go_over_the_run(corpus: Path, tmp_path: Path) -> None:
     assert sorted(elastic) == list(range(1, 9))
     assert elastic == pytest.approx(still, abs=1e-5)
     run = parse(RunConfig, job_of(corpus, tmp_path, "elastic", 8), "run")
-    verdict = verify(run.objective.data, read_ledger(Folder(str(tmp_path / "elastic"))), seed=run.seed, last_step=8)
+    verdict = verify(run.objective.data, RunFiles(Folder(str(tmp_path / "elastic"))).ledger(), seed=run.seed, last_step=8)
     assert (verdict.lost, verdict.repeated, verdict.problems, verdict.attempts) == (0, 0, [], 4)
 
 

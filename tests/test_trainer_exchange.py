@@ -146,7 +146,7 @@ def trained(world: Any, job: dict[str, Any], resume: bool) -> dict[str, Any]:
     from trainer.worker import _train
 
     run = settle(parse(RunConfig, job, "run"), "job", world.size, resume)
-    prepare(run, resume, extra={})
+    prepare(run, resume)
     return _train(run, world, say=lambda line: None, started=0.0)
 
 

@@ -14,6 +14,7 @@ from distributed import run_distributed
 from rich.console import Console
 
 from launch.verify import verify_data
+from trainer.run_files import run_files
 from trainer.storage import Folder
 
 
@@ -25,10 +26,10 @@ def train(world: Any, job: dict[str, Any], steps: int) -> str:
     from trainer.worker import _train
 
     run = settle(parse(RunConfig, job | {"stop": {"steps": steps}}, "run"), "job", 2, resume=False)
-    resume = Folder(f"{run.root}/{run.name}").exists("attempts.jsonl")
+    resume = run_files(run.root, run.name).has_begun
     world.barrier()
     if world.is_main:
-        prepare(run, resume, extra={})
+        prepare(run, resume)
     world.barrier()
     try:
         _train(run, world, say=lambda line: None, started=0.0)

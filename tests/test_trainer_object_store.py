@@ -16,7 +16,8 @@ from test_trainer_anomaly import losses, train
 from test_trainer_recovery import ranks
 
 from trainer import restore
-from trainer.attempts import lines
+from trainer.run_files import RunFiles
+from trainer.run_rows import EventKind
 from trainer.storage import Folder
 from trainer.world import free_port
 
@@ -59,8 +60,9 @@ def test_a_run_at_a_url_is_killed_resumed_damaged_and_verified(bucket: str, corp
     (folder / "checkpoints" / newest).write(file, bytes(content))
     with ranks(tmp_path, there, 2, resume=True) as processes:
         assert [process.wait(200) for process in processes] == [0, 0], processes[0].communicate()[0]
-    assert any(newest in line["event"] and file in line["event"] for line in lines(folder, "events.jsonl")), "nobody said what was damaged"
-    rows = {row["step"]: row["loss"] for row in lines(folder, "metrics.jsonl") if "loss" in row}
+    said = [event.text for event in RunFiles(folder).events() if event.kind is EventKind.CHECKPOINT]
+    assert any(newest in text and file in text for text in said), "nobody said what was damaged"
+    rows = {row["step"]: row["loss"] for row in folder.lines("metrics.jsonl") if "loss" in row}
     assert rows == losses(tmp_path / "here")
     last = folder / "checkpoints" / "step-00000010"
     found, manifest = restore.newest(folder / "checkpoints") or (None, {})

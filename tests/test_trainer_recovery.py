@@ -22,10 +22,13 @@ from test_trainer_image_runs import DIGITS
 from test_trainer_image_runs import OBJECTIVES as IMAGES
 from test_trainer_image_runs import job_of as image_job
 
-from trainer.attempts import close_attempt, lines
+from trainer.attempts import close_attempt, note_end, stopped_by_error
 from trainer.config import RunConfig
+from trainer.endings import UNKNOWN, Ending
 from trainer.memory import OutOfMemory, out_of_memory
 from trainer.parsing import parse
+from trainer.run_files import RunFiles, run_files
+from trainer.run_rows import AttemptBegan
 from trainer.storage import Folder
 from trainer.watchdog import HUNG
 from trainer.world import free_port
@@ -62,7 +65,7 @@ def ranks(folder: Path, job: dict[str, Any], world: int, resume: bool = False) -
 
 
 def ended(folder: Path) -> list[str]:
-    return [line["ended"] for line in lines(Folder(str(folder)), "attempts.jsonl") if "ended" in line]
+    return [str(end.stopped) for end in RunFiles(Folder(str(folder))).attempts_ended()]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -96,7 +99,9 @@ def test_a_hang_ends_with_the_stacks_of_those_who_wait(corpus: Path, tmp_path: P
     stacks = (tmp_path / "hung" / "stacks" / "rank-0-attempt-0.txt").read_text()
     assert "in global_weights" in stacks
     assert "Thread" in stacks
-    assert "no progress for 25 s on rank 0 after step 3" in close_attempt(Folder(str(tmp_path / "hung")), 0)
+    end = close_attempt(run_files(str(tmp_path), "hung"), 0)
+    assert end.ending is Ending.HUNG
+    assert "no progress for 25 s on rank 0 after step 3" in end.detail
 
 
 @pytest.fixture
@@ -138,14 +143,13 @@ def test_out_of_memory_is_one_line_that_says_what_to_change(corpus: Path) -> Non
 
 
 def test_the_cause_of_an_end_is_the_first_that_is_not_a_lost_peer(tmp_path: Path) -> None:
-    from trainer.attempts import UNKNOWN, append, note_end
-
-    folder = Folder(str(tmp_path))
+    files = RunFiles(Folder(str(tmp_path)))
     for attempt in range(2):
-        append(folder, "attempts.jsonl", {"attempt": attempt, "time": 0.0})
-    note_end(folder, 0, "rank 0", "RuntimeError on rank 0: gloo: Connection closed by peer")
-    note_end(folder, 0, "rank 1", "OutOfMemory on rank 1: use a smaller micro_batch")
-    assert close_attempt(folder, 0) == "OutOfMemory on rank 1: use a smaller micro_batch"
-    assert close_attempt(folder, 1) == UNKNOWN
-    assert close_attempt(folder, 0) == "OutOfMemory on rank 1: use a smaller micro_batch", "an end is written once"
-    assert len(lines(folder, "attempts.jsonl")) == 4
+        files.add_attempt(AttemptBegan(attempt=attempt, time=0.0, world=2, host="here", pid=1, commit=None, dirty=False))
+    note_end(files, 0, "rank 0", stopped_by_error("RuntimeError on rank 0: gloo: Connection closed by peer"))
+    cause = stopped_by_error("OutOfMemory on rank 1: use a smaller micro_batch")
+    note_end(files, 0, "rank 1", cause)
+    assert close_attempt(files, 0) == cause
+    assert close_attempt(files, 1) == UNKNOWN
+    assert close_attempt(files, 0) == cause, "an end is written once"
+    assert (len(files.attempts_begun()), len(files.attempts_ended())) == (2, 2)

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from trainer.rules import RulesConfig
-from trainer.rules.audit import HEAD, LOG, AuditLog, digest, verify
+from trainer.rules.audit import AuditLog, digest, verify
 from trainer.rules.gate import Candidate, Gate, labels, measures
 from trainer.rules.graph import read_graph
+from trainer.run_files import RULES_HEAD, RULES_LOG
 from trainer.storage import Folder
 
 FILES = Path(__file__).parent / "rules"
@@ -215,12 +216,12 @@ def test_the_audit_log_breaks_wherever_it_is_touched(tmp_path: Path) -> None:
     log = AuditLog(folder)  # a later command goes on with the same chain
     for candidate, decision in zip(candidates[4:], rules.judge(candidates[4:]), strict=True):
         log.add(rules, candidate, decision, "test", "digest")
-    rows = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / RULES_LOG).read_text().splitlines()]
     assert [row["accepted"] for row in rows] == [True, False] * 3
     assert rows[1]["derivation"][0] == "the sum of equation 1 is wrong [sums.lp, line 5]"
     assert {row["rules"] for row in rows} == {rules.rules_digest}
     assert verify(folder) == []
-    good, head = (tmp_path / LOG).read_text().splitlines(), (tmp_path / HEAD).read_text()
+    good, head = (tmp_path / RULES_LOG).read_text().splitlines(), (tmp_path / RULES_HEAD).read_text()
     forged = json.loads(good[2]) | {"accepted": False}
     forged["hash"] = digest(forged)
     damaged = {
@@ -233,14 +234,14 @@ def test_the_audit_log_breaks_wherever_it_is_touched(tmp_path: Path) -> None:
         "no JSON": [*good[:5], "{"],
     }
     for what, lines in damaged.items():
-        (tmp_path / LOG).write_text("\n".join(lines) + "\n")
+        (tmp_path / RULES_LOG).write_text("\n".join(lines) + "\n")
         assert len(verify(folder)) == 1, what
         with pytest.raises(ValueError, match="audit log"):
             AuditLog(folder)
-    (tmp_path / LOG).unlink()
+    (tmp_path / RULES_LOG).unlink()
     assert verify(folder) != []
-    (tmp_path / LOG).write_text("\n".join(good) + "\n")
-    (tmp_path / HEAD).write_text(head)
+    (tmp_path / RULES_LOG).write_text("\n".join(good) + "\n")
+    (tmp_path / RULES_HEAD).write_text(head)
     assert verify(folder) == []
 
 

@@ -24,7 +24,7 @@ def train(world: Any, job: dict[str, Any]) -> dict[str, Any]:
 
     run = settle(parse(RunConfig, job, "run"), "job", world.size, resume=False)
     if world.is_main:
-        prepare(run, resume=False, extra={})
+        prepare(run, resume=False)
     world.barrier()
     return _train(run, world, say=lambda line: None, started=0.0)
 

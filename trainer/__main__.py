@@ -22,7 +22,7 @@ def main() -> int:
         run = settle(parse(RunConfig, job.get("run") or {}, "run"), Path(arguments[0]).stem, workers, resume, numbered=False)
         check(run, workers)
         if place_in_environment()[0] == 0:
-            prepare(run, resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0, {})
+            prepare(run, resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

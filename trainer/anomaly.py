@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from trainer.run_rows import Anomaly
 from trainer.world import World
 
 _FEWEST_LOSSES = 16
@@ -59,9 +60,9 @@ class Guard:
         self.buffers = [buffer.data for network in networks.values() for buffer in _persistent_buffers(network)]
         self.kept = [torch.empty_like(buffer) for buffer in self.buffers]
         self.losses = {phase: deque[float](maxlen=config.window) for phase in networks}
-        self.found: list[dict[str, Any]] = []
-        """Every anomaly of the run: {"step", "reason", "first", "last"}, steps as they are logged, the last two those passed over."""
-        self.note: Callable[[dict[str, Any]], None] = lambda anomaly: None
+        self.found: list[Anomaly] = []
+        """Every anomaly of the run."""
+        self.note: Callable[[Anomaly], None] = lambda anomaly: None
         """Called with each anomaly, on every rank."""
 
     def keep_buffers(self) -> None:
@@ -100,7 +101,7 @@ class Guard:
         first = step
         if action == "rollback":
             first = saved + 1 if self.config.back is None else max(saved + 1, step - self.config.back)
-        anomaly = {"step": step, "reason": reason, "first": first, "last": step}
+        anomaly = Anomaly(step=step, reason=reason, first=first, last=step)
         self.found.append(anomaly)
         self.note(anomaly)
         return action, reason
@@ -113,7 +114,7 @@ class Guard:
         """For a checkpoint."""
         return {"losses": {phase: list(losses) for phase, losses in self.losses.items()}, "found": self.found}
 
-    def load(self, state: Mapping[str, Any], found: Iterable[dict[str, Any]] = ()) -> None:
+    def load(self, state: Mapping[str, Any], found: Iterable[Anomaly] = ()) -> None:
         """Go on from a checkpoint's state; `found` is what the run folder knows: more, where the checkpoint is older than an anomaly."""
         for phase, losses in state.get("losses", {}).items():
             self.losses[phase] = deque(losses, maxlen=self.config.window)

@@ -1,102 +1,96 @@
-"""The attempts of a run: where each begins, why each ended, and what the run folder says of both.
+"""The attempts of a run: where each begins, why each ended, and what is told of both.
 
-`attempts.jsonl` has a line when an attempt begins, and one when it ends: {"attempt", "time", "ended": why, "by": who says so}.
-In between, whoever knows why it ends leaves a file in `ends/`, and the first to speak counts, but for a rank that only lost its
-peers. A worker that is killed says nothing: then Ray does, or nobody. `events.jsonl` has what was said, `anomalies.jsonl` the
-batches that were passed over.
+Whoever knows why an attempt ends leaves a cause in the run folder, and the earliest cause counts, unless it comes from a rank
+that only lost its peers. A worker that is killed says nothing: then Ray does, or nobody.
 """
 
-import json
 import os
 import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trainer.code_version import code_version
-from trainer.storage import Folder
+from trainer.endings import UNKNOWN, Ending, Stopped
+from trainer.foreign_errors import is_lost_peer
+from trainer.run_files import RunFiles
+from trainer.run_rows import AttemptBegan, AttemptEnded, Event, EventKind, Say
 
 if TYPE_CHECKING:  # the driver and Ray's controller need no torch for what is here
     from trainer.loop import Training
     from trainer.world import World
 
-Say = Callable[[str], None]
-UNKNOWN = "killed, or its machine was lost: no worker said why"
-_LOST_PEERS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")
+Print = Callable[[str], None]
 
 
-def lines(folder: Folder, name: str) -> list[dict[str, Any]]:
-    """What stands in the file `name` of a run, a line each; a last line that was cut off is left out."""
-    if not folder.exists(name):
-        return []
-    whole, _, _ = folder.read(name).rpartition(b"\n")
-    return [json.loads(line) for line in whole.splitlines()]
-
-
-def append(folder: Folder, name: str, line: dict[str, Any]) -> None:
-    folder.append(name, json.dumps(line).encode() + b"\n")
-
-
-def begin_attempt(folder: Folder, world: "World") -> int:
+def begin_attempt(files: RunFiles, world: "World") -> int:
     """The number of this attempt at the run, from 0; what an earlier one left half-written goes."""
     attempt = 0
     if world.is_main:
-        earlier = lines(folder.make(), "attempts.jsonl")
-        attempt = sum("ended" not in line for line in earlier)
+        files.folder.make()
+        earlier = files.attempts_begun()
+        attempt = len(earlier)
         if attempt:
-            before = [line["world"] for line in earlier if "world" in line][-1]
-            close_attempt(folder, attempt - 1, UNKNOWN if before == world.size else f"{before} workers became {world.size}")
+            before = [row.world for row in earlier if row.world is not None][-1]
+            resized = Stopped(Ending.RESIZED, f"{before} workers became {world.size}")
+            close_attempt(files, attempt - 1, UNKNOWN if before == world.size else resized)
         begun = {"attempt": attempt, "time": time.time(), "world": world.size, "host": platform.node(), "pid": os.getpid()}
-        append(folder, "attempts.jsonl", begun | code_version())
-        saved = folder / "checkpoints"
-        for name in saved.names():
+        files.add_attempt(AttemptBegan.from_row(begun | code_version()))
+        for name in files.checkpoints.names():
             if name.startswith(".step-"):
-                (saved / name).remove()
+                (files.checkpoints / name).remove()
     return int(world.gather(attempt)[0])
 
 
-def current_attempt(folder: Folder) -> int:
+def current_attempt(files: RunFiles) -> int:
     """The number of the newest attempt; -1: none has begun."""
-    return sum("ended" not in line for line in lines(folder, "attempts.jsonl")) - 1
+    return len(files.attempts_begun()) - 1
 
 
-def note_end(folder: Folder, attempt: int, by: str, cause: str) -> None:
-    """Say why an attempt ends, in a file of one's own: all ranks may do so at the same time, and object stores cannot append."""
-    line = {"attempt": attempt, "time": time.time(), "ended": cause, "by": by}
-    (folder / "ends").make().write(f"attempt-{attempt}-{by.replace(' ', '-')}.json", json.dumps(line).encode())
+def note_end(files: RunFiles, attempt: int, by: str, stopped: Stopped) -> None:
+    """Say why an attempt ends."""
+    files.add_cause(AttemptEnded(attempt=attempt, time=time.time(), by=by, stopped=stopped))
 
 
-def close_attempt(folder: Folder, attempt: int, otherwise: str = UNKNOWN) -> str:
-    """Have the end of an attempt that is over in `attempts.jsonl`; returns why it ended, which is `otherwise` where nobody has said."""
-    for line in lines(folder, "attempts.jsonl"):
-        if line["attempt"] == attempt and "ended" in line:
-            return str(line["ended"])
-    ends = folder / "ends"
-    told = [json.loads(ends.read(name)) for name in ends.names() if name.startswith(f"attempt-{attempt}-")]
-    told.sort(key=lambda line: (any(word in line["ended"] for word in _LOST_PEERS), line["time"]))
-    line = told[0] if told else {"attempt": attempt, "time": time.time(), "ended": otherwise, "by": "nobody"}
-    append(folder, "attempts.jsonl", line)
-    return str(line["ended"])
+def close_attempt(files: RunFiles, attempt: int, otherwise: Stopped = UNKNOWN) -> Stopped:
+    """Write down the end of an attempt that is over; returns why it ended, which is `otherwise` where nobody has said."""
+    for end in files.attempts_ended():
+        if end.attempt == attempt:
+            return end.stopped
+    causes = sorted(files.causes(attempt), key=lambda cause: (cause.stopped.ending is Ending.PEER_LOST, cause.time))
+    end = causes[0] if causes else AttemptEnded(attempt=attempt, time=time.time(), by="nobody", stopped=otherwise)
+    files.add_attempt(end)
+    return end.stopped
+
+
+def stopped_by_error(text: str) -> Stopped:
+    """The end of an attempt in which a rank raised an error with the message `text`."""
+    return Stopped(Ending.PEER_LOST if is_lost_peer(text) else Ending.ERROR, text)
 
 
 @contextmanager
-def ending(training: "Training", folder: Folder, attempt: int) -> Iterator[None]:
+def ending(training: "Training", files: RunFiles, attempt: int) -> Iterator[None]:
     """Note why the attempt ends, if the block ends with an error; an error that more than one rank meets is noted by each."""
     try:
         yield
     except BaseException as error:
-        cause = " ".join(str(error).split())[:500]
-        note_end(folder, attempt, f"rank {training.world.rank}", f"{type(error).__name__} on rank {training.world.rank} after step {training.step}: {cause}")
+        rank, cause = training.world.rank, " ".join(str(error).split())[:500]
+        sentence = f"{type(error).__name__} on rank {rank} after step {training.step}: {cause}"
+        note_end(files, attempt, f"rank {rank}", stopped_by_error(sentence))
         raise
 
 
-def recorded(say: Say, folder: Folder, attempt: int, world: "World") -> Say:
-    """`say` that writes each line down in the run's `events.jsonl` as well, from rank 0; the other ranks say nothing."""
+def recorded(show: Print, files: RunFiles, attempt: int, world: "World") -> Say:
+    """On rank 0: shows each text to people with `show`, and writes an event; the other ranks say nothing."""
 
-    def record(line: str) -> None:
+    def record(kind: EventKind, text: str, step: int | None = None) -> None:
+        event = Event(kind=kind, text=text, time=round(time.time(), 3), attempt=attempt, step=step)
         with suppress(OSError):  # a full disk must not keep anybody from hearing of it
-            append(folder, "events.jsonl", {"time": round(time.time(), 3), "attempt": attempt, "event": line})
-        say(line)
+            files.add_event(event)
+        show(text)
 
-    return record if world.is_main else lambda line: None
+    def silent(kind: EventKind, text: str, step: int | None = None) -> None:
+        pass
+
+    return record if world.is_main else silent

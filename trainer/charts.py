@@ -1,8 +1,7 @@
-"""Pictures of a run, drawn from its `metrics.jsonl`: curves, and the load of the experts over time."""
+"""Pictures of a run, drawn from its metrics: curves, and the load of the experts over time."""
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+
+from trainer.run_files import CURVES, EXPERT_LOAD
+from trainer.run_rows import MetricsRow
 
 INK, SOFT = "#1f2933", "#9aa5b1"
 PLAIN: Any = {
@@ -23,32 +25,36 @@ PLAIN: Any = {
 }
 
 
-def read_rows(content: bytes) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, each step once: of a step that was replayed after a restart, the last attempt counts."""
-    rows: dict[tuple[int, bool], dict[str, Any]] = {}
-    for line in content.splitlines():
-        row = json.loads(line)
-        rows.setdefault((row["step"], True), {}).update(row)
-    return [row for _, row in sorted(rows.items(), key=lambda item: item[0][0])]
+Steps = Sequence[tuple[int, dict[str, float]]]
+"""All metrics of each step, in the order of the steps."""
 
 
-def series(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    points = [(row["step"], float(row[name])) for row in rows if name in row]
+def by_step(rows: Iterable[MetricsRow]) -> Steps:
+    """Each step once: of a step that was replayed after a restart, the last attempt counts."""
+    steps: dict[int, dict[str, float]] = {}
+    for row in rows:
+        steps.setdefault(row.step, {}).update(row.metrics)
+    return sorted(steps.items())
+
+
+def series(rows: Steps, name: str) -> tuple[list[int], list[float]]:
+    """The steps that have the metric `name`, and its values."""
+    points = [(step, metrics[name]) for step, metrics in rows if name in metrics]
     return [step for step, _ in points], [value for _, value in points]
 
 
-def draw(content: bytes, folder: Path, title: str, baselines: dict[str, float]) -> list[Path]:
+def draw(metrics: Iterable[MetricsRow], folder: Path, title: str, baselines: dict[str, float]) -> list[Path]:
     """All pictures that the figures of this run allow, as PNG files in `folder`."""
-    rows = read_rows(content)
+    rows = by_step(metrics)
     folder.mkdir(parents=True, exist_ok=True)
-    files = [curves(rows, folder / "curves.png", title, baselines)] if rows else []
-    layers = sorted({int(m[1]) for row in rows for key in row if (m := re.fullmatch(r"expert_load/layer(\d+)/expert0", key))})
+    files = [curves(rows, folder / CURVES, title, baselines)] if rows else []
+    layers = sorted({int(m[1]) for _, row in rows for key in row if (m := re.fullmatch(r"expert_load/layer(\d+)/expert0", key))})
     if layers:
-        files.append(expert_load(rows, layers, folder / "expert_load.png", title))
+        files.append(expert_load(rows, layers, folder / EXPERT_LOAD, title))
     return files
 
 
-def curves(rows: Sequence[dict[str, Any]], file: Path, title: str, baselines: dict[str, float]) -> Path:
+def curves(rows: Steps, file: Path, title: str, baselines: dict[str, float]) -> Path:
     """Loss in training and on held-out data, gradient norm, learning rate, rate."""
     with plt.rc_context(PLAIN):
         figure, axes = plt.subplots(2, 2, figsize=(10, 6), layout="constrained")
@@ -67,7 +73,7 @@ def curves(rows: Sequence[dict[str, Any]], file: Path, title: str, baselines: di
     return file
 
 
-def _loss_panel(axis: Any, rows: Sequence[dict[str, Any]], baselines: dict[str, float]) -> None:
+def _loss_panel(axis: Any, rows: Steps, baselines: dict[str, float]) -> None:
     """Bits per byte where there is text, else the loss; the baselines as lines."""
     held_out = series(rows, "eval/bits_per_byte")
     if held_out[0]:
@@ -86,11 +92,11 @@ def _loss_panel(axis: Any, rows: Sequence[dict[str, Any]], baselines: dict[str, 
     axis.legend(frameon=False)
 
 
-def _keys(rows: Sequence[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(key for row in rows for key in row))
+def _keys(rows: Steps) -> list[str]:
+    return list(dict.fromkeys(key for _, row in rows for key in row))
 
 
-def _panel(axis: Any, rows: Sequence[dict[str, Any]], names: Sequence[str], title: str, log: bool = False, zero: bool = False) -> None:
+def _panel(axis: Any, rows: Steps, names: Sequence[str], title: str, log: bool = False, zero: bool = False) -> None:
     for name in names:
         axis.plot(*series(rows, name), linewidth=1.2, label=name.partition("/")[2])
     axis.set_title(title)
@@ -102,16 +108,16 @@ def _panel(axis: Any, rows: Sequence[dict[str, Any]], names: Sequence[str], titl
         axis.legend(frameon=False)
 
 
-def expert_load(rows: Sequence[dict[str, Any]], layers: Sequence[int], file: Path, title: str) -> Path:
+def expert_load(rows: Steps, layers: Sequence[int], file: Path, title: str) -> Path:
     """Heat map of each layer: share of the tokens (or token copies) of every expert over the steps; 1 is an equal share. Lines mark collapses."""
-    routed = [row for row in rows if f"expert_load/layer{layers[0]}/expert0" in row]
-    first, last = routed[0]["step"], max(routed[-1]["step"], routed[0]["step"] + 1)
-    experts = sum(1 for key in routed[0] if key.startswith(f"expert_load/layer{layers[0]}/"))
+    routed = [(step, row) for step, row in rows if f"expert_load/layer{layers[0]}/expert0" in row]
+    first, last = routed[0][0], max(routed[-1][0], routed[0][0] + 1)
+    experts = sum(1 for key in routed[0][1] if key.startswith(f"expert_load/layer{layers[0]}/"))
     with plt.rc_context(PLAIN):
         figure, axes = plt.subplots(len(layers), 1, figsize=(10, 1.1 + 1.25 * len(layers)), sharex=True, squeeze=False, layout="constrained")
         figure.suptitle(f"{title}: load of each expert over its equal share", color=INK)
         for axis, layer in zip(axes[:, 0], layers, strict=True):
-            shares = [[row[f"expert_load/layer{layer}/expert{expert}"] * experts for row in routed] for expert in range(experts)]
+            shares = [[row[f"expert_load/layer{layer}/expert{expert}"] * experts for _, row in routed] for expert in range(experts)]
             extent = (first - (last - first) / max(1, len(routed) - 1), last, experts - 0.5, -0.5)  # a row tells of the steps up to its own
             image = axis.imshow(shares, aspect="auto", interpolation="nearest", cmap="RdBu_r", vmin=0, vmax=2, extent=extent)
             axis.set_ylabel(f"layer {layer}\nexpert")

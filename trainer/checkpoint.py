@@ -138,8 +138,7 @@ class Checkpointer:
         """Tell rank 0 that this rank's part will not come, and make room."""
         name = f"rank-{self.world.rank:05d}"
         with suppress(OSError):
-            if folder.exists(f"{name}.safetensors"):
-                folder.fs.rm_file(f"{folder.path}/{name}.safetensors")
+            folder.delete(f"{name}.safetensors")
             folder.write(f"{name}.failed", b"")
         raise error
 
@@ -185,7 +184,7 @@ class Checkpointer:
         parts = {name.removesuffix(".json"): json.loads(folder.read(name)) for name in sorted(expected)}
         folder.write("manifest.json", json.dumps(_manifest(step, parts, state), indent=1).encode())
         for name in expected:
-            folder.fs.rm_file(f"{folder.path}/{name}")
+            folder.delete(name)
         final = self.root / step_name(step)
         if folder.is_local and final.exists():
             final.remove()

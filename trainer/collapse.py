@@ -5,7 +5,6 @@ The counters come from the load of the whole global batch, so all ranks decide a
 Legend: D model width.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
@@ -16,16 +15,18 @@ from models.experts import Experts
 from models.init import stable_hash
 from models.moe import MoELayer
 from models.routing import BiasBalancedRouter
+from trainer.endings import Ending, Stopped
 from trainer.engines import Engine
 from trainer.loop import Hook, Training
 from trainer.objectives.language import LanguageObjective
 from trainer.objectives.routing_watch import RaiseBalanceLoss, ReinitDeadExperts, RoutingWatch, Stop, Warn
+from trainer.run_rows import EventKind, Say
 from trainer.shards import MOMENTS, Fragment
 from trainer.tracking import Tracker
 from trainer.world import World
 
 
-def collapse_hooks(training: Training, tracker: Tracker, say: Callable[[str], None]) -> list[tuple[int, Hook]]:
+def collapse_hooks(training: Training, tracker: Tracker, say: Say) -> list[tuple[int, Hook]]:
     """The hook for an objective whose routing can collapse; nothing for any other."""
     objective = training.objective
     if not isinstance(objective, LanguageObjective) or objective.watch is None:
@@ -40,7 +41,7 @@ class CollapseHook:
     objective: LanguageObjective
     watch: RoutingWatch
     tracker: Tracker
-    say: Callable[[str], None]
+    say: Say
     next_look: int = 0
 
     def __call__(self, training: Training) -> None:
@@ -68,10 +69,10 @@ class CollapseHook:
                 start_anew(training, self.objective, layer, dead, busiest)
                 done = f"experts {', '.join(map(str, dead))} start anew" if dead else "no expert was without tokens, so none starts anew"
             case Stop():
-                training.wants_stop = what
+                training.wants_stop = Stopped(Ending.COLLAPSED, what)
                 done = "stopping"
         self.watch.over_LE[layer] = 0
-        self.say(f"step {training.step}: {what}; {done}")
+        self.say(EventKind.COLLAPSE, f"step {training.step}: {what}; {done}", training.step)
         self.tracker.log(training.step, {f"collapse/layer{layer}": share})
 
 

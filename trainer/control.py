@@ -1,6 +1,7 @@
-"""Requests to stop, from wherever they come: a signal, a `stop` file in the run folder, the clock, whoever started the worker.
+"""Requests to stop, from wherever they come: a signal, a `stop` file in the run folder, the clock, or the process that started the worker.
 
-Each rank looks for itself, and the loop has all ranks agree: they save, and leave. What stands in the `stop` file is the reason.
+Each rank looks for itself, and the loop has all ranks agree: they save, and leave. The `stop` file says why: a person writes any
+text, or none, and a program writes an ending.
 """
 
 import signal
@@ -9,26 +10,24 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from trainer.endings import Ending, Stopped
 from trainer.loop import Training
-from trainer.storage import Folder
+from trainer.run_files import RunFiles
 
 _LOOK_EVERY_S = 2.0
-PRUNED = "pruned: "
-"""Begins the reason where a sweep stops a run that falls behind the others."""
-Asked = Callable[[], str]
-"""Why the worker's surroundings want it to leave; "": they do not."""
+Asked = Callable[[], Stopped | None]
+"""Why the worker's surroundings want it to leave; None: they do not."""
 
 
-def request_stop(folder: Folder, reason: str) -> None:
-    """Ask the run in `folder` to save and leave."""
-    folder.write("stop", reason.encode())
+def nobody_asks() -> None:
+    """Where nothing around the worker can ask it to leave."""
 
 
 class Control:
     """Watches for requests while the `with` block runs, and passes them on as `training.wants_stop`."""
 
-    def __init__(self, training: Training, folder: Folder, hours: float | None, asked: Asked):
-        self.training, self.folder, self.hours, self.asked = training, folder, hours, asked
+    def __init__(self, training: Training, files: RunFiles, hours: float | None, asked: Asked):
+        self.training, self.files, self.hours, self.asked = training, files, hours, asked
         self.ended = threading.Event()
         self.before: dict[int, Any] = {}
 
@@ -45,16 +44,16 @@ class Control:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        self.training.wants_stop = signal.Signals(number).name
+        self.training.wants_stop = Stopped(Ending.SIGNAL, signal.Signals(number).name)
 
     def _watch(self) -> None:
         begin = time.monotonic()
         while not self.ended.wait(_LOOK_EVERY_S):
             reason = self.asked()
-            if self.training.world.is_main and not reason:
+            if self.training.world.is_main and reason is None:
                 if self.hours is not None and time.monotonic() - begin >= self.hours * 3600:
-                    reason = f"stop.hours: {self.hours} h are over"
-                elif self.folder.exists("stop"):
-                    reason = self.folder.read("stop").decode().strip() or "stop requested"
-            if reason:
+                    reason = Stopped(Ending.HOURS_OVER, f"stop.hours: {self.hours} h are over")
+                else:
+                    reason = self.files.stop_request()
+            if reason is not None:
                 self.training.wants_stop = reason

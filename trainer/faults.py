@@ -1,9 +1,8 @@
 """Faults on purpose, at set steps: for tests and for `switchwork chaos`. The one place that breaks anything.
 
-Each happens once in a run, however often its step is replayed: `faults.jsonl` in the run folder says which ones have.
+Each happens once in a run, however often its step is replayed: the run folder says which ones have.
 """
 
-import json
 import os
 import signal
 import time
@@ -19,8 +18,9 @@ from data.shards import Shards
 from trainer.checkpoint import step_name, steps_in
 from trainer.engines import Engine
 from trainer.loop import Hook, Training
+from trainer.run_files import RunFiles
+from trainer.run_rows import Fault
 from trainer.shards import Fragment
-from trainer.storage import Folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,14 +85,14 @@ class SourceFails:
 FaultConfig = Kill | Hang | PoisonGradient | DamageCheckpoint | SourceFails
 
 
-def inject(faults: Sequence[FaultConfig], training: Training, folder: Folder) -> list[tuple[int, Hook]]:
+def inject(faults: Sequence[FaultConfig], training: Training, files: RunFiles) -> list[tuple[int, Hook]]:
     """Arrange for this rank's faults that have not happened yet; returns the hooks that do those between two steps."""
-    done = [json.loads(line)["fault"] for line in folder.read("faults.jsonl").splitlines()] if folder.exists("faults.jsonl") else []
+    done = [fault["fault"] for fault in files.faults()]
     hooks: list[tuple[int, Hook]] = []
     for number, fault in enumerate(faults):
         if number in done or fault.rank != training.world.rank:
             continue
-        once = _Once(folder, number, fault)
+        once = _Once(files, number, fault)
         if isinstance(fault, SourceFails):
             _make_flaky()
         if isinstance(fault, PoisonGradient):
@@ -101,26 +101,26 @@ def inject(faults: Sequence[FaultConfig], training: Training, folder: Folder) ->
             engines[phase] = PoisonedEngine(engines[phase], lambda fault=fault, once=once: training.step + 1 == fault.step and once())  # type: ignore[misc]
             training.engines = engines
         else:
-            hooks.append((1, _between_steps(fault, once, folder)))
+            hooks.append((1, _between_steps(fault, once, files)))
     return hooks
 
 
 class _Once:
     """True the first time; written down before anything breaks."""
 
-    def __init__(self, folder: Folder, number: int, fault: FaultConfig):
-        self.folder, self.number, self.fault, self.done = folder, number, fault, False
+    def __init__(self, files: RunFiles, number: int, fault: FaultConfig):
+        self.files, self.number, self.fault, self.done = files, number, fault, False
 
     def __call__(self) -> bool:
         if not self.done:
             self.done = True
-            line = {"fault": self.number, "name": self.fault.name, "step": self.fault.step, "rank": self.fault.rank, "time": time.time()}
-            self.folder.append("faults.jsonl", json.dumps(line).encode() + b"\n")
+            fault = self.fault
+            self.files.add_fault(Fault(fault=self.number, name=fault.name, step=fault.step, rank=fault.rank, time=time.time()))
             return True
         return False
 
 
-def _between_steps(fault: FaultConfig, once: Callable[[], bool], folder: Folder) -> Hook:
+def _between_steps(fault: FaultConfig, once: Callable[[], bool], files: RunFiles) -> Hook:
     def hook(training: Training) -> None:
         if training.step != fault.step or not once():
             return
@@ -130,7 +130,7 @@ def _between_steps(fault: FaultConfig, once: Callable[[], bool], folder: Folder)
             case Hang():
                 os.kill(os.getpid(), signal.SIGSTOP)
             case DamageCheckpoint():
-                damage_newest(folder)
+                damage_newest(files)
                 os.kill(os.getpid(), signal.SIGKILL)
             case SourceFails():
                 _Flaky.until = time.monotonic() + fault.seconds
@@ -166,9 +166,9 @@ def _make_flaky() -> None:
     Rows.__init__ = flaky  # type: ignore[method-assign]
 
 
-def damage_newest(folder: Folder) -> None:
+def damage_newest(files: RunFiles) -> None:
     """Flip a bit in the middle of a file of the run's newest checkpoint."""
-    newest = folder / "checkpoints" / step_name(max(steps_in(folder / "checkpoints")))
+    newest = files.checkpoints / step_name(max(steps_in(files.checkpoints)))
     name = next(name for name in newest.names() if name.endswith(".safetensors"))
     content = bytearray(newest.read(name))
     content[len(content) // 2] ^= 1

@@ -4,18 +4,16 @@
 was last heard of, so what a failure costs is all there: until it was noticed, starting again, and the steps that were done twice.
 """
 
-import json
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
-from trainer.attempts import lines
 from trainer.loop import Training
-from trainer.storage import Folder
+from trainer.run_files import RunFiles
+from trainer.run_rows import GoodputRow, Spent
 from trainer.tracking import Tracker
 
-NAMES = {
+NAMES: dict[Spent, str] = {
     "step": "stepping",
     "data": "waiting for data",
     "evaluation": "evaluation and samples",
@@ -25,7 +23,7 @@ NAMES = {
     "start-up": "start-up",
     "other": "other",
 }
-"""What time is spent on; `other` is what is left of the whole."""
+"""What time is spent on, for people."""
 _WRITE_EVERY_S = 2.0
 
 
@@ -33,14 +31,14 @@ _WRITE_EVERY_S = 2.0
 class Goodput:
     """A hook: keeps this attempt's row. On rank 0, whose time stands for that of all."""
 
-    folder: Folder
+    files: RunFiles
     tracker: Tracker
     begin: float
     """When this attempt's time begins, as time.time()."""
-    waiting: str
+    waiting: Spent
     """What the time until its first step counts as: start-up or restart."""
-    row: dict[str, Any]
-    earlier: list[dict[str, Any]]
+    row: GoodputRow
+    earlier: list[GoodputRow]
     """The rows of the attempts before."""
     written: float = field(default_factory=time.monotonic)
 
@@ -50,12 +48,12 @@ class Goodput:
 
     def start(self, training: Training) -> None:
         """Training begins now."""
-        logged = [line["step"] for line in lines(self.folder, "metrics.jsonl")]  # a killed attempt may have logged more than its row says
+        logged = [row.step for row in self.files.metrics()]  # a killed attempt may have logged more than its row says
         training.furthest = max([training.step, *logged] + [row["step"] for row in self.earlier])
         training.seconds[self.waiting] = time.time() - self.begin
         self.write(training)
 
-    def write(self, training: Training, ended: bool = False) -> dict[str, float]:
+    def write(self, training: Training, ended: bool = False) -> dict[Spent, float]:
         """Bring the row up to date; returns the seconds of the whole run so far, by what they were spent on."""
         self.written = time.monotonic()
         until = time.time()
@@ -65,7 +63,7 @@ class Goodput:
         rows = [*self.earlier, self.row]
         if training.world.is_main:
             with suppress(OSError):  # a full disk: the next one says it all
-                self.folder.write("goodput.json", json.dumps({"attempts": rows}, indent=1).encode())
+                self.files.write_goodput(rows)
         return {what: sum(row["seconds"][what] for row in rows) for what in NAMES}
 
     def log(self, training: Training) -> None:
@@ -75,10 +73,13 @@ class Goodput:
         self.tracker.log(training.step, {f"goodput/{what}": seconds / whole for what, seconds in totals.items()})
 
 
-def open_goodput(folder: Folder, tracker: Tracker, attempt: int, started: float) -> Goodput:
+def open_goodput(files: RunFiles, tracker: Tracker, attempt: int, started: float) -> Goodput:
     """The ledger of attempt number `attempt`, which a command typed at `started` (time.time()) led to, perhaps by way of earlier ones."""
-    earlier = json.loads(folder.read("goodput.json"))["attempts"] if folder.exists("goodput.json") else []
-    begin, waiting = started, "start-up"
+    earlier = files.goodput()
+    begin: float = started
+    waiting: Spent = "start-up"
     if earlier and not earlier[-1]["ended"]:
-        begin, waiting = max(started, earlier[-1]["until"]), "restart"
-    return Goodput(folder, tracker, begin, waiting, {"attempt": attempt, "begin": begin}, earlier)
+        begin = max(started, earlier[-1]["until"])
+        waiting = "restart"
+    row = GoodputRow(attempt=attempt, begin=begin, until=begin, step=0, ended=False, seconds={})
+    return Goodput(files, tracker, begin, waiting, row, earlier)

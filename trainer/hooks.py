@@ -16,8 +16,9 @@ from trainer.checkpoint import Checkpointer
 from trainer.ledger import Ledger
 from trainer.loop import Training, add, over_ranks, to_device
 from trainer.objectives import Batch, Samples, Sums
+from trainer.run_files import RunFiles
+from trainer.run_rows import EventKind, Say, Spent
 from trainer.shards import Fragment
-from trainer.storage import Folder
 from trainer.tracking import Tracker
 
 
@@ -59,7 +60,7 @@ class Report:
             figures[f"learning_rate{suffix}"] = training.learning_rate(phase, training.step - 1)
         return figures
 
-    def pausing(self, hook: Callable[[Training], None], what: str) -> Callable[[Training], None]:
+    def pausing(self, hook: Callable[[Training], None], what: Spent) -> Callable[[Training], None]:
         """`hook`, with the time it takes left out of the training rate, and booked as spent on `what`."""
 
         def paused(training: Training) -> None:
@@ -137,7 +138,7 @@ class Quality:
 
     share: Share
     tracker: Tracker
-    say: Callable[[str], None]
+    say: Say
     figures: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, training: Training) -> None:
@@ -145,7 +146,7 @@ class Quality:
             self.figures = training.objective.quality(training.nets, self.share, training.world.gather)
         self.tracker.log(training.step, {f"quality/{name}": value for name, value in self.figures.items()})
         for alarm in training.objective.alarms(self.figures):
-            self.say(f"step {training.step}: {alarm}")
+            self.say(EventKind.QUALITY, f"step {training.step}: {alarm}", training.step)
 
 
 @dataclass
@@ -154,7 +155,7 @@ class Sample:
 
     n: int
     seed: int
-    folder: Folder
+    files: RunFiles
     tracker: Tracker
     scratch: Path
     samples: Samples = field(default_factory=Samples)
@@ -168,7 +169,7 @@ class Sample:
             self.samples = training.objective.sample(training.nets, self.n, generator)
         if training.world.is_main:
             for file in write_samples(self.samples, self.scratch, f"step-{training.step:08d}"):
-                (self.folder / "samples").put(file, file.name)
+                self.files.samples.put(file, file.name)
                 self.tracker.keep(file)
 
 
@@ -203,7 +204,7 @@ class Save:
     merge: Callable[[list[Any]], Any]
     """Makes one data state of all ranks' states."""
     ledger: Ledger
-    say: Callable[[str], None]
+    say: Say
     good: int = -1
     """The newest step that is known to be published."""
 
@@ -222,7 +223,7 @@ class Save:
     def settle(self, training: Training) -> str:
         """Wait for the save under way. Where it failed, that is said and returned: the run goes on, and the next save tries again."""
         if problem := self.checkpointer.wait_for_all():
-            self.say(f"{problem}; it is not taken")
+            self.say(EventKind.CHECKPOINT, f"{problem}; it is not taken", training.step)
             self.checkpointer.last_step = -1
             training.saved = self.good
         self.good = training.saved

@@ -12,6 +12,7 @@ from trainer.config import RunConfig
 from trainer.hooks import quiet
 from trainer.loop import add
 from trainer.objectives import Batch, Objective, Sums, build_objective
+from trainer.run_files import RunFiles
 from trainer.shards import Fragment
 from trainer.storage import Folder
 from trainer.world import World
@@ -24,7 +25,7 @@ def load_objective(run: RunConfig, folder: Folder, say: Any) -> tuple[Objective,
 
     No DeepSpeed, any layout.
     """
-    found = restore.newest(folder / "checkpoints", say)
+    found = restore.newest(RunFiles(folder).checkpoints, say)
     if found is None:
         raise ValueError(f"run {folder}: it has no checkpoint yet; set run.checkpoint.every, or let it end")
     where, manifest = found

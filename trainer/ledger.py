@@ -1,7 +1,6 @@
-"""What a run writes down about its data, in its folder.
+"""What a run writes down about its data: the manifest, frozen when the run begins, and the ledger.
 
-data_manifest.json      frozen at the run's start; an attempt with other data is refused by name
-ledger.jsonl            a line at the start of each attempt and at each checkpoint (data/ledger.py says of what)
+An attempt with other data is refused by name. The ledger has a row at the start of each attempt and at each checkpoint.
 """
 
 import json
@@ -13,24 +12,21 @@ from data.ledger import Line, entry
 from data.manifest import check_manifest
 from data.steps import Share
 from trainer.objectives import Objective
-from trainer.storage import Folder
+from trainer.run_files import RunFiles
 from trainer.world import World
 
-MANIFEST = "data_manifest.json"
-LEDGER = "ledger.jsonl"
 
-
-def frozen_manifest(folder: Folder, objective: Objective, world: World) -> dict[str, Any]:
+def frozen_manifest(files: RunFiles, objective: Objective, world: World) -> dict[str, Any]:
     """The manifest of the run's data. Raises ValueError on every rank where an earlier attempt of the run had other data."""
     manifest: dict[str, Any] = {}
     problem = ""
     if world.is_main:
         try:
             manifest = objective.manifest()
-            if folder.exists(MANIFEST):
-                check_manifest(json.loads(folder.read(MANIFEST)), json.loads(json.dumps(manifest)))
+            if frozen := files.data_manifest():
+                check_manifest(frozen, json.loads(json.dumps(manifest)))
             else:
-                folder.write(MANIFEST, json.dumps(manifest, indent=1).encode())
+                files.write_data_manifest(manifest)
         except ValueError as error:
             problem = str(error)
     problem = world.gather(problem)[0]
@@ -43,7 +39,7 @@ def frozen_manifest(folder: Folder, objective: Objective, world: World) -> dict[
 class Ledger:
     """Appends to the run's ledger, from rank 0."""
 
-    folder: Folder
+    files: RunFiles
     attempt: int
     tokens_per_sample: int
     world: World
@@ -59,9 +55,4 @@ class Ledger:
 
     def _append(self, line: Line) -> None:
         if self.world.is_main:
-            self.folder.append(LEDGER, json.dumps({"attempt": self.attempt, **line}).encode() + b"\n")
-
-
-def read_ledger(folder: Folder) -> list[Line]:
-    """The lines of a run's ledger; none where it has none."""
-    return [json.loads(line) for line in folder.read(LEDGER).splitlines()] if folder.exists(LEDGER) else []
+            self.files.add_to_ledger({"attempt": self.attempt, **line})

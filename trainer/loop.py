@@ -14,8 +14,10 @@ from torch import Tensor
 
 from trainer.anomaly import Guard
 from trainer.ema import Ema
+from trainer.endings import ALL_STEPS_DONE, Ending, Stopped
 from trainer.engines import Engine
 from trainer.objectives import Batch, Objective, Sums
+from trainer.run_rows import Spent
 from trainer.world import World
 
 
@@ -42,22 +44,25 @@ class Training:
     """Gradient norm of each phase in the last step."""
     data_state: Mapping[str, Any] = field(default_factory=dict)
     """Where the data stand after the last step."""
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[Spent, float] = field(default_factory=dict)
     """Wall-clock time of this attempt by what it was spent on: see trainer/goodput.py."""
     furthest: int = 0
     """The last step that was done before, by an earlier attempt or before going back."""
-    wants_stop: str = ""
-    """Why this rank asks to stop; empty: it does not."""
-    stopped: str = ""
+    wants_stop: Stopped | None = None
+    """Why this rank asks to stop; None: it does not."""
+    stopped: Stopped | None = None
     """Why all ranks stop, as agreed on."""
-    failed: bool = False
-    """Whether that is a failure."""
     saved: int = -1
     """The step of the newest checkpoint; -1: none."""
     alive: float = field(default_factory=time.perf_counter)
     """When this rank last made progress."""
     going_back: bool = False
     """Whether the run is to go on from there."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the run has stopped with a failure."""
+        return self.stopped is not None and self.stopped.ending.is_failure
 
     @property
     def tokens(self) -> int:
@@ -68,7 +73,7 @@ class Training:
         """Networks inside their engines."""
         return {name: engine.module for name, engine in self.engines.items()}
 
-    def spend(self, what: str, since: float) -> float:
+    def spend(self, what: Spent, since: float) -> float:
         """Book the time from `since` until now under `what`; returns now."""
         self.alive = now = time.perf_counter()
         self.seconds[what] = self.seconds.get(what, 0.0) + now - since
@@ -113,7 +118,7 @@ def pass_over(training: Training, reason: str) -> None:
     action, why = training.guard.act(reason, training.step + 1, training.saved)
     match action:
         case "stop":
-            training.stopped, training.failed = why, True
+            training.stopped = Stopped(Ending.ANOMALY, why)
         case "rollback":
             training.going_back = True
 
@@ -124,11 +129,11 @@ def global_weights(training: Training, micro_batches: Sequence[Batch]) -> Tensor
     message = torch.zeros(len(phases) + 1, dtype=torch.float64)
     for index, phase in enumerate(phases):
         message[index] = sum(training.objective.weight(phase, batch) for batch in micro_batches)
-    message[-1] = bool(training.wants_stop)
+    message[-1] = training.wants_stop is not None
     training.world.sum(message)
     if message[-1] > 0:
         reasons = training.world.gather(training.wants_stop)
-        training.stopped = next(reason for reason in reasons if reason)
+        training.stopped = next(reason for reason in reasons if reason is not None)
     return message[:-1]
 
 
@@ -159,7 +164,7 @@ def fit(training: Training, stream: Iterable[Any], steps: int | None, hooks: Seq
                 called[index] = training.step
                 training.alive = time.perf_counter()
         mark = training.spend("other", mark)
-    training.stopped = training.stopped or "all steps done"
+    training.stopped = training.stopped or ALL_STEPS_DONE
     for index, (_, hook) in enumerate(hooks):
         if called[index] != training.step:
             hook(training)

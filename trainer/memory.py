@@ -7,6 +7,7 @@ import torch
 
 from trainer.config import RunConfig
 from trainer.engines import DeepSpeedConfig
+from trainer.foreign_errors import is_out_of_memory
 
 
 class OutOfMemory(RuntimeError):
@@ -19,7 +20,7 @@ def out_of_memory(run: RunConfig, rank: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError) or is_out_of_memory(str(error))
         if isinstance(error, OutOfMemory) or not known:
             raise
         cause = " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,11 +1,9 @@
 """One run in MLflow, made at the first attempt and found again by later ones. Importing this takes a second or two: do it in a thread."""
 
 import getpass
-import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -16,7 +14,7 @@ from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 
-from trainer.storage import Folder
+from trainer.run_files import DATA_MANIFEST, RESOLVED, RunFiles
 from trainer.tracking import RunFacts, TrackingConfig, tracking_uri
 
 _BATCH = 900  # a request of MLflow takes 1,000 metrics
@@ -58,17 +56,15 @@ def begin_run(client: MlflowClient, config: TrackingConfig, name: str) -> str:
 class MlflowRun:
     """One MLflow run: made at the first attempt, found again at later ones."""
 
-    def __init__(self, folder: Folder, config: TrackingConfig, facts: RunFacts):
+    def __init__(self, files: RunFiles, config: TrackingConfig, facts: RunFacts):
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        self.folder, self.facts = folder, facts
+        self.files, self.facts = files, facts
         self.client = open_store(config)
-        self.place: dict[str, Any] = {"sent_bytes": 0, "attempt": 0, "last_step": -1, "replayed_until": -1}
-        if folder.exists("mlflow.json"):
-            self.place = json.loads(folder.read("mlflow.json"))
-        if folder.exists("mlflow_run_id"):
-            self.run_id = folder.read("mlflow_run_id").decode().strip()
+        self.sent = files.sent()
+        if run_id := files.mlflow_run_id():
+            self.run_id = run_id
             self.client.update_run(self.run_id, status="RUNNING")
             self._tag_ends()
         else:
@@ -81,48 +77,41 @@ class MlflowRun:
         for start in range(0, max(1, len(params)), 100):
             self.client.log_batch(run_id, params=params[start : start + 100], tags=tags if start == 0 else [])
         self._log_input(run_id)
-        self.client.log_text(run_id, self.folder.read("resolved.yaml").decode(), "resolved.yaml")
-        self.client.log_dict(run_id, dict(self.facts.manifest), "data_manifest.json")
-        self.folder.write("mlflow_run_id", run_id.encode())
+        self.client.log_text(run_id, self.files.job_text(), RESOLVED)
+        self.client.log_dict(run_id, dict(self.facts.manifest), DATA_MANIFEST)
+        self.files.write_mlflow_run_id(run_id)
         return run_id
 
     def _log_input(self, run_id: str) -> None:
         manifest = self.facts.manifest
-        source = HTTPDatasetSource(url=f"data_manifest.json#{manifest['digest']}")  # the artifact that lists every file
+        source = HTTPDatasetSource(url=f"{DATA_MANIFEST}#{manifest['digest']}")  # the artifact that lists every file
         dataset = MetaDataset(source, name=self.facts.data_name, digest=str(manifest["digest"])[:36])  # type: ignore[abstract]
         self.client.log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", "training")])])
 
     def send_rows(self) -> None:
         """Send the lines that MLflow does not have. A step that an earlier attempt has sent is not sent again: it is a replay."""
-        if not self.folder.exists("metrics.jsonl"):
-            return
-        place, metrics = dict(self.place), []
-        for line in self.folder.read("metrics.jsonl", place["sent_bytes"]).splitlines(keepends=True):
-            if not line.endswith(b"\n"):
-                break
-            place["sent_bytes"] += len(line)
-            row = json.loads(line)
-            step, when, attempt = row.pop("step"), int(row.pop("time") * 1000), row.pop("attempt")
-            if attempt != place["attempt"] or step < place.get("step", 0):  # a later attempt, or one that went back to a checkpoint
-                place |= {"attempt": attempt, "replayed_until": place["last_step"]}
-            place["step"] = step
-            if step > place["replayed_until"]:
-                metrics += [Metric(key, float(value), when, step) for key, value in row.items()]
-                place["last_step"] = max(place["last_step"], step)
+        sent, metrics = self.sent.copy(), list[Metric]()
+        rows, sent["sent_bytes"] = self.files.metrics_from(sent["sent_bytes"])
+        for row in rows:
+            if row.attempt != sent["attempt"] or row.step < sent.get("step", 0):  # a later attempt, or one that went back to a checkpoint
+                sent |= {"attempt": row.attempt, "replayed_until": sent["last_step"]}
+            sent["step"] = row.step
+            if row.step > sent["replayed_until"]:
+                metrics += [Metric(name, value, int(row.time * 1000), row.step) for name, value in row.metrics.items()]
+                sent["last_step"] = max(sent["last_step"], row.step)
         for start in range(0, len(metrics), _BATCH):
             self.client.log_batch(self.run_id, metrics=metrics[start : start + _BATCH])
-        if place != self.place:
-            self.place = place
-            self.folder.write("mlflow.json", json.dumps(place).encode())
+        if sent != self.sent:
+            self.sent = sent
+            self.files.write_sent(sent)
 
     def send_file(self, file: Path) -> None:
         self.client.log_artifact(self.run_id, str(file))
 
     def _tag_ends(self) -> None:
         """Why each attempt so far ended, as a tag of the run."""
-        for line in map(json.loads, self.folder.read("attempts.jsonl").splitlines()):
-            if "ended" in line:
-                self.client.set_tag(self.run_id, f"attempt_{line['attempt']}_ended", line["ended"])
+        for end in self.files.attempts_ended():
+            self.client.set_tag(self.run_id, f"attempt_{end.attempt}_ended", str(end.stopped))
 
     def close(self, status: str) -> None:
         self._tag_ends()

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from trainer.run_files import RunFiles
 from trainer.storage import Folder
 from trainer.tracking import TrackingConfig, tracking_uri
 
@@ -31,9 +32,9 @@ class Registry:
         """A new version that points to a checkpoint of the run in `folder`; returns its number. Raises ValueError if MLflow does not know the run."""
         from mlflow.exceptions import MlflowException
 
-        if not folder.exists("mlflow_run_id"):
+        run_id = RunFiles(folder).mlflow_run_id()
+        if run_id is None:
             raise ValueError(f"run {folder}: it has no MLflow run (tracking.enabled is false, or it was never sent); only tracked runs can be promoted")
-        run_id = folder.read("mlflow_run_id").decode().strip()
         try:
             run = self.client.get_run(run_id)
         except MlflowException as error:

@@ -1,15 +1,10 @@
-"""The folder of a run: its name, and what is in it before the first worker starts.
-
-runs/<name>/resolved.yaml, attempts.jsonl, metrics.jsonl, mlflow_run_id, checkpoints/, samples/, summary.json, curves.png, ...
-"""
+"""The folder of a run: its name, and what is in it before the first worker starts."""
 
 import math
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from data.images import ImageConfig
 from data.sources import absolute as absolute_source
@@ -19,6 +14,8 @@ from trainer.config import RunConfig
 from trainer.objectives.language_config import DistillConfig
 from trainer.parsing import plain
 from trainer.rules import RulesConfig
+from trainer.run_files import RESOLVED, RunFiles, run_files
+from trainer.run_rows import Job
 from trainer.storage import Folder, absolute, check_writable
 from trainer.tracking import tracking_uri
 
@@ -57,24 +54,26 @@ def _numbered(root: Folder, stem: str, resume: bool) -> str:
     return f"{stem}-{max(numbers, default=0) + (0 if resume else 1):03d}"
 
 
-def prepare(run: RunConfig, resume: bool, extra: dict[str, Any]) -> Folder:
+def prepare(run: RunConfig, resume: bool, cluster: dict[str, Any] | None = None) -> RunFiles:
     """Make the run folder and write the resolved job into it. Raises ValueError if it cannot be written to, or would mix two runs."""
-    folder = Folder(f"{run.root}/{run.name}")
-    started = folder.exists("attempts.jsonl")
+    files = run_files(run.root, run.name)
+    started = files.has_begun
     if started and not resume:
-        raise ValueError(f"run.name: {folder} exists already; use --resume to go on with it, or another run.name")
+        raise ValueError(f"run.name: {files} exists already; use --resume to go on with it, or another run.name")
     if resume and not started:
-        raise ValueError(f"--resume: there is no run {folder}; leave --resume out, or set run.name or run.root")
-    check_writable(folder.url, "run.root")
-    if folder.exists("stop"):  # of an earlier attempt
-        folder.fs.rm_file(f"{folder.path}/stop")
-    folder.write("resolved.yaml", yaml.safe_dump({"run": plain(run), **extra}, sort_keys=False).encode())
-    return folder
+        raise ValueError(f"--resume: there is no run {files}; leave --resume out, or set run.name or run.root")
+    check_writable(files.folder.url, "run.root")
+    files.delete_stop_request()  # of an earlier attempt
+    job = Job(run=plain(run))
+    if cluster is not None:
+        job["cluster"] = cluster
+    files.write_job(job)
+    return files
 
 
 def find_run(text: str, root: str = "runs") -> Folder:
     """The run that a person means: a folder or URL, or a name below `root`."""
     for place in [text] if "://" in text else [text, f"{root}/{text}"]:
-        if (folder := Folder(absolute(place))).exists("resolved.yaml"):
+        if RunFiles(folder := Folder(absolute(place))).has_job:
             return folder
-    raise ValueError(f"run {text}: no resolved.yaml in it nor in {root}/{text}; name the folder of a run")
+    raise ValueError(f"run {text}: no {RESOLVED} in it nor in {root}/{text}; name the folder of a run")

@@ -1,13 +1,11 @@
 """The hooks of a run: which of them it has, and how often each is called."""
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.steps import Share, merge_states
-from trainer.attempts import Say
 from trainer.checkpoint import Checkpointer
 from trainer.collapse import collapse_hooks
 from trainer.config import RunConfig
@@ -19,7 +17,8 @@ from trainer.loop import Hook, Training
 from trainer.peak import peak_flops
 from trainer.profiling import ProfilerHook
 from trainer.rules import RulesConfig
-from trainer.storage import Folder
+from trainer.run_files import RunFiles
+from trainer.run_rows import Say
 from trainer.tracking import Tracker
 from trainer.world import World
 
@@ -44,7 +43,7 @@ class RunHooks:
 
 
 def build_hooks(
-    run: RunConfig, training: Training, folder: Folder, tracker: Tracker, ledger: Ledger, goodput: Goodput, scratch: Path, say: Say, started: float
+    run: RunConfig, training: Training, files: RunFiles, tracker: Tracker, ledger: Ledger, goodput: Goodput, scratch: Path, say: Say, started: float
 ) -> RunHooks:
     """All hooks of `run`; `scratch` is a folder that is removed with the attempt, `started` when the user asked for the run."""
     world, objective = training.world, training.objective
@@ -53,11 +52,11 @@ def build_hooks(
     report = Report(tracker, peak_flops(world.device, run.precision), last_samples=training.samples)
     evaluation = Evaluate(lambda: list(objective.held_out(share)), tracker)
     quality = Quality(share, tracker, say)
-    sample = Sample(run.evaluate.samples, run.seed, folder, tracker, scratch / "samples")
-    save = Save(Checkpointer(folder / "checkpoints", world, run.checkpoint, ledger.attempt), tracker, merge_states, ledger, say)
+    sample = Sample(run.evaluate.samples, run.seed, files, tracker, scratch / "samples")
+    save = Save(Checkpointer(files.checkpoints, world, run.checkpoint, ledger.attempt), tracker, merge_states, ledger, say)
     hooks: list[tuple[int, Hook]] = collapse_hooks(training, tracker, say)  # first, so that a checkpoint of this step holds what they did
     if training.step == 0:
-        hooks.append((1, _first_step(folder, world, started)))
+        hooks.append((1, _first_step(files, world, started)))
     hooks += [
         (1, training.ema),
         (run.log_every, report),
@@ -66,36 +65,36 @@ def build_hooks(
         (run.evaluate.sample_every, report.pausing(sample, "evaluation")),
     ]
     if run.evaluate.rules is not None and world.is_main:
-        hooks.append((run.evaluate.sample_every, report.pausing(_conflict_rate(run.evaluate.rules, folder, sample, tracker, say), "evaluation")))
+        hooks.append((run.evaluate.sample_every, report.pausing(_conflict_rate(run.evaluate.rules, files, sample, tracker, say), "evaluation")))
     hooks.append((run.checkpoint.every, report.pausing(save, "checkpoint")))
     if run.profile is not None and world.is_main:
-        hooks.append((1, ProfilerHook(run.profile, scratch / "profile", _keep_in(folder, "profile", tracker))))
-    hooks += inject(run.faults, training, folder)
+        hooks.append((1, ProfilerHook(run.profile, scratch / "profile", _keep_profile(files, tracker))))
+    hooks += inject(run.faults, training, files)
     hooks += [(1, goodput), (run.log_every, goodput.log)]
     return RunHooks(str(run.name), tracker, report, evaluation, quality, sample, save, hooks)
 
 
-def _conflict_rate(rules: RulesConfig, folder: Folder, sample: Sample, tracker: Tracker, say: Say) -> Hook:
+def _conflict_rate(rules: RulesConfig, files: RunFiles, sample: Sample, tracker: Tracker, say: Say) -> Hook:
     from trainer.rules.audit import AuditLog
     from trainer.rules.gate import Gate
     from trainer.rules.hook import ConflictRate
 
-    return ConflictRate(Gate(rules), sample, AuditLog(folder), tracker, say)
+    return ConflictRate(Gate(rules), sample, AuditLog(files.folder), tracker, say)
 
 
-def _keep_in(folder: Folder, name: str, tracker: Tracker) -> Callable[[Path], None]:
+def _keep_profile(files: RunFiles, tracker: Tracker) -> Callable[[Path], None]:
     def keep(file: Path) -> None:
-        (folder / name).put(file, file.name)
+        files.profile.put(file, file.name)
         tracker.keep(file)
 
     return keep
 
 
-def _first_step(folder: Folder, world: World, started: float) -> Hook:
+def _first_step(files: RunFiles, world: World, started: float) -> Hook:
     """Notes, once, how long it took from the command to the first optimiser step."""
 
     def note(training: Training) -> None:
         if training.step == 1 and world.is_main:
-            folder.write("first_step.json", json.dumps({"seconds_to_first_step": time.time() - started}).encode())
+            files.write_first_step_seconds(time.time() - started)
 
     return note

@@ -7,28 +7,28 @@ from typing import Any
 
 import torch
 
-from trainer.attempts import Say
 from trainer.code_version import code_name
 from trainer.config import RunConfig
 from trainer.loop import Training
 from trainer.parsing import plain
-from trainer.storage import Folder
+from trainer.run_files import RunFiles
+from trainer.run_rows import Say
 from trainer.tracking import JsonlTracker, MlflowTracker, NullTracker, RunFacts, Tracker
 from trainer.world import World
 
 
-def open_tracker(run: RunConfig, folder: Folder, attempt: int, manifest: Mapping[str, Any], world: World, say: Say) -> Tracker:
+def open_tracker(run: RunConfig, files: RunFiles, attempt: int, manifest: Mapping[str, Any], world: World, say: Say) -> Tracker:
     """What the hooks of this rank write to: lines and MLflow on rank 0, nothing on the others."""
     if not world.is_main:
         return NullTracker()
     if not run.tracking.enabled:
-        return JsonlTracker(folder, attempt)
+        return JsonlTracker(files, attempt)
     params = dict(_flat("", plain(run))) | {"world": world.size, "device": str(world.device)}
-    tags = {"run_folder": folder.url, "objective": run.objective.name, "torch": torch.__version__, "python": platform.python_version()}
+    tags = {"run_folder": files.folder.url, "objective": run.objective.name, "torch": torch.__version__, "python": platform.python_version()}
     tags |= {"mlflow.source.git.commit": code_name()} if code_name() else {}
     tags |= {"mlflow.parentRunId": run.tracking.parent} if run.tracking.parent else {}
     facts = RunFacts(str(run.name), run.objective.dataset, params, tags, manifest)
-    return MlflowTracker(folder, attempt, run.tracking, facts, say)
+    return MlflowTracker(files, attempt, run.tracking, facts, say)
 
 
 def _flat(prefix: str, values: Any) -> Iterator[tuple[str, Any]]:

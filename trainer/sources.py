@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from models.transformers_names import Part, tensors, zeros
 from trainer import restore
 from trainer.checkpoint import digest_of_file
 from trainer.parsing import parse
+from trainer.run_files import RESOLVED, RunFiles
 from trainer.shards import Fragment, receipt
 from trainer.storage import Folder
 
@@ -52,10 +52,10 @@ def open_source(folder: Folder, scratch: Path) -> WeightSource:
     """What lies in `folder`; files of a URL are copied to `scratch`. ValueError, saying what is missing, if it is neither kind."""
     if not folder.exists():
         raise ValueError("no such folder; name one that `switchwork export` or save_pretrained() wrote, or a run")
-    if folder.exists("resolved.yaml"):
+    if RunFiles(folder).has_job:
         return RunSource(folder, scratch)
     if not folder.exists("config.json"):
-        raise ValueError("the folder has neither config.json nor resolved.yaml; name one that `switchwork export` or save_pretrained() wrote, or a run")
+        raise ValueError(f"the folder has neither config.json nor {RESOLVED}; name one that `switchwork export` or save_pretrained() wrote, or a run")
     return TransformersSource(folder, scratch)
 
 
@@ -65,13 +65,14 @@ class RunSource:
     def __init__(self, folder: Folder, scratch: Path):
         from trainer.objectives.language_config import DistillConfig, LanguageConfig, MaskedLanguageConfig
 
-        objective = (yaml.safe_load(folder.read("resolved.yaml"))["run"]).get("objective", {})
+        files = RunFiles(folder)
+        objective = files.job()["run"].get("objective", {})
         kinds: dict[str, Any] = {"moe_lm": LanguageConfig, "distill": DistillConfig, "masked_lm": MaskedLanguageConfig}
         if objective.get("name") not in kinds:
             raise ValueError(f"it is a run of {objective.get('name')}; name one of {', '.join(kinds)}")
         config = parse(kinds[objective["name"]], objective, "objective")
         self.model, self.reads_by = config.model, config.data.tokenizer
-        found = restore.newest(folder / "checkpoints")
+        found = restore.newest(files.checkpoints)
         if found is None:
             raise ValueError("the run has no whole checkpoint yet; let it save one")
         self.folder, self.manifest = found

@@ -1,8 +1,11 @@
 """Files of a run: a local or shared folder, or any URL that fsspec knows (s3://, gs://, memory://)."""
 
 import errno
+import json
 import os
 import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,11 @@ class Folder:
 
     def __str__(self) -> str:
         return self.url
+
+    @property
+    def name(self) -> str:
+        """The last part of the folder's path."""
+        return self.url.rsplit("/", 1)[-1]
 
     def _at(self, name: str) -> str:
         return f"{self.path}/{name}" if name else self.path
@@ -76,6 +84,27 @@ class Folder:
         else:
             self.fs.pipe_file(self._at(name), (self.read(name) if self.exists(name) else b"") + content)
 
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """The rows of the JSON Lines file `name`; a last line that was cut off is left out, and a missing file has no rows."""
+        return self.lines_from(name, 0)[0]
+
+    def lines_from(self, name: str, start: int) -> tuple[list[dict[str, Any]], int]:
+        """The rows of `name` from byte `start` on, and the byte where the next row will begin."""
+        if not self.exists(name):
+            return [], start
+        content = self.read(name, start) if self.is_local else self.read(name)[start:]  # object stores refuse a range at the end
+        whole = content.rfind(b"\n") + 1
+        return [json.loads(line) for line in content[:whole].splitlines()], start + whole
+
+    def append_line(self, name: str, row: Mapping[str, Any]) -> None:
+        """Add `row` to the JSON Lines file `name`."""
+        self.append(name, json.dumps(row).encode() + b"\n")
+
+    def delete(self, name: str) -> None:
+        """Delete the file `name`, if it is there."""
+        with suppress(FileNotFoundError):
+            self.fs.rm_file(self._at(name))
+
     def put(self, local: Path, name: str) -> None:
         """Bring the local file `local` here as `name`."""
         self.write(name, local.read_bytes())
@@ -109,6 +138,6 @@ def check_writable(url: str, field: str) -> None:
     try:
         folder = Folder(url).make()
         folder.write(".writable", b"")
-        folder.fs.rm_file(f"{folder.path}/.writable")
+        folder.delete(".writable")
     except (OSError, ImportError, ValueError) as error:
         raise ValueError(f"{field}: cannot write to {url} ({' '.join(str(error).split())}); name a folder that you may write to") from None

@@ -1,22 +1,23 @@
 """What is left of a run when it has ended: final figures for programs, and pictures."""
 
-import json
 from pathlib import Path
-from typing import Any
 
+from trainer.endings import Stopped
 from trainer.loop import Training
+from trainer.run_files import RunFiles
 from trainer.run_hooks import RunHooks
-from trainer.storage import Folder
+from trainer.run_rows import Summary
 
 
-def summarise(training: Training, hooks: RunHooks, attempt: int, first: int, seconds: float) -> dict[str, Any]:
+def summarise(training: Training, stopped: Stopped, hooks: RunHooks, attempt: int, first: int, seconds: float) -> Summary:
     """The figures of an attempt that went from step `first` on for `seconds`."""
     return {
         "name": hooks.name,
         "step": training.step,
         "tokens_seen": training.tokens,
         "samples_seen": training.samples,
-        "stopped": training.stopped,
+        "stopped": str(stopped),
+        "ending": stopped.ending,
         "failed": training.failed,
         "anomalies": training.guard.found,
         "world": training.world.size,
@@ -31,15 +32,14 @@ def summarise(training: Training, hooks: RunHooks, attempt: int, first: int, sec
     }
 
 
-def finish(training: Training, hooks: RunHooks, summary: dict[str, Any], folder: Folder, scratch: Path) -> dict[str, Any]:
-    """Baselines, pictures and summary.json."""
+def finish(training: Training, hooks: RunHooks, summary: Summary, files: RunFiles, scratch: Path) -> None:
+    """Add the baselines to `summary`, draw the pictures, and write all of it down."""
     from trainer.charts import draw
 
     summary["baselines"] = training.objective.baselines()
-    if folder.exists("first_step.json"):
-        summary |= json.loads(folder.read("first_step.json"))
-    for file in draw(folder.read("metrics.jsonl"), scratch / "charts", hooks.name, summary["baselines"]):
-        folder.put(file, file.name)
+    if (seconds := files.first_step_seconds()) is not None:
+        summary["seconds_to_first_step"] = seconds
+    for file in draw(files.metrics(), scratch / "charts", hooks.name, summary["baselines"]):
+        files.put_picture(file)
         hooks.tracker.keep(file)
-    folder.write("summary.json", json.dumps(summary, indent=1).encode())
-    return summary
+    files.write_summary(summary)

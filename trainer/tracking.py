@@ -1,6 +1,6 @@
-"""Metrics of a run: every logged step as a line of `metrics.jsonl`, and from there to MLflow, in a thread of its own.
+"""Metrics of a run: every logged step as a row in the run folder, and from there to MLflow, in a thread of its own.
 
-`metrics.jsonl` is the spool: how far MLflow has it stands in `mlflow.json` beside it, so a slow or dead tracking server
+The rows are the spool: how far MLflow has them stands in a file beside them, so a slow or dead tracking server
 never blocks a step, and what it missed is sent when it is back, by a later attempt if need be. Only rank 0 has a tracker.
 """
 
@@ -9,14 +9,15 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainer.attempts import lines
-from trainer.storage import Folder, absolute
+from trainer.run_files import METRICS, RunFiles
+from trainer.run_rows import EventKind, Say
+from trainer.storage import absolute
 
 _SAY_AFTER = 3
 _PAUSE_S = 1.0
@@ -47,9 +48,9 @@ def tracking_uri(config: TrackingConfig) -> str:
     return uri
 
 
-def history(folder: Folder, name: str) -> list[tuple[int, float]]:
-    """The figure `name` of the run in `folder` by step; of a step that was replayed after a stop, the last counts."""
-    return sorted({int(row["step"]): float(row[name]) for row in lines(folder, "metrics.jsonl") if name in row}.items())
+def history(files: RunFiles, name: str) -> list[tuple[int, float]]:
+    """The metric `name` of a run by step; of a step that was replayed after a stop, the last counts."""
+    return sorted({row.step: row.metrics[name] for row in files.metrics() if name in row.metrics}.items())
 
 
 @dataclass(frozen=True)
@@ -90,16 +91,16 @@ class NullTracker:
 
 
 class JsonlTracker:
-    """Lines of `metrics.jsonl` in the run folder; each has the step, the time and the attempt."""
+    """Rows in the run folder; each has the step, the time and the attempt."""
 
-    def __init__(self, folder: Folder, attempt: int):
-        self.folder, self.attempt, self.unwritten = folder, attempt, b""
+    def __init__(self, files: RunFiles, attempt: int):
+        self.files, self.attempt, self.unwritten = files, attempt, b""
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         row = {"step": step, "time": round(time.time(), 3), "attempt": self.attempt, **{k: v if math.isfinite(v) else str(v) for k, v in figures.items()}}
         self.unwritten += (json.dumps(row) + "\n").encode()
         with suppress(OSError):  # a full disk: the lines are kept, and written with later ones
-            self.folder.append("metrics.jsonl", self.unwritten)
+            self.files.append_metrics(self.unwritten)
             self.unwritten = b""
 
     def keep(self, file: Path) -> None:
@@ -112,10 +113,10 @@ class JsonlTracker:
 class MlflowTracker(JsonlTracker):
     """The same lines, sent to MLflow by a thread that reads them from the file."""
 
-    def __init__(self, folder: Folder, attempt: int, config: TrackingConfig, facts: RunFacts, say: Callable[[str], None]):
-        super().__init__(folder, attempt)
+    def __init__(self, files: RunFiles, attempt: int, config: TrackingConfig, facts: RunFacts, say: Say):
+        super().__init__(files, attempt)
         self.config, self.facts, self.say = config, facts, say
-        self.files: list[Path] = []
+        self.artifacts: list[Path] = []
         self.status: str | None = None
         self.wake, self.ends = threading.Event(), threading.Event()
         self.thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
@@ -126,7 +127,7 @@ class MlflowTracker(JsonlTracker):
         self.wake.set()
 
     def keep(self, file: Path) -> None:
-        self.files.append(file)
+        self.artifacts.append(file)
         self.wake.set()
 
     def finish(self, status: str) -> None:
@@ -136,7 +137,7 @@ class MlflowTracker(JsonlTracker):
         self.thread.join(self.config.drain_s)
         if self.thread.is_alive():
             waited = f"MLflow at {tracking_uri(self.config)} has not taken all figures within {self.config.drain_s:.0f} s"
-            self.say(f"{waited}; they are in {self.folder}/metrics.jsonl, and --resume sends them")
+            self.say(EventKind.NOTE, f"{waited}; they are in {self.files}/{METRICS}, and --resume sends them")
 
     def _run(self) -> None:
         """Try until all is sent and the run is closed; after a failure wait, twice as long each time up to a minute, at the run's end a second."""
@@ -147,13 +148,13 @@ class MlflowTracker(JsonlTracker):
                 if sender is None:
                     from trainer.mlflow_run import MlflowRun
 
-                    sender = MlflowRun(self.folder, self.config, self.facts)
+                    sender = MlflowRun(self.files, self.config, self.facts)
                 self.wake.clear()
                 ending = self.status  # read before sending: what was logged before finish() is then sent as well
                 sender.send_rows()
-                while self.files:
-                    sender.send_file(self.files[0])
-                    self.files.pop(0)
+                while self.artifacts:
+                    sender.send_file(self.artifacts[0])
+                    self.artifacts.pop(0)
                 if ending is not None:
                     sender.close(ending)
                     return
@@ -164,7 +165,8 @@ class MlflowTracker(JsonlTracker):
                 failures += 1
                 if failures == _SAY_AFTER:
                     cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-                    self.say(f"MLflow does not take figures ({cause}); training goes on, they are kept and sent later")
+                    text = f"MLflow does not take figures ({cause}); training goes on, they are kept and sent later"
+                    self.say(EventKind.TRACKING_AWAY, text)
                 if not self.ends.wait(min(60.0, 0.5 * 2**failures)):
                     continue
                 time.sleep(_PAUSE_S)  # the run has ended, and waits for this thread

@@ -11,8 +11,9 @@ import time
 from typing import Any
 
 from trainer.attempts import note_end
+from trainer.endings import Ending, Stopped
 from trainer.loop import Training
-from trainer.storage import Folder
+from trainer.run_files import RunFiles
 
 HUNG = 75
 """Exit code of a worker that ended itself: a temporary failure (sysexits.h)."""
@@ -22,8 +23,8 @@ _WRITING_S = 10.0
 class Watchdog:
     """Watches over `training` while the `with` block runs, in a thread; with `timeout_s` None it does nothing."""
 
-    def __init__(self, training: Training, folder: Folder, attempt: int, timeout_s: float | None):
-        self.training, self.folder, self.attempt, self.timeout_s = training, folder, attempt, timeout_s
+    def __init__(self, training: Training, files: RunFiles, attempt: int, timeout_s: float | None):
+        self.training, self.files, self.attempt, self.timeout_s = training, files, attempt, timeout_s
         self.ended = threading.Event()
 
     def __enter__(self) -> "Watchdog":
@@ -46,9 +47,9 @@ class Watchdog:
 
     def _leave_word(self) -> None:
         rank, step = self.training.world.rank, self.training.step
-        name = f"rank-{rank}-attempt-{self.attempt}.txt"
         with tempfile.TemporaryFile() as file:
             faulthandler.dump_traceback(file, all_threads=True)
             file.seek(0)
-            (self.folder / "stacks").make().write(name, file.read())
-        note_end(self.folder, self.attempt, f"rank {rank}", f"no progress for {self.timeout_s:g} s on rank {rank} after step {step}: see stacks/{name}")
+            stacks = self.files.write_stacks(rank, self.attempt, file.read())
+        sentence = f"no progress for {self.timeout_s:g} s on rank {rank} after step {step}: see {stacks}"
+        note_end(self.files, self.attempt, f"rank {rank}", Stopped(Ending.HUNG, sentence))

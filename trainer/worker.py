@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from data.steps import Share
 from models.init import initialise
 from trainer import init_from
 from trainer.anomaly import Guard
-from trainer.attempts import Say, begin_attempt, close_attempt, ending, note_end, recorded
+from trainer.attempts import Print, begin_attempt, close_attempt, ending, note_end, recorded
 from trainer.config import RunConfig, check
-from trainer.control import Asked, Control
+from trainer.control import Asked, Control, nobody_asks
 from trainer.ema import Ema
+from trainer.endings import Ending, Stopped
 from trainer.engines import build_engine
 from trainer.goodput import Goodput, open_goodput
 from trainer.hooks import fragments
@@ -24,15 +26,16 @@ from trainer.objectives import build_objective
 from trainer.optim import learning_rate
 from trainer.parsing import parse, plain
 from trainer.recovery import go_back, note_anomalies, resume
+from trainer.run_files import RunFiles, run_files
 from trainer.run_hooks import RunHooks, build_hooks
+from trainer.run_rows import EventKind, Say, Summary
 from trainer.run_tracker import closing, open_tracker
-from trainer.storage import Folder
 from trainer.summary import finish, summarise
 from trainer.watchdog import Watchdog
 from trainer.world import World, joined
 
 
-def run_worker(values: Mapping[str, Any], say: Say = print, started: float | None = None, asked: Asked = lambda: "") -> dict[str, Any]:
+def run_worker(values: Mapping[str, Any], say: Print = print, started: float | None = None, asked: Asked = nobody_asks) -> Summary:
     """Train as the plain `values` of a RunConfig say, with the ranks that the environment names; returns the summary.
 
     Starts from the run folder's newest whole checkpoint, if there is one. `started` is when the user asked for it (time.time()),
@@ -72,44 +75,45 @@ def build_training(run: RunConfig, world: World) -> Training:
     )
 
 
-def _train(run: RunConfig, world: World, say: Say, started: float, asked: Asked = lambda: "") -> dict[str, Any]:
-    folder = Folder(f"{run.root}/{run.name}")
-    attempt = begin_attempt(folder, world)
-    say = recorded(say, folder, attempt, world)
+def _train(run: RunConfig, world: World, say: Print, started: float, asked: Asked = nobody_asks) -> Summary:
+    files = run_files(run.root, run.name)
+    attempt = begin_attempt(files, world)
+    tell = recorded(say, files, attempt, world)
     training = build_training(run, world)
-    manifest = frozen_manifest(folder, training.objective, world)
-    state = resume(training, folder, say)
-    if not state and init_from.start(run.objective, fragments(training), say):
+    manifest = frozen_manifest(files, training.objective, world)
+    state = resume(training, files, tell)
+    if not state and init_from.start(run.objective, fragments(training), partial(tell, EventKind.NOTE)):
         for engine in training.engines.values():
             engine.refresh()
         training.ema.restart()
-    tracker = open_tracker(run, folder, attempt, manifest, world, say)
-    ledger = Ledger(folder, attempt, training.objective.tokens_per_sample, world)
+    tracker = open_tracker(run, files, attempt, manifest, world, tell)
+    ledger = Ledger(files, attempt, training.objective.tokens_per_sample, world)
     with (
-        ending(training, folder, attempt),
+        ending(training, files, attempt),
         out_of_memory(run, world.rank),
         tempfile.TemporaryDirectory() as scratch,
         closing(tracker, training),
-        Control(training, folder, run.stop.hours, asked),
-        Watchdog(training, folder, attempt, run.hang_timeout_s),
+        Control(training, files, run.stop.hours, asked),
+        Watchdog(training, files, attempt, run.hang_timeout_s),
     ):
-        goodput = open_goodput(folder, tracker, attempt, started or time.time())
-        hooks = build_hooks(run, training, folder, tracker, ledger, goodput, Path(scratch), say, started)
-        note_anomalies(training, folder, tracker, say)
+        goodput = open_goodput(files, tracker, attempt, started or time.time())
+        hooks = build_hooks(run, training, files, tracker, ledger, goodput, Path(scratch), tell, started)
+        note_anomalies(training, files, tracker, tell)
         begin, first = time.perf_counter(), training.step
         goodput.start(training)
-        _fit_and_go_back(run, training, folder, ledger, goodput, hooks, state, say)
-        summary = summarise(training, hooks, attempt, first, time.perf_counter() - begin)
+        _fit_and_go_back(run, training, files, ledger, goodput, hooks, state, tell)
+        assert training.stopped is not None, "fit() ends with a reason"
+        summary = summarise(training, training.stopped, hooks, attempt, first, time.perf_counter() - begin)
         if world.is_main:
             summary["goodput"] = goodput.write(training, ended=True)
-            note_end(folder, attempt, "rank 0", training.stopped)
-            close_attempt(folder, attempt)
-            summary = finish(training, hooks, summary, folder, Path(scratch))
+            note_end(files, attempt, "rank 0", training.stopped)
+            close_attempt(files, attempt)
+            finish(training, hooks, summary, files, Path(scratch))
         return summary
 
 
 def _fit_and_go_back(
-    run: RunConfig, training: Training, folder: Folder, ledger: Ledger, goodput: Goodput, hooks: RunHooks, state: dict[str, Any], say: Say
+    run: RunConfig, training: Training, files: RunFiles, ledger: Ledger, goodput: Goodput, hooks: RunHooks, state: dict[str, Any], say: Say
 ) -> None:
     """Train until the run ends, from its newest checkpoint again as often as the guard sends it back; `state` is that of a resumed checkpoint."""
     share = Share(rank=training.world.rank, world=training.world.size, group=training.objective.group, **plain(run.batch))
@@ -125,8 +129,8 @@ def _fit_and_go_back(
         stream.close()
         if not training.going_back:
             break
-        state = go_back(training, folder, hooks.save, hooks.report, say)
+        state = go_back(training, files, hooks.save, hooks.report, say)
     settling = time.perf_counter()
     if problem := hooks.save.settle(training):
-        training.stopped, training.failed = f"{problem}; make room and use --resume", True
+        training.stopped = Stopped(Ending.CHECKPOINT_FAILED, f"{problem}; make room and use --resume")
     training.spend("checkpoint", settling)

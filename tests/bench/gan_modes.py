@@ -33,7 +33,7 @@ def train(overrides: list[str], seed: int, steps: int, root: str) -> dict[str, A
     Path(root).mkdir(exist_ok=True)
     job = read_job(JOB, [*overrides, f"run.seed={seed}", f"run.stop.steps={steps}", f"run.root={root}", "run.tracking.enabled=false", "run.threads=1"])
     run = settle(parse(RunConfig, job["run"], "run"), "grid", workers=1, resume=False)
-    prepare(run, resume=False, extra={})
+    prepare(run, resume=False)
     summary = run_worker(plain(run), say=lambda line: None)
     return {"seed": seed, "seconds": summary["train_seconds"], **summary["quality"]}
 

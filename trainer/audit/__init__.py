@@ -4,6 +4,3 @@ The workers make two real optimiser steps and write down what they did (evidence
 in float64, on plain networks without ranks (reference.py), tells how far the job's precision may lie from that (rounding.py), has the
 reference itself witnessed by finite differences (differences.py) and by backpropagation written out (recursion.py), and compares (verdict.py).
 """
-
-FILE = "evidence.safetensors"
-"""What rank 0 writes into the run's folder."""

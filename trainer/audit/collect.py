@@ -17,7 +17,6 @@ from data.steps import Share
 from models.experts import Experts
 from models.router import Router
 from trainer import init_from
-from trainer.audit import FILE
 from trainer.audit.decisions import Recorded, deciding
 from trainer.audit.evidence import AuditedStep, Evidence, RouterCall, to_bytes
 from trainer.audit.rounding import arithmetic
@@ -26,8 +25,8 @@ from trainer.hooks import fragments
 from trainer.loop import Training, train_step
 from trainer.memory import out_of_memory
 from trainer.parsing import parse
+from trainer.run_files import run_files
 from trainer.shards import receipt
-from trainer.storage import Folder
 from trainer.worker import build_training
 from trainer.world import World, joined
 
@@ -42,7 +41,7 @@ def audit_worker(values: Mapping[str, Any]) -> None:
         with out_of_memory(run, world.rank):
             evidence = collect(run, world)
         if world.is_main:
-            Folder(f"{run.root}/{run.name}").write(FILE, to_bytes(evidence))
+            run_files(run.root, run.name).write_evidence(to_bytes(evidence))
 
 
 def collect(run: RunConfig, world: World) -> Evidence:
@@ -82,7 +81,7 @@ def _audited(training: Training, micro_batches: list[dict[str, Tensor]], clip: f
     clipped = {phase: 1.0 if clip is None else min(1.0, clip / (float(norm) + 1e-6)) for phase, norm in training.norms.items()}  # 1e-6: as all engines do
     state = whole(training, clipped)
     step.updated, step.buffers_after = state["weight"], state["buffer"]
-    step.refused = training.stopped or next((anomaly["reason"] for anomaly in training.guard.found), "")
+    step.refused = str(training.stopped or "") or next((anomaly["reason"] for anomaly in training.guard.found), "")
     step.losses = {phase: training.guard.losses[phase][-1] for phase in training.norms if training.guard.losses[phase]}
     step.norms = {phase: float(norm) for phase, norm in training.norms.items()}
     step.gradients = {name: moment for name, moment in state["exp_avg"].items() if name.partition("/")[0] in step.norms}

@@ -9,9 +9,9 @@ import time
 from typing import Any
 
 from trainer.rules.gate import Candidate, Decision, Gate
+from trainer.run_files import RULES_HEAD, RULES_LOG
 from trainer.storage import Folder
 
-LOG, HEAD = "rules_audit.jsonl", "rules_audit.head"
 _START = "0" * 64
 
 
@@ -29,7 +29,7 @@ class AuditLog:
         problems = verify(folder)
         if problems:
             raise ValueError(f"audit log of {folder}: {problems[0]}; nothing more is written to it: put it aside")
-        head: dict[str, Any] = json.loads(folder.read(HEAD)) if folder.exists(HEAD) else {"lines": 0, "hash": _START}
+        head: dict[str, Any] = json.loads(folder.read(RULES_HEAD)) if folder.exists(RULES_HEAD) else {"lines": 0, "hash": _START}
         self.lines, self.last = int(head["lines"]), str(head["hash"])
 
     def add(self, gate: Gate, candidate: Candidate, decision: Decision, purpose: str, checkpoint: str) -> None:
@@ -49,27 +49,27 @@ class AuditLog:
         }
         row = json.loads(json.dumps(row))
         row["hash"] = digest(row)
-        self.folder.append(LOG, json.dumps(row).encode() + b"\n")
+        self.folder.append_line(RULES_LOG, row)
         self.lines, self.last = self.lines + 1, row["hash"]
-        self.folder.write(HEAD, json.dumps({"lines": self.lines, "hash": self.last}).encode())
+        self.folder.write(RULES_HEAD, json.dumps({"lines": self.lines, "hash": self.last}).encode())
 
 
 def verify(folder: Folder) -> list[str]:
     """What is wrong with the chain; nothing where it is whole, or where there is no log."""
-    if not folder.exists(LOG):
-        return [f"{LOG} is missing, but {HEAD} is there"] if folder.exists(HEAD) else []
-    last, lines = _START, folder.read(LOG).splitlines()
+    if not folder.exists(RULES_LOG):
+        return [f"{RULES_LOG} is missing, but {RULES_HEAD} is there"] if folder.exists(RULES_HEAD) else []
+    last, lines = _START, folder.read(RULES_LOG).splitlines()
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
         except ValueError:
-            return [f"{LOG}, line {number}: not JSON"]
+            return [f"{RULES_LOG}, line {number}: not JSON"]
         if row.get("line") != number or row.get("previous") != last:
-            return [f"{LOG}, line {number}: does not follow the line before"]
+            return [f"{RULES_LOG}, line {number}: does not follow the line before"]
         if digest(row) != row.get("hash"):
-            return [f"{LOG}, line {number}: was changed"]
+            return [f"{RULES_LOG}, line {number}: was changed"]
         last = row["hash"]
-    head = json.loads(folder.read(HEAD)) if folder.exists(HEAD) else {}
+    head = json.loads(folder.read(RULES_HEAD)) if folder.exists(RULES_HEAD) else {}
     if head != {"lines": len(lines), "hash": last}:
-        return [f"{LOG}: {len(lines)} lines, but {HEAD} knows {head.get('lines', 'none')}: lines were dropped or added"]
+        return [f"{RULES_LOG}: {len(lines)} lines, but {RULES_HEAD} knows {head.get('lines', 'none')}: lines were dropped or added"]
     return []

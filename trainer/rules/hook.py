@@ -1,11 +1,11 @@
 """While training: the share of the samples that the rules refuse, after each sampling."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from trainer.rules.audit import AuditLog
 from trainer.rules.gate import Candidate, Gate
+from trainer.run_rows import EventKind, Say
 
 if TYPE_CHECKING:
     from trainer.hooks import Sample
@@ -21,7 +21,7 @@ class ConflictRate:
     sample: "Sample"
     log: AuditLog
     tracker: "Tracker"
-    say: Callable[[str], None]
+    say: Say
     figures: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, training: "Training") -> None:
@@ -31,7 +31,7 @@ class ConflictRate:
         try:
             decisions = self.gate.judge(candidates)
         except ValueError as error:
-            self.say(f"samples of step {training.step} are not judged: {error}")
+            self.say(EventKind.NOTE, f"samples of step {training.step} are not judged: {error}", training.step)
             return
         for candidate, decision in zip(candidates, decisions, strict=True):
             self.log.add(self.gate, candidate, decision, "evaluation", f"step {training.step}")
