@@ -13,6 +13,7 @@ from cluster.config import ClusterConfig
 from cluster.kubernetes_config import KubernetesConfig
 from cluster.pod_templates import container_security, head_pod, submitter_pod, worker_pod
 from trainer.parsing import Json
+from trainer.run_files import run_url
 
 if TYPE_CHECKING:  # a job's config imports torch, and only `submit` has one
     from cluster.submission import Submission
@@ -56,7 +57,7 @@ def rayjob(job_id: str, namespace: str, job: "Submission", ray_version: str) -> 
         "preRunningDeadlineSeconds": config.start_deadline_s,
     }
     spec |= {name: value for name, value in times.items() if value is not None}
-    annotations = {"switchwork/run": f"{job.run.root}/{job.run.name}"}
+    annotations = {"switchwork/run": run_url(job.run.root, job.run.name)}
     metadata = {"name": job_id, "namespace": namespace, "labels": _labels(job_id, config), "annotations": annotations}
     return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": spec}
 
