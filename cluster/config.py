@@ -14,7 +14,7 @@ class ClusterConfig:
     """Ray workers and what each of them gets."""
 
     workers: int | tuple[int, int] = 1
-    """Number of workers; with GPUs, one a GPU. [fewest, most]: as many as there is room for, more or fewer as nodes come and go."""
+    """Number of workers; with GPUs, one a GPU. [min, max]: as many as there is room for, more or fewer as nodes come and go."""
     workers_multiple: int = 1
     """With a range of workers: only multiples of this number, such as the GPUs of a node."""
     cpus_per_worker: float = 1
@@ -38,13 +38,13 @@ class ClusterConfig:
     """Image, pods, storage and queue, where the job goes to Kubernetes."""
 
     def __post_init__(self) -> None:
-        if self.fewest < 1:
-            raise ValueError(f"workers is {self.fewest}; it must be at least 1")
-        if self.fewest > self.most:
-            raise ValueError(f"workers is [{self.fewest}, {self.most}]; the first must not be above the second")
+        if self.min_workers < 1:
+            raise ValueError(f"workers is {self.min_workers}; it must be at least 1")
+        if self.min_workers > self.max_workers:
+            raise ValueError(f"workers is [{self.min_workers}, {self.max_workers}]; the first must not be above the second")
         if self.cpus_per_worker <= 0:
             raise ValueError(f"cpus_per_worker is {self.cpus_per_worker}; it must be above 0")
-        if self.workers_multiple < 1 or self.fewest % self.workers_multiple or self.most % self.workers_multiple:
+        if self.workers_multiple < 1 or self.min_workers % self.workers_multiple or self.max_workers % self.workers_multiple:
             raise ValueError(f"workers is {self.workers}, and workers_multiple {self.workers_multiple}; use numbers of workers that are multiples of it")
         for name in self.env:
             check_variable(name, "env")
@@ -57,14 +57,16 @@ class ClusterConfig:
         return {name: value.replace(" ", "") for name, value in self.node_labels.items()}
 
     @property
-    def fewest(self) -> int:
+    def min_workers(self) -> int:
+        """The fewest workers that the job may run on."""
         return self.workers if isinstance(self.workers, int) else self.workers[0]
 
     @property
-    def most(self) -> int:
+    def max_workers(self) -> int:
+        """The most workers that the job may run on."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
     @property
     def sizes(self) -> range:
         """Every number of workers that there may be."""
-        return range(self.fewest, self.most + 1, self.workers_multiple)
+        return range(self.min_workers, self.max_workers + 1, self.workers_multiple)

@@ -1,16 +1,19 @@
 """Jobs elsewhere: the one place that tells a Ray head (http://) from Kubernetes (k8s://)."""
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import yaml
+
+if TYPE_CHECKING:  # a job's config imports torch, and only `submit` has one
+    from cluster.submission import Submission
 
 
 class Jobs(Protocol):
     """What both kinds of clusters do; `address` is what --to says. All raise ValueError, in one line, for what the user can mend."""
 
-    def submit(self, address: str, job: dict[str, Any], name: str, resume: bool = False) -> str:
-        """Start the job (what a job file holds) and return its id; `resume` goes on with the run of that name."""
+    def submit(self, address: str, job: "Submission") -> str:
+        """Start the job and return its id."""
 
     def listing(self, address: str) -> list[dict[str, str]]:
         """Id, state and message of all jobs, the newest first."""
@@ -46,10 +49,10 @@ def jobs_at(address: str) -> Jobs:
             raise ValueError(f"--to: {address!r} is no address of a cluster; it looks like http://HEAD:8265 or k8s://CONTEXT/NAMESPACE")
 
 
-def render_for(address: str, job: dict[str, Any], name: str, resume: bool = False) -> str:
+def render_for(address: str, job: "Submission") -> str:
     """The manifest that `submit` would send, as YAML; asks no cluster. Raises ValueError for a Ray head, which takes none."""
     if not address.startswith("k8s://"):
         raise ValueError(f"--render: {address} takes no manifest; leave --render out, or use --to k8s://CONTEXT/NAMESPACE")
     from cluster.kubernetes_jobs import manifest
 
-    return str(yaml.safe_dump(manifest(address, job, name, resume), sort_keys=False, width=160))
+    return str(yaml.safe_dump(manifest(address, job), sort_keys=False, width=160))

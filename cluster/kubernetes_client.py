@@ -2,17 +2,19 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import urllib3
 import yaml
 from kubernetes import client, config, watch
 from kubernetes.client.exceptions import ApiException
 
-Json = dict[str, Any]
+from cluster.kubernetes_objects import Event
+from trainer.parsing import Json
+
 RAY = ("ray.io", "v1")
 KUEUE = ("kueue.x-k8s.io", "v1beta2")
 _TIMEOUT_S = (5, 30)  # to connect, and between two bytes
@@ -25,10 +27,10 @@ class Namespace:
 
     address: str
     name: str
-    api: Any
+    api: client.ApiClient
 
     @property
-    def core(self) -> Any:
+    def core(self) -> Any:  # its types do not know that raw responses can be asked for
         return client.CoreV1Api(self.api)
 
     @property
@@ -50,9 +52,10 @@ class Namespace:
                     return None
                 raise
 
-    def objects(self, group: tuple[str, str], plural: str, **how: Any) -> Any:
-        """Objects of one kind, with the list's resourceVersion; `how` are selectors, or a watch's arguments."""
-        return self.custom.list_namespaced_custom_object(*group, self.name, plural, **{"_request_timeout": _TIMEOUT_S} | how)
+    def objects(self, group: tuple[str, str], plural: str, **how: object) -> Json:
+        """Objects of one kind, with the list's resourceVersion; `how` are selectors, or a watch's arguments, for which the answer is the watch's own."""
+        listed: Json = self.custom.list_namespaced_custom_object(*group, self.name, plural, **{"_request_timeout": _TIMEOUT_S} | how)
+        return listed
 
     def patch(self, group: tuple[str, str], plural: str, name: str, change: Json) -> None:
         """Merge `change` into an object."""
@@ -65,25 +68,26 @@ class Namespace:
         with one_line(self, f"delete {plural}"):
             self.custom.delete_namespaced_custom_object(*group, self.name, plural, name, body=options, _request_timeout=_TIMEOUT_S)
 
-    def pods(self, **how: Any) -> Any:
-        """Pods with the list's resourceVersion, as plain dicts; with a watch's arguments its response."""
+    def pods(self, **how: object) -> Json:
+        """Pods with the list's resourceVersion, as plain dicts; with a watch's arguments the answer is the watch's own."""
         answer = self.core.list_namespaced_pod(self.name, **{"_request_timeout": _TIMEOUT_S} | how | {"_preload_content": False})
-        return answer if how.get("watch") else json.loads(accepted(answer).data)
+        listed: Json = answer if how.get("watch") else json.loads(accepted(answer).data)
+        return listed
 
-    def events(self, about: str) -> list[Json]:
+    def events(self, about: str) -> list[Event]:
         """What was noted about the object named `about`, the oldest first."""
         with one_line(self, "list events"):
             how: Json = {"field_selector": f"involvedObject.name={about}", "_request_timeout": _TIMEOUT_S, "_preload_content": False}
-            found = json.loads(accepted(self.core.list_namespaced_event(self.name, **how)).data)
-        return sorted(found["items"], key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
+            events: list[Event] = json.loads(accepted(self.core.list_namespaced_event(self.name, **how)).data)["items"]
+        return sorted(events, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
 
-    def log(self, pod: str, container: str, **how: Any) -> Any:
+    def log(self, pod: str, container: str, **how: object) -> urllib3.BaseHTTPResponse:
         """The response with a container's log, to be read as it comes. Raises ApiException if there is none."""
         answer = self.core.read_namespaced_pod_log(pod, self.name, container=container, **{"_request_timeout": _TIMEOUT_S} | how | {"_preload_content": False})
         return accepted(answer)
 
 
-def accepted(answer: Any) -> Any:
+def accepted(answer: urllib3.BaseHTTPResponse) -> urllib3.BaseHTTPResponse:
     """A raw response if the server granted it. The client's models would refuse what a newer server adds, so pods, events and logs come raw."""
     if not 200 <= answer.status <= 299:
         raise ApiException(http_resp=answer)
@@ -110,8 +114,14 @@ def connect(address: str) -> Namespace:
     return Namespace(address=address, name=namespace, api=api)
 
 
-def changes(cluster: Namespace, call: Callable[..., Any], quiet_s: int = 5) -> Iterator[tuple[str, Any]]:
-    """What `call` lists, then how it changes, for ever: ("LISTED", objects), (ADDED | MODIFIED | DELETED, object), ("QUIET", None).
+class Listing(Protocol):
+    """Lists objects; with a watch's arguments it opens the watch."""
+
+    def __call__(self, **how: object) -> Json: ...
+
+
+def changes(cluster: Namespace, call: Listing, quiet_s: int = 5) -> Iterator[tuple[str, list[Json]]]:
+    """What `call` lists, then how it changes, for ever: ("LISTED", objects), (ADDED | MODIFIED | DELETED, [object]), ("QUIET", []).
 
     QUIET comes after `quiet_s` seconds without news. A server forgets old versions and answers 410: then there is a new LISTED.
     """
@@ -129,14 +139,14 @@ def changes(cluster: Namespace, call: Callable[..., Any], quiet_s: int = 5) -> I
             time.sleep(1)  # the connection broke; listing says whether the server is still there
 
 
-def _watch(call: Callable[..., Any], version: str, quiet_s: int) -> Iterator[tuple[str, Any]]:
+def _watch(call: Listing, version: str, quiet_s: int) -> Iterator[tuple[str, list[Json]]]:
     while True:
         stream = watch.Watch(return_type="object").stream(call, resource_version=version, timeout_seconds=quiet_s, allow_watch_bookmarks=True)
         for event in stream:
             version = event["raw_object"]["metadata"]["resourceVersion"]
             if event["type"] != "BOOKMARK":
-                yield event["type"], event["raw_object"]
-        yield "QUIET", None
+                yield event["type"], [event["raw_object"]]
+        yield "QUIET", []
 
 
 @contextmanager

@@ -7,36 +7,37 @@ import os
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
-from cluster.config import ClusterConfig
-from cluster.kubernetes_client import KUEUE, RAY, Json, Namespace, changes, connect, one_line
+from cluster.kubernetes_client import KUEUE, RAY, Namespace, changes, connect, one_line
 from cluster.kubernetes_logs import follow_driver, print_driver
+from cluster.kubernetes_objects import Event, Pod, RayJob, Workload, job_status, pod_status
 from cluster.kubernetes_status import explain, is_queued, line, state
 from cluster.rayjob import MANAGER, job_name, rayjob
-from trainer.parsing import parse
+from trainer.parsing import Json
 from trainer.run_files import EVENTS
+
+if TYPE_CHECKING:  # a job's config imports torch, and only `submit` has one
+    from cluster.submission import Submission
 
 _OURS = ",".join(f"{key}={value}" for key, value in MANAGER.items())
 _REMOVAL_S = 120
 
 
-def manifest(address: str, job: dict[str, Any], name: str, resume: bool = False) -> Json:
+def manifest(address: str, job: "Submission") -> Json:
     """The RayJob that `submit` would create; needs no cluster. A run without a name is called after its job, once and for all tries."""
-    cluster = parse(ClusterConfig, job.get("cluster") or {}, "cluster")
-    job_id = job_name(name, time.strftime("%Y%m%d-%H%M%S"))
-    run = dict(job["run"])
-    run["name"] = run.get("name") or job_id
-    run["tracking"] = dict(run.get("tracking") or {})
-    if os.environ.get("MLFLOW_TRACKING_URI") and not run["tracking"].get("uri") and "MLFLOW_TRACKING_URI" not in cluster.kubernetes.env:
-        run["tracking"]["uri"] = os.environ["MLFLOW_TRACKING_URI"]
+    job_id = job_name(job.name, time.strftime("%Y%m%d-%H%M%S"))
+    job = job.named(job.run.name or job_id)
+    own_uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if own_uri and not job.run.tracking.uri and "MLFLOW_TRACKING_URI" not in job.cluster.kubernetes.env:
+        job = job.tracked_at(own_uri)
     _, slash, namespace = address.removeprefix("k8s://").rpartition("/")
-    return rayjob(job_id, namespace if slash else "default", {**job, "run": run}, cluster, version("ray"), resume)
+    return rayjob(job_id, namespace if slash else "default", job, version("ray"))
 
 
-def submit(address: str, job: dict[str, Any], name: str, resume: bool = False) -> str:
+def submit(address: str, job: "Submission") -> str:
     """Create the job's RayJob, checked strictly by the API server, and return its name."""
-    body = manifest(address, job, name, resume)
+    body = manifest(address, job)
     cluster = connect(address)
     body["metadata"]["namespace"] = cluster.name
     return str(cluster.create(RAY, "rayjobs", body)["metadata"]["name"])
@@ -46,9 +47,9 @@ def listing(address: str) -> list[dict[str, str]]:
     """The jobs of the namespace, the newest first."""
     cluster = connect(address)
     with one_line(cluster, "list rayjobs"):
-        found = cluster.objects(RAY, "rayjobs", label_selector=_OURS)["items"]
-    newest = sorted(found, key=lambda job: job["metadata"]["creationTimestamp"], reverse=True)
-    return [{"id": job["metadata"]["name"], "state": state(job, None), "message": line((job.get("status") or {}).get("message") or "")} for job in newest]
+        jobs: list[RayJob] = cluster.objects(RAY, "rayjobs", label_selector=_OURS)["items"]
+    newest = sorted(jobs, key=lambda job: job["metadata"]["creationTimestamp"], reverse=True)
+    return [{"id": job["metadata"]["name"], "state": state(job, None), "message": line(job_status(job).get("message") or "")} for job in newest]
 
 
 def status(address: str, job_id: str) -> dict[str, str]:
@@ -62,7 +63,7 @@ def logs(address: str, job_id: str, follow: bool) -> Iterator[str]:
     cluster = connect(address)
     job = _job(cluster, job_id)
     if follow:
-        yield from follow_driver(cluster, job_id, lambda: _facts(cluster, cluster.get(RAY, "rayjobs", job_id)))
+        yield from follow_driver(cluster, job_id, lambda: _facts(cluster, _find(cluster, job_id)))
         return
     printed = print_driver(cluster, job_id)
     if printed is None:
@@ -78,8 +79,8 @@ def stop(address: str, job_id: str) -> None:
     cluster.delete(RAY, "rayjobs", job_id, uid)
     deadline = time.monotonic() + _REMOVAL_S
     for _ in changes(cluster, lambda **how: cluster.objects(RAY, "rayjobs", field_selector=f"metadata.name={job_id}", **how)):
-        there = cluster.get(RAY, "rayjobs", job_id)
-        if there is None or there["metadata"]["uid"] != uid:
+        job = _find(cluster, job_id)
+        if job is None or job["metadata"]["uid"] != uid:
             return
         if time.monotonic() > deadline:
             raise ValueError(f"job {job_id}: still being removed after {_REMOVAL_S} s; is the KubeRay operator running? It has to let go of the job first")
@@ -108,8 +109,13 @@ def _set_suspended(cluster: Namespace, job_id: str, asleep: bool) -> None:
         raise ValueError(f"job {job_id}: Kueue has no Workload for it yet; try again in a moment")
 
 
-def _job(cluster: Namespace, job_id: str) -> Json:
-    job = cluster.get(RAY, "rayjobs", job_id)
+def _find(cluster: Namespace, job_id: str) -> RayJob | None:
+    return cast(RayJob | None, cluster.get(RAY, "rayjobs", job_id))
+
+
+def _job(cluster: Namespace, job_id: str) -> RayJob:
+    """The job of that id. Raises ValueError if there is none, or if somebody else made it."""
+    job = _find(cluster, job_id)
     if job is None:
         raise ValueError(f"job {job_id}: {cluster.address} does not know it; `switchwork jobs --to {cluster.address}` lists those it knows")
     if not MANAGER.items() <= job["metadata"].get("labels", {}).items():
@@ -117,7 +123,7 @@ def _job(cluster: Namespace, job_id: str) -> Json:
     return job
 
 
-def _facts(cluster: Namespace, job: Json | None) -> dict[str, str]:
+def _facts(cluster: Namespace, job: RayJob | None) -> dict[str, str]:
     """Id, state and message; only what the state needs is asked for. None is a job that was removed while somebody looked."""
     if job is None:
         return {"id": "", "state": "STOPPED", "message": "removed"}
@@ -126,27 +132,36 @@ def _facts(cluster: Namespace, job: Json | None) -> dict[str, str]:
         return {"id": name, "state": state(job, None), "message": explain(job, [], [], None)}
     workload = _workload(cluster, job) if is_queued(job) else None
     pods = _pods(cluster, job)
-    pending = [pod["metadata"]["name"] for pod in pods if (pod.get("status") or {}).get("phase") == "Pending"]
+    pending = [pod["metadata"]["name"] for pod in pods if pod_status(pod).get("phase") == "Pending"]
     about = [name, *pending[:3]] if state(job, workload) == "PENDING" else pending[:3]
-    events = [event for each in about for event in cluster.events(each)]
+    events: list[Event] = []
+    for each in about:
+        events += cluster.events(each)
     return {"id": name, "state": state(job, workload), "message": explain(job, pods, events, workload)}
 
 
-def _pods(cluster: Namespace, job: Json) -> list[Json]:
+def _pods(cluster: Namespace, job: RayJob) -> list[Pod]:
     """Pods of the job's present RayCluster, and its submitter's."""
-    ray_cluster = (job.get("status") or {}).get("rayClusterName")
-    selectors = [f"batch.kubernetes.io/job-name={job['metadata']['name']}"] + ([f"ray.io/cluster={ray_cluster}"] if ray_cluster else [])
+    selectors = [f"batch.kubernetes.io/job-name={job['metadata']['name']}"]
+    if ray_cluster := job_status(job).get("rayClusterName"):
+        selectors.append(f"ray.io/cluster={ray_cluster}")
+    pods: list[Pod] = []
     with one_line(cluster, "list pods"):
-        return [pod for selector in selectors for pod in cluster.pods(label_selector=selector)["items"]]
+        for selector in selectors:
+            pods += cluster.pods(label_selector=selector)["items"]
+    return pods
 
 
-def _workload(cluster: Namespace, job: Json) -> Json | None:
+def _workload(cluster: Namespace, job: RayJob) -> Workload | None:
     """Kueue's record of the job; None where there is none (yet)."""
     with one_line(cluster, "list workloads"):
-        found = cluster.objects(KUEUE, "workloads")["items"]
+        workloads: list[Workload] = cluster.objects(KUEUE, "workloads")["items"]
     uid = job["metadata"]["uid"]
-    return next((each for each in found if any(owner["uid"] == uid for owner in each["metadata"].get("ownerReferences") or [])), None)
+    for workload in workloads:
+        if any(owner["uid"] == uid for owner in workload["metadata"].get("ownerReferences") or []):
+            return workload
+    return None
 
 
-def _run_of(job: Json) -> str:
+def _run_of(job: RayJob) -> str:
     return str(job["metadata"].get("annotations", {}).get("switchwork/run", "the run folder"))

@@ -6,12 +6,13 @@ shown before are left out.
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import cast
 
 import urllib3
 from kubernetes.client.exceptions import ApiException
 
-from cluster.kubernetes_client import Json, Namespace, changes, one_line
+from cluster.kubernetes_client import Namespace, changes, one_line
+from cluster.kubernetes_objects import Pod, pod_status
 from cluster.kubernetes_status import ENDED
 
 _CONTAINER = "ray-job-submitter"
@@ -31,12 +32,12 @@ def print_driver(cluster: Namespace, job_id: str) -> str | None:
 
 def follow_driver(cluster: Namespace, job_id: str, facts: Callable[[], dict[str, str]]) -> Iterator[str]:
     """Lines of all tries as they come, until the job has ended; what it waits for in between, in brackets. `facts` are the job's at that moment."""
-    pods: dict[str, Json] = {}
+    pods: dict[str, Pod] = {}
     finished: set[str] = set()
     printed = Printed()
     said = ""
-    for kind, found in changes(cluster, lambda **how: cluster.pods(label_selector=_selector(job_id), **how)):
-        _keep(pods, kind, found)
+    for kind, objects in changes(cluster, lambda **how: cluster.pods(label_selector=_selector(job_id), **how)):
+        _keep(pods, kind, cast(list[Pod], objects))
         for pod in _started(list(pods.values())):
             if pod["metadata"]["uid"] not in finished:
                 printed.begin(_ray_job(pod))
@@ -77,20 +78,19 @@ class Printed:
         return True
 
 
-def _keep(pods: dict[str, Json], kind: str, found: Any) -> None:
-    match kind:
-        case "LISTED":
-            pods.clear()
-            pods.update({pod["metadata"]["uid"]: pod for pod in found})
-        case "ADDED" | "MODIFIED":
-            pods[found["metadata"]["uid"]] = found
-        case "DELETED":
-            pods.pop(found["metadata"]["uid"], None)
+def _keep(pods: dict[str, Pod], kind: str, changed: list[Pod]) -> None:
+    if kind == "LISTED":
+        pods.clear()
+    for pod in changed:
+        if kind == "DELETED":
+            pods.pop(pod["metadata"]["uid"], None)
+        else:
+            pods[pod["metadata"]["uid"]] = pod
 
 
-def _started(pods: list[Json]) -> list[Json]:
+def _started(pods: list[Pod]) -> list[Pod]:
     """Those that have a log, the oldest first."""
-    logging = [pod for pod in pods if (pod.get("status") or {}).get("phase") in ("Running", "Succeeded", "Failed")]
+    logging = [pod for pod in pods if pod_status(pod).get("phase") in ("Running", "Succeeded", "Failed")]
     return sorted(logging, key=lambda pod: pod["metadata"]["creationTimestamp"])
 
 
@@ -98,7 +98,7 @@ def _selector(job_id: str) -> str:
     return f"batch.kubernetes.io/job-name={job_id}"
 
 
-def _ray_job(pod: Json) -> str:
+def _ray_job(pod: Pod) -> str:
     """The Ray job that a submitter follows: KubeRay tells it in its environment."""
     container = pod["spec"]["containers"][0]
     return next((str(each.get("value")) for each in container.get("env") or [] if each["name"] == "RAY_JOB_SUBMISSION_ID"), "")
@@ -109,7 +109,7 @@ def _stream(cluster: Namespace, pod: str) -> Iterator[str]:
     last, heard = "", 0.0
     while True:
         shown = last
-        since = {"since_seconds": int(time.monotonic() - heard) + _OVERLAP_S} if last else {}
+        since: dict[str, object] = {"since_seconds": int(time.monotonic() - heard) + _OVERLAP_S} if last else {}
         try:
             answer = cluster.log(pod, _CONTAINER, follow=True, timestamps=True, _request_timeout=(5, 3600), **since)
             for row in _rows(answer):
@@ -130,7 +130,7 @@ def _stream(cluster: Namespace, pod: str) -> Iterator[str]:
             return
 
 
-def _rows(answer: Any) -> Iterator[str]:
+def _rows(answer: urllib3.BaseHTTPResponse) -> Iterator[str]:
     """Whole lines of a streamed answer."""
     rest = b""
     for chunk in answer.stream(amt=None, decode_content=False):
@@ -143,5 +143,5 @@ def _rows(answer: Any) -> Iterator[str]:
 def _runs(cluster: Namespace, pod: str) -> bool:
     """Whether the pod still runs, so that its stream ended for another reason."""
     with one_line(cluster, "list pods"):
-        found = cluster.pods(field_selector=f"metadata.name={pod}")["items"]
-    return bool(found) and (found[0].get("status") or {}).get("phase") == "Running"
+        pods: list[Pod] = cluster.pods(field_selector=f"metadata.name={pod}")["items"]
+    return bool(pods) and pod_status(pods[0]).get("phase") == "Running"

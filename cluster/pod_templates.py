@@ -1,10 +1,8 @@
 """Pod templates of a job's head, workers and submitter: what they run, get, mount and may do. Plain dicts, as Kubernetes' API has them."""
 
-from typing import Any
-
 from cluster.kubernetes_config import KubernetesConfig
+from trainer.parsing import Json
 
-Json = dict[str, Any]
 _USER = 1000  # the user of k8s/Dockerfile
 
 
@@ -110,5 +108,5 @@ def _mounts(config: KubernetesConfig) -> list[Json]:
     return claims + [{"name": f"secret-{n}", "mountPath": each.path, "readOnly": True} for n, each in enumerate(config.secret_volumes)]
 
 
-def _without_nulls(values: dict[str, Any]) -> Json:
+def _without_nulls(values: Json) -> Json:
     return {name: value for name, value in values.items() if value is not None}

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
@@ -27,8 +27,12 @@ from cluster.placement import room
 from cluster.scheduling import Elastic, Placement, fitting_nodes
 from trainer.attempts import close_attempt, current_attempt
 from trainer.endings import Ending
+from trainer.parsing import Json
 from trainer.run_files import RunFiles, run_files
 from trainer.world import free_port
+
+WorkerFunction = Callable[[Json], None]
+"""What each worker is called with, and does."""
 
 
 def connect(cluster: ClusterConfig) -> None:
@@ -70,20 +74,28 @@ def check_room(cluster: ClusterConfig) -> None:
     """Raises ValueError if the connected cluster can never hold the workers."""
     if os.environ.get("SWITCHWORK_AUTOSCALING"):
         return  # nodes come when workers ask for them; how many at most was checked when the job was submitted
-    if (fit := fits(cluster)) < cluster.fewest:
-        there, each = fitting_nodes(cluster.node_labels), _resources(cluster, gpus_per_worker(cluster))
-        wanted = " and ".join(f"{name.lower()}s_per_worker {amount:g}" for name, amount in each.items())
-        has = "".join(f", {sum(resources.get(name, 0) for resources in there.values()):g} {name}s" for name in each)
-        nodes = f"{len(there)} node{'s' * (len(there) != 1)}{f' with node_labels {cluster.node_labels}' if cluster.node_labels else ''}{has}"
+    if (fit := fits(cluster)) < cluster.min_workers:
+        resources = _resources(cluster, gpus_per_worker(cluster))
+        wanted = " and ".join(f"{name.lower()}s_per_worker {amount:g}" for name, amount in resources.items())
+        nodes = _describe_nodes(cluster, list(resources))
         where = " on one node (placement STRICT_PACK)" if cluster.placement == "STRICT_PACK" else ""
-        raise ValueError(f"cluster.workers: {cluster.fewest} with {wanted}, and {nodes} have room for {fit}{where}; use fewer workers, or smaller ones")
+        raise ValueError(f"cluster.workers: {cluster.min_workers} with {wanted}, and {nodes} have room for {fit}{where}; use fewer workers, or smaller ones")
+
+
+def _describe_nodes(cluster: ClusterConfig, kinds: Sequence[str]) -> str:
+    """The number of nodes that the workers may run on, and how much these have of each kind of resource."""
+    nodes = fitting_nodes(cluster.node_labels)
+    count = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
+    labels = f" with node_labels {cluster.node_labels}" if cluster.node_labels else ""
+    totals = {kind: sum(resources.get(kind, 0) for resources in nodes.values()) for kind in kinds}
+    return f"{count}{labels}" + "".join(f", {total:g} {kind}s" for kind, total in totals.items())
 
 
 def waits_for(cluster: ClusterConfig) -> str:
     """What the workers wait for, as other jobs hold it for now; "": nothing."""
     free = ray.available_resources()
     for name, amount in _resources(cluster, gpus_per_worker(cluster)).items():
-        if (has := free.get(name, 0)) < (wanted := cluster.fewest * amount):
+        if (has := free.get(name, 0)) < (wanted := cluster.min_workers * amount):
             return f"{wanted:g} {name}s, of which {has:g} are free now"
     return ""
 
@@ -104,7 +116,7 @@ class _Trainer(DataParallelTrainer):
         self.cluster = cluster
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
-        if self.cluster.fewest < self.cluster.most:
+        if self.cluster.min_workers < self.cluster.max_workers:
             options["scaling_policy"] = Elastic(self.scaling_config, self.cluster)  # type: ignore[arg-type]  # it is of Ray Train V2
         return super()._initialize_and_run_controller(**options)
 
@@ -113,31 +125,31 @@ class _Trainer(DataParallelTrainer):
         return sorted(callbacks, key=lambda each: not isinstance(each, Placement))  # first: the others are to hear of the nodes that it gives up
 
 
-def train(values: Mapping[str, Any], cluster: ClusterConfig, started: float, ep: Callable[[int], int]) -> None:
+def train(values: Json, cluster: ClusterConfig, started: float, expert_ranks: Mapping[int, int]) -> None:
     """Run `values` (a plain RunConfig) on the connected cluster until it is done. Raises WorkersFailed if they fail for good.
 
-    `ep` says how many ranks share a set of experts, by the number of workers.
+    `expert_ranks` has the number of ranks that share a set of experts, by the number of workers.
     """
-    _run(_worker, {"run": dict(values), "started": started}, values, cluster, ep)
+    _run(_worker, {"run": values, "started": started}, values, cluster, expert_ranks)
 
 
-def audit(values: Mapping[str, Any], cluster: ClusterConfig, ep: Callable[[int], int]) -> None:
+def audit(values: Json, cluster: ClusterConfig, expert_ranks: Mapping[int, int]) -> None:
     """Have the workers of `values` make the steps of an audit, and write their evidence into the run's folder. Raises WorkersFailed."""
-    _run(_audit_worker, {"run": dict(values)}, values, cluster, ep)
+    _run(_audit_worker, {"run": values}, values, cluster, expert_ranks)
 
 
-def _run(work: Callable[[dict[str, Any]], None], config: dict[str, Any], values: Mapping[str, Any], cluster: ClusterConfig, ep: Callable[[int], int]) -> None:
+def _run(work: WorkerFunction, config: Json, values: Json, cluster: ClusterConfig, expert_ranks: Mapping[int, int]) -> None:
     files = run_files(values["root"], values["name"])
     try:
-        start_workers(work, config, cluster, files, {size: ep(size) for size in cluster.sizes})
+        start_workers(work, config, cluster, files, expert_ranks)
     except ray.train.TrainingFailedError as error:
         raise WorkersFailed(_cause(error, files)) from error
 
 
-def start_workers(work: Callable[[dict[str, Any]], None], config: dict[str, Any], cluster: ClusterConfig, files: RunFiles, groups: Mapping[int, int]) -> None:
+def start_workers(work: WorkerFunction, config: Json, cluster: ClusterConfig, files: RunFiles, expert_ranks: Mapping[int, int]) -> None:
     """Call `work` with `config` on each worker of the connected cluster, and again after failures, until all are through.
 
-    `files` are the run's; `groups` has the number of ranks that share a set of experts, by the number of workers.
+    `files` are the run's; `expert_ranks` has the number of ranks that share a set of experts, by the number of workers.
     """
     gpus = gpus_per_worker(cluster)
     trainer = _Trainer(
@@ -153,9 +165,9 @@ def start_workers(work: Callable[[dict[str, Any]], None], config: dict[str, Any]
         ),
         run_config=RayRunConfig(
             name=files.folder.name,
-            storage_path=files.ray.url,  # Ray Train's own few files: inside the run folder, so that nothing lies about elsewhere
+            storage_path=files.ray.url,  # Ray Train's own few files: inside the run folder, so that no files are left elsewhere
             failure_config=FailureConfig(max_failures=cluster.max_failures),
-            callbacks=[NoteFailures(files.folder.url), Placement(cluster, groups)],  # type: ignore[list-item]  # Ray's hint is of UserCallback alone
+            callbacks=[NoteFailures(files.folder.url), Placement(cluster, expert_ranks)],  # type: ignore[list-item]  # Ray's hint is of UserCallback alone
             worker_runtime_env={"env_vars": cluster.env},
         ),
     )
@@ -166,9 +178,9 @@ def _resources(cluster: ClusterConfig, gpus: float) -> dict[str, float]:
     return {"CPU": cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
 
 
-def _worker(config: dict[str, Any]) -> None:
+def _worker(config: Json) -> None:
     """What Ray Train calls on each worker of a run."""
-    _say_where_ranks_meet()
+    _set_rendezvous_environment()
     from trainer.worker import run_worker
 
     summary = run_worker(config["run"], say=print, started=config["started"], asked=preemption)
@@ -176,16 +188,16 @@ def _worker(config: dict[str, Any]) -> None:
         raise WorkerPreempted(summary["stopped"])
 
 
-def _audit_worker(config: dict[str, Any]) -> None:
+def _audit_worker(config: Json) -> None:
     """And on each worker of an audit."""
-    _say_where_ranks_meet()
+    _set_rendezvous_environment()
     from trainer.audit.collect import audit_worker
 
     audit_worker(config["run"])
 
 
-def _say_where_ranks_meet() -> None:
-    """As torchrun would."""
+def _set_rendezvous_environment() -> None:
+    """Tell the ranks who they are and where rank 0 listens, as torchrun would."""
     context = ray.train.get_context()
     ip = ray.util.get_node_ip_address()
     host, port = broadcast_from_rank_zero((ip, free_port()))

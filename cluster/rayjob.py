@@ -7,11 +7,18 @@ refused as a whole, nothing is left behind when it goes, and a rendered manifest
 import json
 import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING
 
 from cluster.config import ClusterConfig
 from cluster.kubernetes_config import KubernetesConfig
-from cluster.pod_templates import Json, container_security, head_pod, submitter_pod, worker_pod
+from cluster.pod_templates import container_security, head_pod, submitter_pod, worker_pod
+from trainer.parsing import Json
+from trainer.run_files import run_url
+
+if TYPE_CHECKING:  # a job's config imports torch, and only `submit` has one
+    from cluster.submission import Submission
+    from trainer.config import RunConfig
+    from trainer.world import Device
 
 MANAGER = {"app.kubernetes.io/managed-by": "switchwork"}
 LONGEST_NAME = 47  # KubeRay makes the names of a RayCluster, its service and its pods from it
@@ -30,14 +37,11 @@ def job_name(name: str, stamp: str) -> str:
     return f"{label}-{stamp}"
 
 
-def rayjob(job_id: str, namespace: str, job: Json, cluster: ClusterConfig, ray_version: str, resume: bool = False) -> Json:
-    """The manifest of `job` (what a job file holds, its run named). Raises ValueError for what cannot run on Kubernetes."""
-    config = cluster.kubernetes
-    check_job(job, cluster)
-    values = json.dumps({"id": job_id, "resume": resume, "job": job}).replace("$", "\\u0024")  # Kubernetes would replace $(NAME)
-    if len(values) > _LARGEST_JOB:
-        raise ValueError(f"the job: {len(values)} characters do not fit into a pod's environment; keep it below {_LARGEST_JOB}, with long lists in files")
-    own_env = {"SWITCHWORK_JOB": values} | ({"SWITCHWORK_AUTOSCALING": "1"} if config.autoscaling else {})
+def rayjob(job_id: str, namespace: str, job: "Submission", ray_version: str) -> Json:
+    """The manifest of `job`, whose run is named. Raises ValueError for what cannot run on Kubernetes."""
+    config = job.cluster.kubernetes
+    check_job(job.run, job.cluster)
+    own_env = {"SWITCHWORK_JOB": _carried(job_id, job)} | ({"SWITCHWORK_AUTOSCALING": "1"} if config.autoscaling else {})
     spec: Json = {
         "entrypoint": "python -m launch.pod",
         "submissionMode": "K8sJobMode",  # the submitter's log is the driver's, and outlives the head
@@ -45,7 +49,7 @@ def rayjob(job_id: str, namespace: str, job: Json, cluster: ClusterConfig, ray_v
         "shutdownAfterJobFinishes": config.delete_after_s is not None,
         "suspend": config.suspend,
         "submitterPodTemplate": submitter_pod(config),
-        "rayClusterSpec": _ray_cluster(cluster, own_env, ray_version),
+        "rayClusterSpec": _ray_cluster(job.cluster, own_env, ray_version),
     }
     times = {
         "ttlSecondsAfterFinished": config.delete_after_s,
@@ -53,43 +57,61 @@ def rayjob(job_id: str, namespace: str, job: Json, cluster: ClusterConfig, ray_v
         "preRunningDeadlineSeconds": config.start_deadline_s,
     }
     spec |= {name: value for name, value in times.items() if value is not None}
-    metadata = {"name": job_id, "namespace": namespace, "labels": _labels(job_id, config), "annotations": {"switchwork/run": _run_folder(job)}}
+    annotations = {"switchwork/run": run_url(job.run.root, job.run.name)}
+    metadata = {"name": job_id, "namespace": namespace, "labels": _labels(job_id, config), "annotations": annotations}
     return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": spec}
 
 
-def check_job(job: Json, cluster: ClusterConfig) -> None:
+def _carried(job_id: str, job: "Submission") -> str:
+    """The job as launch/pod.py reads it from the environment. Raises ValueError if it is too long for that."""
+    text = json.dumps({"id": job_id, "resume": job.resume, "job": job.values}).replace("$", "\\u0024")  # Kubernetes would replace $(NAME)
+    if len(text) > _LARGEST_JOB:
+        raise ValueError(f"the job: {len(text)} characters do not fit into a pod's environment; keep it below {_LARGEST_JOB}, with long lists in files")
+    return text
+
+
+def check_job(run: "RunConfig", cluster: ClusterConfig) -> None:
     """Raises ValueError, with the fix, for what does not go together in a job on Kubernetes."""
-    config, run = cluster.kubernetes, job["run"]
+    config = cluster.kubernetes
     if not config.image:
         raise ValueError("cluster.kubernetes.image: missing; build one with k8s/Dockerfile, push it, and name it")
-    for workers in (cluster.fewest, cluster.most):
+    for workers in (cluster.min_workers, cluster.max_workers):
         if workers % config.workers_per_pod:
-            each = f"{workers} workers do not fill pods of {config.workers_per_pod}"
-            raise ValueError(f"cluster.kubernetes.workers_per_pod: {each}; use a divisor of {workers}")
-    _gpus(cluster, str(run.get("device", "auto")))
-    if (scaling := config.autoscaling) is not None:
-        if not scaling.min_workers <= cluster.fewest <= cluster.most <= scaling.max_workers:
-            bounds = f"{scaling.min_workers} to {scaling.max_workers}"
-            asked = f"{cluster.fewest}" if cluster.fewest == cluster.most else f"[{cluster.fewest}, {cluster.most}]"
-            raise ValueError(f"cluster.kubernetes.autoscaling: cluster.workers is {asked}, outside {bounds}; widen min_workers and max_workers")
-        if scaling.min_workers % config.workers_per_pod or scaling.max_workers % config.workers_per_pod:
-            bounds = f"{scaling.min_workers} and {scaling.max_workers}"
-            raise ValueError(f"cluster.kubernetes.autoscaling: {bounds} workers do not fill pods of {config.workers_per_pod}; use multiples of it")
-    _check_storage(run, config)
-    tracking = run.get("tracking") or {}
-    uri = str(tracking.get("uri") or config.env.get("MLFLOW_TRACKING_URI") or "")
-    if tracking.get("enabled", True) and not uri:
+            remainder = f"{workers} workers do not fill pods of {config.workers_per_pod}"
+            raise ValueError(f"cluster.kubernetes.workers_per_pod: {remainder}; use a divisor of {workers}")
+    _gpus(cluster, run.device)
+    _check_autoscaling(cluster)
+    _check_storage(run.root, config)
+    _check_tracking(run, config)
+
+
+def _check_autoscaling(cluster: ClusterConfig) -> None:
+    config, scaling = cluster.kubernetes, cluster.kubernetes.autoscaling
+    if scaling is None:
+        return
+    fewest, most = cluster.min_workers, cluster.max_workers
+    if not scaling.min_workers <= fewest <= most <= scaling.max_workers:
+        bounds = f"{scaling.min_workers} to {scaling.max_workers}"
+        asked = f"{fewest}" if fewest == most else f"[{fewest}, {most}]"
+        raise ValueError(f"cluster.kubernetes.autoscaling: cluster.workers is {asked}, outside {bounds}; widen min_workers and max_workers")
+    if scaling.min_workers % config.workers_per_pod or scaling.max_workers % config.workers_per_pod:
+        bounds = f"{scaling.min_workers} and {scaling.max_workers}"
+        raise ValueError(f"cluster.kubernetes.autoscaling: {bounds} workers do not fill pods of {config.workers_per_pod}; use multiples of it")
+
+
+def _check_tracking(run: "RunConfig", config: KubernetesConfig) -> None:
+    uri = run.tracking.uri or config.env.get("MLFLOW_TRACKING_URI") or ""
+    if run.tracking.enabled and not uri:
         raise ValueError("run.tracking.uri: missing; pods need an MLflow server, such as http://mlflow:5000 of k8s/base, or run.tracking.enabled=false")
     if uri.startswith("sqlite:") and not _on_claim(uri.removeprefix("sqlite:///"), config):
         raise ValueError(f"run.tracking.uri: {uri} is on the pod's own disk, which goes with the pod; name a server, such as http://mlflow:5000")
 
 
-def _check_storage(run: Json, config: KubernetesConfig) -> None:
-    root = str(run.get("root", "runs"))
+def _check_storage(root: str, config: KubernetesConfig) -> None:
     if "://" in root or _on_claim(root, config):
         return
     retry = f", and backoff_limit {config.backoff_limit} would start again from nothing" if config.backoff_limit else ""
-    paths = " or ".join(each.path for each in config.claims if not each.read_only) or "the path of one of cluster.kubernetes.claims"
+    paths = " or ".join(claim.path for claim in config.claims if not claim.read_only) or "the path of one of cluster.kubernetes.claims"
     raise ValueError(
         f"run.root: {root} is on the pod's own disk, which goes with the pod{retry}; use a URL such as s3://bucket/runs, or a folder below {paths}"
     )
@@ -99,7 +121,7 @@ def _on_claim(path: str, config: KubernetesConfig) -> bool:
     return any(path == each.path or path.startswith(f"{each.path}/") for each in config.claims if not each.read_only)
 
 
-def _gpus(cluster: ClusterConfig, device: str = "auto") -> int:
+def _gpus(cluster: ClusterConfig, device: "Device") -> int:
     """GPUs of a pod: Kubernetes wants to be told, and gives whole ones."""
     each = cluster.gpus_per_worker
     if each is None and device != "cpu":
@@ -127,7 +149,9 @@ def _worker_group(cluster: ClusterConfig) -> Json:
     config = cluster.kubernetes
     each = config.workers_per_pod
     cpus = math.ceil(cluster.cpus_per_worker * each)
-    least, most = (config.autoscaling.min_workers, config.autoscaling.max_workers) if config.autoscaling else (cluster.most, cluster.most)
+    least, most = cluster.max_workers, cluster.max_workers
+    if config.autoscaling:
+        least, most = config.autoscaling.min_workers, config.autoscaling.max_workers
     return {
         "groupName": "workers",
         "replicas": least // each,
@@ -157,7 +181,3 @@ def _labels(job_id: str, config: KubernetesConfig) -> dict[str, str]:
             case "scheduler-plugins":
                 pass
     return labels
-
-
-def _run_folder(job: dict[str, Any]) -> str:
-    return f"{job['run'].get('root', 'runs')}/{job['run']['name']}"

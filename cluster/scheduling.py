@@ -9,7 +9,7 @@ import socket
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import ray
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
@@ -18,6 +18,10 @@ from ray.train.v2.api.config import ScalingConfig
 
 from cluster.config import ClusterConfig
 from cluster.placement import matches, rank_order, room
+from trainer.parsing import Json
+
+if TYPE_CHECKING:  # importing it takes its time, and the driver needs none of it
+    from ray.train.v2._internal.execution.worker_group import Worker, WorkerGroupPollStatus
 
 _KNOCK_S = 2.0
 _MISSED = 3  # looks in a row, each a few seconds apart
@@ -38,7 +42,7 @@ def silent_nodes() -> set[str]:
     return {node["NodeID"] for node, answered in zip(nodes, answers, strict=True) if not answered}
 
 
-def _answers(node: Mapping[str, Any]) -> bool:
+def _answers(node: Json) -> bool:
     try:
         socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=_KNOCK_S).close()
     except OSError:
@@ -51,28 +55,33 @@ class NodeSilent(RuntimeError):
 
 
 class Placement(ControllerCallback, WorkerGroupCallback):
-    """Keeps workers off nodes that do not answer, and gives them their ranks; `groups` has the ranks of a set of experts, by number of workers."""
+    """Keeps workers off nodes that do not answer, and gives them their ranks.
 
-    def __init__(self, cluster: ClusterConfig, groups: Mapping[int, int]):
-        self.cluster, self.groups = cluster, groups
+    `expert_ranks` has the number of ranks that share a set of experts, by the number of workers.
+    """
+
+    def __init__(self, cluster: ClusterConfig, expert_ranks: Mapping[int, int]):
+        self.cluster = cluster
+        self.expert_ranks = expert_ranks
         self.nodes: list[str] = []  # of each rank
         self.missed: dict[str, int] = {}
 
-    def on_controller_start_worker_group(self, *, scaling_config: Any, num_workers: int) -> dict[str, str] | None:
+    def on_controller_start_worker_group(self, *, scaling_config: ScalingConfig, num_workers: int) -> dict[str, str] | None:
         """What labels the workers' nodes must have."""
         silent = ",".join(sorted(silent_nodes()))
         return {**self.cluster.selector, _NODE_ID: f"!in({silent})"} if silent else None
 
-    def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
+    def before_init_train_context(self, workers: list["Worker"]) -> dict[str, list[object]]:
         """Ray's list of workers is in the order of their ranks, and grouped by node; here it gets ours, in place."""
-        order = rank_order([worker.metadata.node_id for worker in workers], self.groups[len(workers)], self.cluster.ranks)
+        order = rank_order([worker.metadata.node_id for worker in workers], self.expert_ranks[len(workers)], self.cluster.ranks)
         workers[:] = [workers[place] for place in order]
         for rank, worker in enumerate(workers):
+            assert worker.distributed_context is not None, "Ray has just set it"
             worker.distributed_context = replace(worker.distributed_context, world_rank=rank)
         self.nodes, self.missed = [worker.metadata.node_id for worker in workers], {}
         return {}
 
-    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+    def after_worker_group_poll_status(self, worker_group_status: "WorkerGroupPollStatus") -> None:
         """Gives up workers whose node has been silent for several looks: Ray would wait for them, and the other ranks as well."""
         self.missed = {node: self.missed.get(node, 0) + 1 for node in silent_nodes()}
         for rank, status in worker_group_status.worker_statuses.items():
@@ -101,4 +110,4 @@ class Elastic(ElasticScalingPolicy):
         offered = fitting if self.cluster.node_labels else {node: resources for node, resources in reserved_resources.items() if node in fitting}
         each = self.scaling_config._resources_per_worker_not_none
         fit = room({node: resources for node, resources in offered.items() if node not in silent}, each, self.cluster.placement)
-        return min(fit, self.cluster.most) // self.cluster.workers_multiple * self.cluster.workers_multiple
+        return min(fit, self.cluster.max_workers) // self.cluster.workers_multiple * self.cluster.workers_multiple

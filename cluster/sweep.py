@@ -27,6 +27,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from cluster import ray_train
 from cluster.config import ClusterConfig
 from trainer.endings import Ending, Stopped
+from trainer.parsing import Json
 from trainer.run_files import RunFiles, run_files
 from trainer.storage import Folder
 from trainer.tracking import history
@@ -39,10 +40,10 @@ _HOPELESS = 1e12  # stands for a figure that is not finite: ASHA's percentiles c
 class Work:
     """What a trial needs of its job."""
 
-    values: dict[str, Any]
+    values: Json
     """A plain RunConfig."""
     cluster: ClusterConfig
-    groups: dict[int, int]
+    expert_ranks: dict[int, int]
     """Ranks that share a set of experts, by the number of workers."""
     steps: int | None
     """The last step, where it is known."""
@@ -60,7 +61,7 @@ class Rungs:
 
 def places(clusters: Iterable[ClusterConfig]) -> int:
     """How many trials have room on the connected cluster at a time, with the largest of `clusters`."""
-    return max(1, min(ray_train.fits(each) // each.most for each in clusters))
+    return max(1, min(ray_train.fits(each) // each.max_workers for each in clusters))
 
 
 def run_trials(
@@ -74,14 +75,14 @@ def run_trials(
     sweep = RunFiles(Folder(root))
     sweep.ray.remove()  # what Tune wrote the last time
 
-    def trainable(config: dict[str, Any]) -> None:
+    def trainable(config: Json) -> None:
         _run_trial(work[config["trial"]], root, config["trial"], metric)
 
     tune.Tuner(
         tune.with_resources(trainable, tune.PlacementGroupFactory([{"memory": 1}])),  # the workers have a placement group of their own; Tune wants one, too
         param_space={"trial": tune.grid_search(list(work))},
         tune_config=tune.TuneConfig(scheduler=_Asha(root, mode, rungs, past) if rungs else None, max_concurrent_trials=concurrent, reuse_actors=True),
-        run_config=tune.RunConfig(name="tune", storage_path=sweep.ray.url, verbose=0, callbacks=[_Silent()]),
+        run_config=tune.RunConfig(name="tune", storage_path=sweep.ray.url, verbose=0, callbacks=[_NoTuneOutput()]),
     ).fit()
     for name in work:
         trial = run_files(root, name)
@@ -96,7 +97,7 @@ def _run_trial(work: Work, root: str, name: str, metric: str) -> None:
     if sweep.stop_request() is not None:
         return
     with ThreadPoolExecutor(1) as pool:
-        run = pool.submit(ray_train.train, work.values, work.cluster, time.time(), work.groups.__getitem__)
+        run = pool.submit(ray_train.train, work.values, work.cluster, time.time(), work.expert_ranks)
         ended = False
         while not ended:
             ended = bool(wait([run], timeout=_LOOK_EVERY_S).done)
@@ -111,7 +112,7 @@ def _run_trial(work: Work, root: str, name: str, metric: str) -> None:
         files.write_failure(str(error))
 
 
-class _Silent(TrialProgressCallback):
+class _NoTuneOutput(TrialProgressCallback):
     """Tune says at any verbosity that a trial is through which has reported nothing, as those that a stop has kept from beginning."""
 
     def _print(self, msg: str) -> None:
@@ -138,13 +139,13 @@ class _Asha(AsyncHyperBandScheduler):
             for step, value in points:
                 self._judge(None, trial, {"step": step, "value": value})
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Json) -> str:
         if self._judge(tune_controller, trial, result) == TrialScheduler.STOP and result["step"] < result["steps"]:
             pruned = Stopped(Ending.PRUNED, f"behind the others at step {result['step']}")
             run_files(self.root, trial.config["trial"]).request_stop(pruned)
         return str(TrialScheduler.CONTINUE)
 
-    def _judge(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def _judge(self, tune_controller: Any, trial: Any, result: Json) -> str:
         """Ray's decision; a figure that is not finite is the worst."""
         if "value" in result and (not math.isfinite(result["value"]) or abs(result["value"]) >= _HOPELESS):
             result = result | {"value": self.worst}

@@ -18,6 +18,7 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
+import data
 from data.lane_set import Config
 from data.lanes import Samples, State
 from data.retry import Closed
@@ -25,6 +26,8 @@ from data.steps import Share
 
 PIPE_BYTES = 1 << 20
 SET_PIPE_SIZE = 1031  # F_SETPIPE_SZ of Linux
+_IMPORT_ROOT = str(Path(data.__file__).parents[1])
+"""The folder that the child imports `data` from, wherever this module lies inside it."""
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +111,7 @@ class _Process:
             _enlarge(theirs)
             # `datasets` would import torch, which takes longer than all the rest, only to be able to make tensors.
             frugal = {"USE_TORCH": "0", "USE_TF": "0", "USE_JAX": "0", "OMP_NUM_THREADS": "1"}
-            paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+            paths = [_IMPORT_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "data.process", str(theirs.fileno())],
                 stdin=subprocess.PIPE,

@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from trainer.few_shot import Item, Style, example
@@ -19,7 +20,8 @@ def problem(draw: random.Random, steps: int) -> Item:
     value = draw.randrange(10)
     program, worked = [f"a={value}"], []
     for before, name in itertools.pairwise(_NAMES[: steps + 1]):
-        operator, number = draw.choice("+-*"), draw.randrange(10)
+        operator = draw.choice("+-*")
+        number = draw.randrange(10)
         value = {"+": value + number, "-": value - number, "*": value * number}[operator] % 10
         program.append(f"{name}={before}{operator}{number}")
         worked.append(f"{name}={value}")
@@ -28,25 +30,24 @@ def problem(draw: random.Random, steps: int) -> Item:
     )
 
 
-def write_task(file: Path, steps: Sequence[int], each: int, seed: int) -> set[str]:
-    """`each` different problems of every number of `steps`, as a task for `switchwork eval`; returns their questions."""
-    draw, seen = random.Random(seed), set[str]()
-    lines: list[dict[str, object]] = []
-    for count in steps:
-        while sum(item["group"] == f"{count} steps" for item in lines) < each:
+def write_task(file: Path, steps: Sequence[int], per_count: int, seed: int) -> set[str]:
+    """`per_count` different problems of every number of `steps`, as a task for `switchwork eval`; returns their questions."""
+    draw = random.Random(seed)
+    items: dict[str, Item] = {}
+    for number, count in enumerate(steps, 1):
+        while len(items) < number * per_count:
             item = problem(draw, count)
-            if item.question not in seen:
-                seen.add(item.question)
-                lines.append(vars(item))
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return seen
+            items.setdefault(item.question, item)
+    file.write_text("".join(json.dumps(asdict(item)) + "\n" for item in items.values()))
+    return set(items)
 
 
 def write_texts(folder: Path, style: Style, steps: Sequence[int], characters: int, seed: int, without: set[str], shards: int = 8) -> None:
     """Training documents of problems in `style`, `characters` of them in all, none of which asks what is in `without`."""
     folder.mkdir(parents=True, exist_ok=True)
     for shard in range(shards):
-        draw, size = random.Random(f"{seed}/{shard}"), 0
+        draw = random.Random(f"{seed}/{shard}")
+        size = 0
         lines: list[str] = []
         while size < characters / shards:
             text = "".join(_problems(draw, style, steps, without))

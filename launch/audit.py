@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from launch.audit_report import show, suspects, unusual_signals
-from launch.config import JobConfig, load
+from launch.config import JobConfig, expert_ranks, load
 from launch.train import prepare_data
 from trainer.audit.evidence import Evidence, from_bytes
 from trainer.audit.verdict import Findings, judge
@@ -28,7 +28,8 @@ def audit(console: Console, path: str, overrides: Sequence[str], as_json: bool) 
     job = load(path, [*overrides, f"run.root={json.dumps(f'{root}/audits')}"])
     files = prepare(job.run, resume=False, cluster=plain(job.cluster))
     if not as_json:
-        console.print(f"{job.run.name}: two steps on {job.cluster.most} worker{'s' * (job.cluster.most > 1)}, then the same in float64", highlight=False)
+        workers = job.cluster.max_workers
+        console.print(f"{job.run.name}: two steps on {workers} worker{'s' * (workers > 1)}, then the same in float64", highlight=False)
     evidence = _evidence(console, job, files)
     findings = judge(job.run, evidence)
     report = _report(findings, evidence)
@@ -51,7 +52,7 @@ def _evidence(console: Console, job: JobConfig, files: RunFiles) -> Evidence:
     ray_train.connect(job.cluster)
     ray_train.check_room(job.cluster)
     try:
-        ray_train.audit(plain(job.run), job.cluster, job.run.ep)
+        ray_train.audit(plain(job.run), job.cluster, expert_ranks(job))
         return from_bytes(files.evidence())
     except ray_train.WorkersFailed as error:
         console.print(str(error), markup=False, highlight=False)

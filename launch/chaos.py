@@ -19,6 +19,7 @@ from rich.console import Console
 
 from launch.chaos_report import Struck, report
 from launch.config import JobConfig
+from trainer.checkout import CHECKOUT
 from trainer.faults import FaultConfig
 from trainer.parsing import parse, plain, read_job
 from trainer.run_files import run_files
@@ -118,7 +119,7 @@ class _Command:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=root,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))},
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))},
             )
 
     def wait(self) -> int:

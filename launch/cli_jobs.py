@@ -1,7 +1,7 @@
 """Commands for a cluster's jobs: submit, jobs, status, logs, stop, suspend, resume."""
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -26,11 +26,11 @@ def submit(
     from cluster.jobs import jobs_at, render_for
     from launch.config import for_cluster
 
-    name, values = for_cluster(job, overrides or [])
+    submission = for_cluster(job, overrides or [], resume)
     if render:
-        print(render_for(to, values, name, resume), end="")
+        print(render_for(to, submission), end="")
         return
-    job_id = jobs_at(to).submit(to, values, name, resume)
+    job_id = jobs_at(to).submit(to, submission)
     print(json.dumps({"id": job_id}) if as_json else job_id)
 
 
@@ -66,25 +66,30 @@ def logs(
 @app.command()
 def stop(job_id: JobId, to: To, as_json: Json = False) -> None:
     """Stop a job: it saves, and leaves. On Kubernetes it is removed, with all that it made there, and does not wait to save."""
-    _tell_job("stop", job_id, to, as_json)
+    from cluster.jobs import jobs_at
+
+    jobs_at(to).stop(to, job_id)
+    _say_done("stop", job_id, as_json)
 
 
 @app.command()
 def suspend(job_id: JobId, to: To, as_json: Json = False) -> None:
     """Kubernetes: give back a job's pods; its checkpoints stay."""
-    _tell_job("suspend", job_id, to, as_json)
+    from cluster.jobs import jobs_at
+
+    jobs_at(to).suspend(to, job_id)
+    _say_done("suspend", job_id, as_json)
 
 
 @app.command()
 def resume(job_id: JobId, to: To, as_json: Json = False) -> None:
     """Kubernetes: let a suspended job go on, from its last checkpoint."""
-    _tell_job("resume", job_id, to, as_json)
-
-
-def _tell_job(what: Literal["stop", "suspend", "resume"], job_id: str, to: str, as_json: bool) -> None:
     from cluster.jobs import jobs_at
 
-    cluster = jobs_at(to)
-    {"stop": cluster.stop, "suspend": cluster.suspend, "resume": cluster.resume}[what](to, job_id)
+    jobs_at(to).resume(to, job_id)
+    _say_done("resume", job_id, as_json)
+
+
+def _say_done(command: str, job_id: str, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"id": job_id, "done": what}))
+        print(json.dumps({"id": job_id, "done": command}))

@@ -84,8 +84,8 @@ def prove_distill(
 def prove_thought(
     overrides: Overrides = None,
     job: Annotated[str | None, typer.Option("--job", metavar="JOB.yaml", help="default: the recipe launch/configs/prove_thought.yaml")] = None,
-    most: Annotated[int, typer.Option("--steps", help="problems take 1 to so many steps")] = 6,
-    each: Annotated[int, typer.Option("--problems", help="problems of each number of steps")] = 200,
+    max_steps: Annotated[int, typer.Option("--steps", help="problems take 1 to so many steps")] = 6,
+    problems: Annotated[int, typer.Option("--problems", help="problems of each number of steps")] = 200,
     shots: Annotated[int, typer.Option("--shots", help="worked examples before each")] = 2,
     processes: Annotated[int, typer.Option("--processes", help="runs at a time")] = 2,
     folder: Annotated[str, typer.Option("--folder", help="texts, runs, results.json and proof.png; runs that are there already are kept")] = "proofs/thought",
@@ -93,4 +93,4 @@ def prove_thought(
     """Arithmetic in several steps, with the steps written out and without, at equal tokens: accuracy by number of steps."""
     from launch.prove_thought import RECIPE, Options, prove
 
-    prove(console, job or RECIPE, overrides or [], Options(most=most, each=each, shots=shots, processes=processes, folder=folder))
+    prove(console, job or RECIPE, overrides or [], Options(max_steps=max_steps, problems=problems, shots=shots, processes=processes, folder=folder))

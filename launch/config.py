@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from cluster.config import ClusterConfig
+from cluster.submission import Submission
 from trainer.config import RunConfig, check
 from trainer.parsing import parse, read_job
 from trainer.run_folder import settle
@@ -35,9 +35,14 @@ def _check(job: JobConfig) -> None:
         check(job.run, workers)
 
 
-def for_cluster(path: str, overrides: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """A name and the fields of a job that is to run elsewhere: checked here, settled there."""
+def expert_ranks(job: JobConfig) -> dict[int, int]:
+    """The number of ranks that share a set of experts, by every number of workers that the job may have."""
+    return {workers: job.run.ep(workers) for workers in job.cluster.sizes}
+
+
+def for_cluster(path: str, overrides: Sequence[str], resume: bool = False) -> Submission:
+    """The job at `path` with `overrides`, checked here, to be resolved where it will run."""
     values = read_job(path, overrides)
     job = parse(JobConfig, values)
     _check(job)
-    return job.run.name or Path(path).stem, values
+    return Submission(name=job.run.name or Path(path).stem, run=job.run, cluster=job.cluster, values=values, resume=resume)

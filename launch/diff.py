@@ -2,13 +2,13 @@
 
 import subprocess
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from trainer.checkout import CHECKOUT
 from trainer.run_files import RunFiles
 from trainer.run_folder import find_run
 
@@ -101,7 +101,7 @@ def _files_between(commits: Pair | None) -> str:
     """`git diff --stat` of the two commits, where this checkout has both."""
     if commits is None or None in commits:
         return ""
-    command = ["git", "-C", str(Path(__file__).parent), "diff", "--stat", *map(str, commits)]
+    command = ["git", "-C", str(CHECKOUT), "diff", "--stat", *map(str, commits)]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.rstrip()
     except (OSError, subprocess.SubprocessError):

@@ -8,6 +8,8 @@ from typing import Literal
 
 CONFIDENCE = 0.95
 
+Verdict = Literal["ahead", "behind", "not decided"]
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -19,7 +21,7 @@ class Difference:
     n: int
 
     @property
-    def verdict(self) -> Literal["ahead", "behind", "not decided"]:
+    def verdict(self) -> Verdict:
         """Of losses, theirs less ours: ahead or behind where the interval is clear of zero."""
         if self.low > 0:
             return "ahead"

@@ -49,7 +49,7 @@ def machine_of(gpu: str | None, count: int, per_node: int | None, efficiency: fl
 def plan(console: Console, path: str, overrides: Sequence[str], workers: int | None, options: dict[str, Any], as_json: bool, picture: str | None) -> bool:
     """Print the plan of the job at `path`; True if it can run."""
     job = parse(JobConfig, read_job(path, overrides))
-    machine = machine_of(count=job.cluster.most if workers is None else workers, **options)
+    machine = machine_of(count=job.cluster.max_workers if workers is None else workers, **options)
     run = replace(job.run, name=job.run.name or Path(path).stem)
     found = estimate(run, machine)
     if picture:

@@ -1,4 +1,4 @@
-"""`switchwork prove distill`: how much of what a mixture of experts gains over a dense model does a dense model keep that learns from it?
+"""`switchwork prove distill`: how much of the gain of a mixture of experts does a dense student keep?
 
 Switch Transformers, section 4.1, over paired seeds, at equal steps and equal data: the dense model alone, the mixture of experts, and the dense model
 with that one as its teacher, from whose weights outside the experts it starts. Teacher and student share a seed; shares are taken seed by seed.
@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,15 @@ from rich.console import Console
 
 from data.prepare import prepare as prepare_data
 from launch.config import JobConfig
-from launch.paired import CONFIDENCE, Difference, lead, share
+from launch.paired import CONFIDENCE, Difference, share
 from launch.progress import clock
-from launch.prove_moe import EXPERTS, Outcome, checked, outcome_of, slug, switch_name, variants
 from launch.prove_moe_report import draw, sentence, table_of
-from launch.side_by_side import default_processes, named, summaries
+from launch.prove_variants import EXPERTS, Lead, Leads, Outcome, checked, language_of, leads_between, outcome_of, rows_of, seeded, switch_name, variants
+from launch.side_by_side import default_processes, summaries
 from models.moe import MoEConfig
 from trainer.config import RunConfig
-from trainer.objectives.language_config import DistillConfig, LanguageConfig
-from trainer.parsing import parse, plain, read_job
+from trainer.objectives.language_config import DistillConfig
+from trainer.parsing import Json, parse, plain, read_job
 from trainer.run_files import run_files
 from trainer.storage import Folder, absolute, check_writable
 
@@ -59,86 +60,127 @@ class Options:
             raise ValueError(f"--alpha: {self.alpha} and --temperature {self.kl_temperature}; use an alpha above 0 and up to 1, and a temperature above 0")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """The part of the teacher's gain that a student keeps; None where no bound can be told."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    n: int
+    """Paired seeds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What `results.json` holds."""
+
+    job: Json
+    """The teacher's run."""
+    options: Options
+    processes: int
+    minutes_of_runs: float
+    """One after the other."""
+    variants: list[Outcome]
+    leads: list[Lead]
+    kept: dict[str, Share]
+    """By student."""
+
+
 def prove(console: Console, path: str, overrides: Sequence[str], options: Options) -> None:
     """Run what is missing, teachers first, then print table and verdict, and write `results.json` and `proof.png`."""
     run = parse(JobConfig, read_job(path, overrides)).run
     moe = checked(run, path)
     check_writable(absolute(options.folder), "--folder")
-    teacher, processes = switch_name(moe.experts), options.processes or default_processes(run)
+    teacher = switch_name(moe.experts)
+    processes = options.processes or default_processes(run)
     runs, minutes = _trained(console, run, moe, processes, options)
-    outcomes = [outcome_of(name, each[0], each) for name, each in runs.items()]
-    leads, kept = _leads(outcomes), _kept(outcomes, teacher)
-    results = {
-        "job": plain(run),
-        "options": asdict(options),
-        "processes": processes,
-        "minutes_of_runs": minutes,
-        "variants": [asdict(outcome) for outcome in outcomes],
-        "leads": [{"of": ours, "over": theirs, **asdict(each), "verdict": each.verdict} for (ours, theirs), each in leads.items()],
-        "kept": {name: {key: value if math.isfinite(value) else None for key, value in asdict(each).items()} for name, each in kept.items()},
-    }
-    Folder(absolute(options.folder)).write("results.json", json.dumps(results, indent=1).encode())
-    console.print(table_of(outcomes, leads))
-    for (ours, theirs), each in leads.items():
-        if DISTILLED in (ours, theirs):
-            console.print(sentence(ours, theirs, each), highlight=False)
-    for name, each in kept.items():
-        console.print(words(name, teacher, each), style="bold", highlight=False)
+    outcomes = [outcome_of(name, by_seed[0], by_seed) for name, by_seed in runs.items()]
+    leads = leads_between(outcomes, _pairs(list(runs)))
+    kept = _kept(outcomes, teacher)
+    results = Results(
+        job=plain(run),
+        options=options,
+        processes=processes,
+        minutes_of_runs=minutes,
+        variants=outcomes,
+        leads=rows_of(leads),
+        kept={name: _told(part) for name, part in kept.items()},
+    )
+    Folder(absolute(options.folder)).write("results.json", json.dumps(asdict(results), indent=1).encode())
+    _show(console, outcomes, leads, kept, teacher)
     draw(outcomes, leads, TITLE, Path(Folder(absolute(options.folder)).path) / "proof.png")
     where = f"figures in {options.folder}/results.json, picture in {options.folder}/proof.png"
     console.print(f"{clock(60 * minutes / processes)} of training; {where}", highlight=False)
 
 
+def _show(console: Console, outcomes: Sequence[Outcome], leads: Leads, kept: Mapping[str, Difference], teacher: str) -> None:
+    """Print the table, the leads of and over the distilled model, and the shares."""
+    console.print(table_of(outcomes, leads))
+    for (ours, theirs), difference in leads.items():
+        if DISTILLED in (ours, theirs):
+            console.print(sentence(ours, theirs, difference), highlight=False)
+    for name, part in kept.items():
+        console.print(words(name, teacher, part), style="bold", highlight=False)
+
+
+def _told(part: Difference) -> Share:
+    """JSON has no infinity."""
+    mean, low, high = (bound if math.isfinite(bound) else None for bound in (part.mean, part.low, part.high))
+    return Share(mean=mean, low=low, high=high, n=part.n)
+
+
 def _trained(console: Console, run: RunConfig, moe: MoEConfig, processes: int, options: Options) -> tuple[dict[str, list[RunConfig]], float]:
     """The runs of each variant by seed, all done, and the minutes that they took one after the other."""
-    assert isinstance(run.objective, LanguageConfig), "refused before"
-    prepare_data(run.objective.data)
-    root, there = (f"{absolute(folder)}/runs" for folder in (options.folder, options.teachers or options.folder))
-    seeds, teacher = range(run.seed, run.seed + options.seeds), switch_name(moe.experts)
+    prepare_data(language_of(run).data)
+    root, teachers_root = (f"{absolute(folder)}/runs" for folder in (options.folder, options.teachers or options.folder))
+    seeds = range(run.seed, run.seed + options.seeds)
+    teacher = switch_name(moe.experts)
     of_moe = variants(run, moe, [int(number) for number in EXPERTS.split(",")])  # to the letter those of `switchwork prove moe`
-    dense, taught = of_moe["dense"], list(students(of_moe["dense"], "", options))
+    dense = of_moe["dense"]
+    taught = list(students(dense, "", options))
     count = f"{2 + len(taught)} variants x {len(seeds)} seeds, {run.stop.steps} steps each, {processes} at a time"
     console.print(f"{count}, in {options.folder}", highlight=False)
-    runs = {name: [_seeded(of_moe[name], name, seed, there) for seed in seeds] for name in ("dense", teacher)}
-    found = summaries(console, [each for pair in zip(*runs.values(), strict=True) for each in pair], processes, "teachers")
-    lessons = [students(dense, run_files(each.root, each.name).folder.url, options) for each in runs[teacher]]
-    later = {name: [_seeded(each[name], name, seed, root) for seed, each in zip(seeds, lessons, strict=True)] for name in taught}
-    found += summaries(console, [each for row in zip(*later.values(), strict=True) for each in row], processes, "students")
-    return runs | later, sum(summary["train_seconds"] for summary in found) / 60
+    runs = {name: [seeded(of_moe[name], name, seed, teachers_root) for seed in seeds] for name in ("dense", teacher)}
+    seconds = _seconds_of(console, runs, processes, "teachers")
+    lessons = [students(dense, run_files(trained.root, trained.name).folder.url, options) for trained in runs[teacher]]
+    later = {name: [seeded(lesson[name], name, seed, root) for seed, lesson in zip(seeds, lessons, strict=True)] for name in taught}
+    seconds += _seconds_of(console, later, processes, "students")
+    return runs | later, seconds / 60
+
+
+def _seconds_of(console: Console, runs: Mapping[str, Sequence[RunConfig]], processes: int, what: str) -> float:
+    """Run what is missing, seed by seed; returns the seconds of training of all runs together."""
+    seed_by_seed = list(chain.from_iterable(zip(*runs.values(), strict=True)))
+    return sum(summary["train_seconds"] for summary in summaries(console, seed_by_seed, processes, what))
 
 
 def students(dense: RunConfig, teacher: str, options: Options) -> Mapping[str, RunConfig]:
     """Name -> the run `dense` with a teacher in the folder `teacher`: with its weights and its loss, or with one of the two alone."""
-    objective = dense.objective
-    assert isinstance(objective, LanguageConfig)
+    objective = language_of(dense)
     same: dict[str, Any] = {field.name: getattr(objective, field.name) for field in fields(objective) if field.name != "name"}
 
     def student(alpha: float, start: bool) -> RunConfig:
         lesson = DistillConfig(**same, teacher=teacher, alpha=alpha, kl_temperature=options.kl_temperature, init_from_teacher=start)
         return replace(dense, objective=lesson)
 
-    found = {DISTILLED: student(options.alpha, True)}
+    runs = {DISTILLED: student(options.alpha, True)}
     if options.ablations:
-        found |= {"weights alone": student(0.0, True), "KL alone": student(options.alpha, False)}
-    return found
+        runs |= {"weights alone": student(0.0, True), "KL alone": student(options.alpha, False)}
+    return runs
 
 
-def _seeded(run: RunConfig, name: str, seed: int, root: str) -> RunConfig:
-    return named(replace(run, seed=seed), f"{slug(name)}-seed{seed}", root)
-
-
-def _leads(outcomes: Sequence[Outcome]) -> dict[tuple[str, str], Difference]:
-    """(ours, theirs) -> the lead of each variant over the dense model, and of the distilled one over the others and its teacher."""
-    losses = {outcome.name: outcome.losses for outcome in outcomes}
-    pairs = [(name, "dense") for name in losses if name != "dense"] + [(DISTILLED, name) for name in losses if name not in ("dense", DISTILLED)]
-    return {(mine, theirs): lead(losses[theirs], losses[mine]) for mine, theirs in pairs}
+def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Each variant against the dense model, then the distilled one against the others and its teacher."""
+    return [(name, "dense") for name in names if name != "dense"] + [(DISTILLED, name) for name in names if name not in ("dense", DISTILLED)]
 
 
 def _kept(outcomes: Sequence[Outcome], teacher: str) -> dict[str, Difference]:
     """Of the teacher's gain over the dense model, the share that each student has."""
     losses = {outcome.name: outcome.losses for outcome in outcomes}
-    gains = {name: [alone - mine for alone, mine in zip(losses["dense"], each, strict=True)] for name, each in losses.items() if name != "dense"}
-    return {name: share(each, gains[teacher]) for name, each in gains.items() if name != teacher}
+    dense = losses.pop("dense")
+    gains = {name: [alone - mine for alone, mine in zip(dense, own, strict=True)] for name, own in losses.items()}
+    return {name: share(gain, gains[teacher]) for name, gain in gains.items() if name != teacher}
 
 
 def words(name: str, teacher: str, kept: Difference) -> str:

@@ -3,10 +3,10 @@ with their answers, and problems with the steps to them. Accuracy by number of s
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from rich.console import Console
 from rich.table import Table
@@ -16,14 +16,18 @@ from launch.arithmetic import write_task, write_texts
 from launch.config import JobConfig
 from launch.side_by_side import named, summaries
 from launch.task_eval import answer_task
+from trainer.checkout import CHECKOUT
 from trainer.config import RunConfig
-from trainer.few_shot import Style, wilson
+from trainer.few_shot import Answer, Style, wilson
 from trainer.objectives.language_config import LanguageConfig
-from trainer.parsing import parse, plain, read_job
+from trainer.parsing import Json, parse, plain, read_job
 from trainer.run_files import run_files
 from trainer.storage import absolute, check_writable
 
-RECIPE = str(Path(__file__).parent / "configs" / "prove_thought.yaml")
+if TYPE_CHECKING:  # matplotlib takes a second to import, and is needed at the end
+    from matplotlib.axes import Axes
+
+RECIPE = str(CHECKOUT / "launch" / "configs" / "prove_thought.yaml")
 _STYLES: tuple[Style, ...] = get_args(Style)
 
 
@@ -31,10 +35,10 @@ _STYLES: tuple[Style, ...] = get_args(Style)
 class Options:
     """What the command's flags say."""
 
-    most: int
-    """Problems take 1 to so many steps."""
-    each: int
-    """Problems of each number of steps to be answered."""
+    max_steps: int
+    """Steps of the longest problems; the shortest take one."""
+    problems: int
+    """Problems to be answered per number of steps."""
     shots: int
     """Worked examples before each."""
     processes: int
@@ -43,20 +47,38 @@ class Options:
     """Texts, runs, results and picture."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.most <= 12 or self.each < 20:
-            raise ValueError(f"--steps {self.most} and --problems {self.each}: use 1 to 12 steps, and at least 20 problems of each")
+        if not 1 <= self.max_steps <= 12 or self.problems < 20:
+            raise ValueError(f"--steps {self.max_steps} and --problems {self.problems}: use 1 to 12 steps, and at least 20 problems of each")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Level:
-    """Accuracy at one number of steps: how many of `of` were right, and the difference of the two shares, item by item, with its 95 % interval."""
+    """Accuracy at one number of steps."""
 
     steps: int
     of: int
-    right: dict[str, int]
+    """Problems."""
+    right: dict[Style, int]
+    """Right answers, by style."""
     lead: float
+    """Share of right answers with the steps written out, less that without, item by item."""
     low: float
+    """Lower end of the lead's 95 % interval."""
     high: float
+    """Upper end of the lead's 95 % interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What `results.json` holds."""
+
+    job: Json
+    """The run that both styles are trained by."""
+    tokens: int
+    """Trained on, per style."""
+    shots: int
+    minutes_of_runs: dict[Style, float]
+    levels: list[Level]
 
 
 def prove(console: Console, path: str, overrides: Sequence[str], options: Options) -> None:
@@ -66,22 +88,22 @@ def prove(console: Console, path: str, overrides: Sequence[str], options: Option
         raise ValueError(f"{path}: the proof trains a language model for a number of steps; use the objective moe_lm, and set run.stop.steps")
     root = Path(absolute(options.folder))
     check_writable(str(root), "--folder")
-    task, steps = root / "task.jsonl", range(1, options.most + 1)
-    asked = write_task(task, steps, options.each, seed=run.seed + 1)
+    task = root / "task.jsonl"
+    steps = range(1, options.max_steps + 1)
+    asked = write_task(task, steps, options.problems, seed=run.seed + 1)
     runs = {style: _run(run, run.objective, style, root, steps, asked) for style in _STYLES}
-    found = summaries(console, list(runs.values()), options.processes, "training")
-    rows = {style: answer_task(console, run_files(each.root, each.name).folder, task, options.shots, style) for style, each in runs.items()}
-    levels = [_level(count, rows) for count in steps]
-    results: dict[str, Any] = {
-        "job": plain(run),
-        "tokens": run.stop.steps * run.batch.global_batch * run.objective.data.seq_len,
-        "shots": options.shots,
-        "minutes_of_runs": {style: summary["train_seconds"] / 60 for style, summary in zip(runs, found, strict=True)},
-        "levels": [vars(level) for level in levels],
-    }
-    (root / "results.json").write_text(json.dumps(results, indent=1))
-    _show(console, levels, options, results)
-    draw(levels, root / "proof.png")
+    trained = summaries(console, list(runs.values()), options.processes, "training")
+    answers = {style: answer_task(console, run_files(own.root, own.name).folder, task, options.shots, style) for style, own in runs.items()}
+    results = Results(
+        job=plain(run),
+        tokens=run.stop.steps * run.batch.global_batch * run.objective.data.seq_len,
+        shots=options.shots,
+        minutes_of_runs={style: summary["train_seconds"] / 60 for style, summary in zip(runs, trained, strict=True)},
+        levels=[_level(count, answers) for count in steps],
+    )
+    (root / "results.json").write_text(json.dumps(asdict(results), indent=1))
+    _show(console, results, options.folder)
+    draw(results.levels, root / "proof.png")
 
 
 def _run(run: RunConfig, objective: LanguageConfig, style: Style, root: Path, steps: Sequence[int], asked: set[str]) -> RunConfig:
@@ -92,16 +114,25 @@ def _run(run: RunConfig, objective: LanguageConfig, style: Style, root: Path, st
     return named(replace(run, objective=replace(objective, data=data)), style, str(root / "runs"))
 
 
-def _level(steps: int, rows: dict[Style, list[dict[str, Any]]]) -> Level:
-    direct, thought = ({row["item"]: row["right"] for row in rows[style] if row["group"] == f"{steps} steps"} for style in _STYLES)
+def _level(steps: int, answers: Mapping[Style, Sequence[Answer]]) -> Level:
+    direct = _right(answers["direct"], steps)
+    thought = _right(answers["chain_of_thought"], steps)
     differences = [thought[item] - direct[item] for item in direct]
-    n, lead = len(differences), sum(differences) / len(differences)
-    reach = 1.959964 * math.sqrt(sum((each - lead) ** 2 for each in differences) / (n - 1) / n)
-    return Level(steps, n, {"direct": sum(direct.values()), "chain_of_thought": sum(thought.values())}, lead, lead - reach, lead + reach)
+    count = len(differences)
+    lead = sum(differences) / count
+    reach = 1.959964 * math.sqrt(sum((difference - lead) ** 2 for difference in differences) / (count - 1) / count)
+    right: dict[Style, int] = {"direct": sum(direct.values()), "chain_of_thought": sum(thought.values())}
+    return Level(steps=steps, of=count, right=right, lead=lead, low=lead - reach, high=lead + reach)
 
 
-def _show(console: Console, levels: Sequence[Level], options: Options, results: dict[str, Any]) -> None:
-    title = f"share of right answers, {levels[0].of} problems each, {options.shots} examples in context, {results['tokens']:,} training tokens for each style"
+def _right(answers: Sequence[Answer], steps: int) -> dict[int, bool]:
+    """Whether the answer is right, by item, of the problems that take `steps` steps."""
+    return {answer["item"]: answer["right"] for answer in answers if answer["group"] == f"{steps} steps"}
+
+
+def _show(console: Console, results: Results, folder: str) -> None:
+    levels = results.levels
+    title = f"share of right answers, {levels[0].of} problems each, {results.shots} examples in context, {results.tokens:,} training tokens for each style"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for heading in ("steps", "direct", "chain of thought", "lead", "95 % interval"):
         table.add_column(heading, justify="right")
@@ -112,8 +143,8 @@ def _show(console: Console, levels: Sequence[Level], options: Options, results: 
     ahead = [level.steps for level in levels if level.low > 0]
     verdict = f"ahead, with the interval clear of zero, at {', '.join(map(str, ahead))} steps" if ahead else "not ahead anywhere"
     console.print(f"chain of thought: {verdict}", style="bold", highlight=False)
-    minutes = ", ".join(f"{style} {minutes:.1f}" for style, minutes in results["minutes_of_runs"].items())
-    console.print(f"minutes of training: {minutes}; results.json and proof.png in {options.folder}", highlight=False)
+    minutes = ", ".join(f"{style} {minutes:.1f}" for style, minutes in results.minutes_of_runs.items())
+    console.print(f"minutes of training: {minutes}; results.json and proof.png in {folder}", highlight=False)
 
 
 def draw(levels: Sequence[Level], file: Path) -> None:
@@ -122,11 +153,8 @@ def draw(levels: Sequence[Level], file: Path) -> None:
 
     with plt.rc_context(PLAIN):
         figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-        for style, colour, label in (("chain_of_thought", "#08519c", "steps written out"), ("direct", "#d98c21", "answer at once")):
-            shares = [level.right[style] / level.of for level in levels]
-            bounds = [wilson(level.right[style], level.of) for level in levels]
-            reach = [[share - low for share, (low, _) in zip(shares, bounds)], [high - share for share, (_, high) in zip(shares, bounds)]]
-            axis.errorbar([level.steps for level in levels], shares, yerr=reach, color=colour, marker="o", capsize=3, label=label)
+        _draw_style(axis, levels, "chain_of_thought", "#08519c", "steps written out")
+        _draw_style(axis, levels, "direct", "#d98c21", "answer at once")
         axis.axhline(0.1, color="#9aa5b1", linestyle=":", label="a guess")
         axis.set_ylim(0, 1.03)
         axis.set_xticks([level.steps for level in levels])
@@ -135,3 +163,11 @@ def draw(levels: Sequence[Level], file: Path) -> None:
         axis.legend(frameon=False)
         figure.savefig(file)
         plt.close(figure)
+
+
+def _draw_style(axis: "Axes", levels: Sequence[Level], style: Style, colour: str, label: str) -> None:
+    shares = [level.right[style] / level.of for level in levels]
+    bounds = [wilson(level.right[style], level.of) for level in levels]
+    below = [share - low for share, (low, _) in zip(shares, bounds, strict=True)]
+    above = [high - share for share, (_, high) in zip(shares, bounds, strict=True)]
+    axis.errorbar([level.steps for level in levels], shares, yerr=[below, above], color=colour, marker="o", capsize=3, label=label)

@@ -10,7 +10,6 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import replace
-from typing import Any
 
 import psutil
 from rich.console import Console
@@ -19,7 +18,7 @@ from launch.many_runs import progress
 from launch.progress import clock
 from launch.stopping import stopping
 from trainer.config import RunConfig
-from trainer.parsing import parse, plain
+from trainer.parsing import Json, parse, plain
 from trainer.run_files import run_files
 from trainer.run_folder import prepare, settle
 from trainer.run_rows import Summary
@@ -65,7 +64,7 @@ def summaries(console: Console, runs: Sequence[RunConfig], processes: int, what:
     return [summary for summary in found if summary is not None]
 
 
-def _train(values: dict[str, Any]) -> None:
+def _train(values: Json) -> None:
     """In a process of its own: the run, from the start or from its last checkpoint."""
     stand_alone()
     run = parse(RunConfig, values, "run")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from launch.config import expert_ranks
 from launch.many_runs import progress
 from launch.stopping import stopping
 from launch.sweep_config import Asha, SweepConfig
@@ -142,7 +143,7 @@ def _work(trial: Trial) -> Any:
     from cluster.sweep import Work
 
     run, cluster = trial.job.run, trial.job.cluster
-    return Work(values=plain(run), cluster=cluster, groups={size: run.ep(size) for size in cluster.sizes}, steps=trial.steps)
+    return Work(values=plain(run), cluster=cluster, expert_ranks=expert_ranks(trial.job), steps=trial.steps)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.inspect import read_run
-from trainer.few_shot import Answers, Style, digest_of, read_task, wilson
+from trainer.few_shot import Answer, Answers, Style, digest_of, read_task, wilson
 from trainer.inference import load_objective
 from trainer.objectives.language import LanguageObjective
 from trainer.objectives.language_config import Causal
@@ -46,7 +46,7 @@ def evaluate_task(console: Console, run: str, task: str, shots: int, style: Styl
     return {"task": task, "style": style, "shots": shots, "accuracy": figures}
 
 
-def answer_task(console: Console, folder: Folder, task: Path, shots: int, style: Style, tokens: int = 128) -> list[dict[str, Any]]:
+def answer_task(console: Console, folder: Folder, task: Path, shots: int, style: Style, tokens: int = 128) -> list[Answer]:
     """A row for each item of `task`; those that `evals/` in the run's folder has already, of this checkpoint and task, are kept."""
     config = read_run(folder)
     if not isinstance(config.objective, Causal):
@@ -61,7 +61,7 @@ def answer_task(console: Console, folder: Folder, task: Path, shots: int, style:
     there = {row["item"] for row in rows}
     if there:
         console.print(f"{len(there)} of {len(items)} items are answered already", highlight=False)
-    pending: list[dict[str, Any]] = []
+    pending: list[Answer] = []
     with torch.inference_mode():
         for row in answers.to([index for index in range(len(items)) if index not in there], _BATCH):
             pending.append(row)
@@ -72,7 +72,7 @@ def answer_task(console: Console, folder: Folder, task: Path, shots: int, style:
     return sorted(rows + pending, key=lambda row: int(row["item"]))
 
 
-def _read(folder: Folder, name: str) -> list[dict[str, Any]]:
+def _read(folder: Folder, name: str) -> list[Answer]:
     """The rows of an earlier call; half a line at the end, of one that was killed, is cut off."""
     if not folder.exists(name):
         return []
@@ -83,21 +83,24 @@ def _read(folder: Folder, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def _keep(folder: Folder, name: str, rows: Sequence[dict[str, Any]]) -> None:
+def _keep(folder: Folder, name: str, rows: Sequence[Answer]) -> None:
     if rows:
         folder.append(name, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
-def accuracy(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def accuracy(rows: Sequence[Answer]) -> dict[str, dict[str, float]]:
     """Shares of right answers with their 95 % intervals: of each group, and of `all`."""
     groups = [group for group in dict.fromkeys(row["group"] for row in rows) if group]
-    found = {}
+    figures: dict[str, dict[str, float]] = {}
     for group in [*groups, "all"]:
         members = [row for row in rows if group in ("all", row["group"])]
-        found[group] = {"items": float(len(members))}
-        for name, key in (("exact_match", "right"), ("choice", "likeliest_right")):
-            judged = [bool(row[key]) for row in members if key in row]
+        figures[group] = {"items": float(len(members))}
+        measures = {
+            "exact_match": [row["right"] for row in members],
+            "choice": [row["likeliest_right"] for row in members if "likeliest_right" in row],
+        }
+        for name, judged in measures.items():
             if judged:
                 low, high = wilson(sum(judged), len(judged))
-                found[group] |= {name: sum(judged) / len(judged), f"{name}_low": low, f"{name}_high": high}
-    return found
+                figures[group] |= {name: sum(judged) / len(judged), f"{name}_low": low, f"{name}_high": high}
+    return figures

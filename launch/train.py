@@ -11,7 +11,7 @@ from rich.console import Console
 from cluster.config import ClusterConfig
 from data.images import ImageConfig
 from data.text import TextConfig
-from launch.config import JobConfig, load
+from launch.config import JobConfig, expert_ranks, load
 from launch.progress import Watch
 from launch.show import summary
 from launch.stopping import stopping
@@ -45,7 +45,7 @@ def train(console: Console, path: str, overrides: Sequence[str], resume: bool, s
         console.print(f"waiting for {waiting}: other jobs hold the rest", highlight=False)
     with Watch(files, steps, console), stopping(lambda: [files], console):
         try:
-            ray_train.train(plain(job.run), job.cluster, started, job.run.ep)
+            ray_train.train(plain(job.run), job.cluster, started, expert_ranks(job))
         except ray_train.WorkersFailed as error:
             console.print(str(error), markup=False, highlight=False)
             raise typer.Exit(1) from None
@@ -58,7 +58,8 @@ def train(console: Console, path: str, overrides: Sequence[str], resume: bool, s
 
 
 def _workers(cluster: ClusterConfig) -> str:
-    return f"{'' if cluster.fewest == cluster.most else f'{cluster.fewest} to '}{cluster.most} worker{'s' * (cluster.most > 1)}"
+    fewest, most = cluster.min_workers, cluster.max_workers
+    return f"{'' if fewest == most else f'{fewest} to '}{most} worker{'s' * (most > 1)}"
 
 
 def prepare_data(job: JobConfig) -> None:

@@ -61,7 +61,7 @@ def test_a_watch_whose_version_was_forgotten_lists_again(kube: KubeApi, submit: 
     news = changes(cluster, lambda **how: cluster.objects(RAY, "rayjobs", **how), quiet_s=1)
     kind, jobs = next(news)
     assert (kind, len(jobs)) == ("LISTED", 1)
-    assert next(news) == ("QUIET", None)
+    assert next(news) == ("QUIET", [])
     other = copy.deepcopy(jobs[0])
     other["metadata"]["name"] = "other"
     kube.create("ray.io", "rayjobs", other)
@@ -70,7 +70,7 @@ def test_a_watch_whose_version_was_forgotten_lists_again(kube: KubeApi, submit: 
     assert kube.watches_refused >= 1
     assert {job["metadata"]["name"] for job in found} == {jobs[0]["metadata"]["name"], "other"}
     kube.set_status("ray.io", "rayjobs", "team", "other", jobDeploymentStatus="Running")
-    kind, changed = next(event for event in news if event[0] != "QUIET")
+    kind, (changed,) = next(event for event in news if event[0] != "QUIET")
     assert (kind, changed["metadata"]["name"]) == ("MODIFIED", "other")
 
 

@@ -1,6 +1,7 @@
 """Jobs as RayJobs: what is rendered passes the CRD's strict validation and the operator's rules; what could not run is refused with the right words."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from cluster.kubernetes_jobs import manifest
 from cluster.pod_config import size_in_bytes
 from cluster.rayjob import job_name
 from launch.config import for_cluster
+from trainer.config import RunConfig
 
 TO = "k8s://lab/team"
 STORE: dict[str, Any] = {"object_store": {"secret": "object-store", "endpoint": "http://object-store:8333"}}
@@ -31,8 +33,7 @@ def job_file(folder: Path, corpus: Path, kubernetes: dict[str, Any], cluster: di
 
 
 def render(path: str, *overrides: str) -> dict[str, Any]:
-    name, values = for_cluster(path, overrides)
-    return manifest(TO, values, name)
+    return manifest(TO, for_cluster(path, overrides))
 
 
 GOOD: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
@@ -184,6 +185,16 @@ def test_the_job_travels_whole_and_names_its_run_once(tmp_path: Path, corpus: Pa
     assert named["metadata"]["annotations"]["switchwork/run"] == "s3://runs/mine"
     with pytest.raises(ValueError, match="do not fit into a pod's environment"):
         render(path, f"run.objective.prompt={'x' * 100_000}")
+
+
+def test_what_a_job_leaves_out_has_the_defaults_of_the_run(tmp_path: Path, corpus: Path) -> None:
+    path = Path(job_file(tmp_path, corpus, {}))
+    job = yaml.safe_load(path.read_text())
+    del job["run"]["root"]
+    path.write_text(yaml.safe_dump(job))
+    (default,) = (field.default for field in fields(RunConfig) if field.name == "root")
+    with pytest.raises(ValueError, match=f"run.root: {default} is on the pod's own disk"):
+        render(str(path))
 
 
 def test_names_are_dns_labels_of_at_most_47_characters() -> None:

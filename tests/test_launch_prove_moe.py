@@ -17,8 +17,10 @@ from rich.console import Console
 from scipy.stats import ttest_rel
 
 from launch.paired import lead
-from launch.prove_moe import CURVE, Options, prove, steps_that_fit, variants
+from launch.prove_moe import Options, Speed, prove, short_run, steps_that_fit
 from launch.prove_moe_report import sentence
+from launch.prove_variants import CURVE, variants
+from launch.side_by_side import named, summaries
 from models.flops import flops_per_token, parameters
 from models.moe import MoELayer
 from models.transformer import Transformer
@@ -161,17 +163,21 @@ def test_sigterm_to_the_command_ends_its_runs_with_checkpoints(corpus: Path, tmp
     assert len(list((folder / "runs").glob("*/checkpoints/step-*/manifest.json"))) == 2
 
 
-def test_steps_that_fit_use_the_time_that_is_left() -> None:
-    short = {"step": 60, "seconds": {"data": 0.6, "step": 5.4, "hooks": 1.0}, "seconds_to_first_step": 2.0, "train_seconds": 7.0}
+def test_steps_that_fit_use_the_time_that_is_left(corpus: Path, tmp_path: Path) -> None:
+    run = named(short_run(variants_of(corpus, evaluate={"samples": 0})["4 experts"]), "speed", str(tmp_path))
+    (summary,) = summaries(Console(), [run], 1, "speed")
+    speed = Speed.of(summary)
+    assert min(speed.start_s, speed.step_s, speed.hooks_s) > 0
+    assert 60 * speed.step_s + speed.hooks_s <= summary["train_seconds"], "no time is counted twice"
     seeds, processes, minutes, count = 3, 2, 10.0, 4
-    steps = steps_that_fit(minutes, [short] * count, seeds, processes)
+    steps = steps_that_fit(minutes, [speed] * count, seeds, processes)
 
     def minutes_of(steps: int) -> float:
-        return (count * 9.0 / processes + seeds * count * (2.0 + CURVE * 1.0 + 0.1 * steps) / processes) / 60
+        return count * (speed.total_s + seeds * (speed.start_s + CURVE * speed.hooks_s + speed.step_s * steps)) / processes / 60
 
     assert minutes_of(steps) <= 0.95 * minutes < minutes_of(steps + 1)
-    with pytest.raises(ValueError, match="--minutes: 1 is too short"):
-        steps_that_fit(1.0, [short] * count, seeds, processes)
+    with pytest.raises(ValueError, match=r"--minutes: 0\.1 is too short"):
+        steps_that_fit(0.1, [speed] * count, seeds, processes)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,8 @@
 import os
 import re
 import subprocess
-from pathlib import Path
 
-_CHECKOUT = Path(__file__).parents[1]
+from trainer.checkout import CHECKOUT
 
 
 def code_version() -> dict[str, str | bool | None]:
@@ -23,8 +22,8 @@ def code_name() -> str:
 
 def _described() -> str:
     """What git says of this checkout; empty without git, or where the code lies in somebody else's repository."""
-    command = ["git", "-C", str(_CHECKOUT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    if not (_CHECKOUT / ".git").exists():
+    command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    if not (CHECKOUT / ".git").exists():
         return ""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -87,6 +87,18 @@ def answer_in(text: str, style: Style) -> str:
     return line.strip()
 
 
+class Answer(TypedDict):
+    """What a model wrote for one item of a task, judged: a row of `evals/`."""
+
+    item: int
+    group: str
+    written: str
+    right: bool
+    likeliest: NotRequired[str]
+    """Where there are choices: the likeliest."""
+    likeliest_right: NotRequired[bool]
+
+
 class Answers:
     """A model's answers to the items of a task."""
 
@@ -95,7 +107,7 @@ class Answers:
             raise ValueError(f"--shots: {shots} examples of a task of {len(items)} items; use 0 to {len(items) - 1}")
         self.model, self.tokenizer, self.items, self.shots, self.style, self.tokens, self.seed = model.eval(), tokenizer, items, shots, style, tokens, seed
 
-    def to(self, indices: Sequence[int], batch: int) -> Iterator[dict[str, Any]]:
+    def to(self, indices: Sequence[int], batch: int) -> Iterator[Answer]:
         """For each item: what was written, whether that is the answer, and, where there are choices, whether the likeliest is. In batches of equal length."""
         prompts = {index: self._encode(prompt(self.items, index, self.shots, self.style, self.seed), start=True) for index in indices}
         by_length: dict[int, list[int]] = {}
@@ -117,15 +129,15 @@ class Answers:
         known = [[token for token in row if token < self.tokenizer.vocab_size] for row in found_BT[:, len(prompts[0]) :].tolist()]
         return [self.tokenizer.decode(row).partition("\n")[0] for row in known]
 
-    def _judged(self, index: int, tokens: list[int], written: str) -> dict[str, Any]:
+    def _judged(self, index: int, tokens: list[int], written: str) -> Answer:
         item = self.items[index]
-        found = {"item": index, "group": item.group, "written": written, "right": answer_in(written, self.style) == item.answer}
+        answer = Answer(item=index, group=item.group, written=written, right=answer_in(written, self.style) == item.answer)
         if item.choices:
             way = written.rpartition(MARK)[0] + MARK if self.style == "chain_of_thought" and MARK in written else ""
             scores = self._log_likelihoods(tokens + self._encode(way), item.choices)
-            found |= {"likeliest": item.choices[max(range(len(scores)), key=scores.__getitem__)]}
-            found |= {"likeliest_right": found["likeliest"] == item.answer}
-        return found
+            answer["likeliest"] = item.choices[max(range(len(scores)), key=scores.__getitem__)]
+            answer["likeliest_right"] = answer["likeliest"] == item.answer
+        return answer
 
     @torch.no_grad()
     def _log_likelihoods(self, tokens: list[int], choices: Sequence[str]) -> list[float]:

@@ -12,6 +12,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 T = TypeVar("T")
+Json = dict[str, Any]
+"""An object as JSON and YAML hold it."""
 _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
 
 

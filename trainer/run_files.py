@@ -331,5 +331,10 @@ class RunFiles:
 
 def run_files(root: str, name: str | None) -> RunFiles:
     """The files of the run `name` in the folder `root`."""
+    return RunFiles(Folder(run_url(root, name)))
+
+
+def run_url(root: str, name: str | None) -> str:
+    """The folder of the run `name` in the folder `root`, for machines that cannot open it."""
     assert name is not None, "the driver names the run"
-    return RunFiles(Folder(f"{root}/{name}"))
+    return f"{root}/{name}"

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.checkout import CHECKOUT
 from trainer.rules import RulesConfig
 from trainer.rules.graph import Fact, read_graph
 from trainer.rules.program import read_program
@@ -68,9 +69,8 @@ class Gate:
         }
         limit = self.config.time_limit_s
         command = [sys.executable, "-m", "trainer.rules.judge"]
-        folder = Path(__file__).parents[2]
         try:
-            done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, timeout=limit, cwd=folder, check=False)
+            done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, timeout=limit, cwd=CHECKOUT, check=False)
         except subprocess.TimeoutExpired:
             raise ValueError(self._endless(f"after {limit:g} s")) from None
         rows = [json.loads(line) for line in done.stdout.splitlines()]
