@@ -25,7 +25,7 @@ from models.flops import flops_per_token, parameters
 from models.moe import MoEConfig
 from models.transformer import TransformerConfig
 from trainer.config import RunConfig, StopConfig, check
-from trainer.objectives.language_config import Causal, LanguageConfig
+from trainer.objectives.language_config import CausalConfig, LanguageConfig
 from trainer.parsing import parse, plain, read_job
 from trainer.storage import Folder, absolute, check_writable
 
@@ -162,7 +162,7 @@ def slug(name: str) -> str:
 
 def outcome_of(name: str, run: RunConfig, runs: Sequence[RunConfig]) -> Outcome:
     """What the `runs` of one variant, by seed, have left in their folders."""
-    assert isinstance(run.objective, Causal), "refused before"
+    assert isinstance(run.objective, CausalConfig), "refused before"
     model, data = run.objective.model, run.objective.data
     vocab_size = load_tokenizer(data.tokenizer).vocab_size
     curves = [curve(each) for each in runs]

@@ -8,7 +8,6 @@ from typing import Any
 
 from data.steps import Share
 from models.init import initialise
-from trainer import init_from
 from trainer.anomaly import Guard
 from trainer.attempts import Say, begin_attempt, close_attempt, ending, note_end, recorded
 from trainer.config import RunConfig, check
@@ -79,7 +78,8 @@ def _train(run: RunConfig, world: World, say: Say, started: float, asked: Asked 
     training = build_training(run, world)
     manifest = frozen_manifest(folder, training.objective, world)
     state = resume(training, folder, say)
-    if not state and init_from.start(run.objective, fragments(training), say):
+    if not state and (start := run.objective.start) is not None:
+        start.fill(fragments(training), say)
         for engine in training.engines.values():
             engine.refresh()
         training.ema.restart()

@@ -66,6 +66,14 @@ class Objective(Protocol):
     group: int
     """Consecutive samples that must stay together: a micro-batch holds whole groups."""
 
+    @property
+    def frozen_bytes(self) -> int:
+        """Bytes of networks that are only read, a teacher's: whole on every rank, and in no checkpoint."""
+
+    @property
+    def frozen_flops_per_sample(self) -> float:
+        """FLOPs of their forward passes over one sample in training."""
+
     def stream(self, share: Share, state: State | None) -> Stream:
         """This rank's part of the training data, from the start or from where `state` left it."""
 

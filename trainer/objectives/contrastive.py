@@ -23,14 +23,14 @@ from models.random import derive, sample_keys
 from models.towers import ConvEncoderConfig, TwoViews
 from trainer.core.protocols import Gather, GatherRows, SampleSet, Sums
 from trainer.objectives.feature_quality import Parts, ProbeConfig, class_figures, of_images, once, pair_figures
-from trainer.objectives.image_data import ImageModel, Images, grid_of
+from trainer.objectives.image_data import ImageModelConfig, Images, grid_of
 from trainer.objectives.image_objective import ImageObjective
 
 _NEIGHBOURS_SHOWN = 9
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimCLRConfig(ImageModel):
+class SimCLRConfig(ImageModelConfig):
     """Two random views of an image are to be alike, and unlike those of all other images of the global batch (Chen et al. 2020)."""
 
     name: Literal["simclr"] = "simclr"
@@ -56,10 +56,6 @@ class SimCLRConfig(ImageModel):
             raise ValueError(
                 f"chunk is {self.chunk} and projection {list(self.projection)}; chunk must be at least 1, and projection must name a layer or more"
             )
-
-    @property
-    def group(self) -> int:
-        return 1
 
 
 class ContrastiveObjective(ImageObjective):

@@ -21,7 +21,8 @@ from models.schedules import Schedule, betas
 from models.unet import UNetConfig
 from models.vlb import prior_term, vlb_term
 from trainer.core.protocols import SampleSet, Sums
-from trainer.objectives.image_data import ImageModel, Images, Points, ToyConfig, cloud_of, grid_of
+from trainer.objectives.config import ExportFormat
+from trainer.objectives.image_data import ImageModelConfig, Images, Points, ToyConfig, cloud_of, grid_of
 from trainer.objectives.image_objective import GenerativeObjective
 from trainer.objectives.quality import QualityConfig, check_quality
 
@@ -65,7 +66,7 @@ SamplerConfig = DDPMSampler | DDIMSampler | DPMSolverSampler
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDPMConfig(ImageModel):
+class DDPMConfig(ImageModelConfig):
     """A diffusion model, class-conditional where asked for."""
 
     name: Literal["ddpm"] = "ddpm"
@@ -98,8 +99,8 @@ class DDPMConfig(ImageModel):
             raise ValueError(f"sampler.steps is {self.sampler.steps}, but the schedule has {self.diffusion.schedule.steps} timesteps; use at most as many")
 
     @property
-    def group(self) -> int:
-        return 1
+    def export_format(self) -> ExportFormat | None:
+        return "diffusers"
 
 
 class DDPMObjective(GenerativeObjective):

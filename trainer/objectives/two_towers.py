@@ -22,13 +22,13 @@ from trainer.core.protocols import GatherRows, SampleSet
 from trainer.objectives.captions import CaptionConfig, Captions
 from trainer.objectives.contrastive import ContrastiveObjective
 from trainer.objectives.feature_quality import Parts, ProbeConfig, pair_figures
-from trainer.objectives.image_data import ImageModel, grid_of
+from trainer.objectives.image_data import ImageModelConfig, grid_of
 
 _SHOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwoTowersConfig(ImageModel):
+class TwoTowersConfig(ImageModelConfig):
     """An image is to be alike to its caption, and unlike the captions of all other images of the global batch."""
 
     name: Literal["clip", "siglip"] = "clip"
@@ -65,10 +65,6 @@ class TwoTowersConfig(ImageModel):
             raise ValueError(f"temperature is {self.temperature} and least_temperature {self.least_temperature}; 0 < least_temperature <= temperature <= 1")
         if min(self.chunk, self.width) < 1:
             raise ValueError(f"chunk is {self.chunk} and width {self.width}; both must be at least 1")
-
-    @property
-    def group(self) -> int:
-        return 1
 
 
 class TwoTowersObjective(ContrastiveObjective):

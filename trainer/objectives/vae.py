@@ -18,7 +18,7 @@ from models.likelihoods import GaussianConfig, LikelihoodConfig
 from models.random import normal, sample_keys
 from models.vae import VAE, ConvVAEConfig, VAENetworkConfig
 from trainer.core.protocols import SampleSet, Sums
-from trainer.objectives.image_data import ImageModel, grid_of
+from trainer.objectives.image_data import ImageModelConfig, grid_of
 from trainer.objectives.image_objective import GenerativeObjective
 from trainer.objectives.quality import QualityConfig, check_quality
 
@@ -26,7 +26,7 @@ _SHOWN = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class VAEConfig(ImageModel):
+class VAEConfig(ImageModelConfig):
     """A VAE with a Gaussian posterior and the prior N(0, I)."""
 
     name: Literal["vae"] = "vae"
