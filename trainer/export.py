@@ -2,8 +2,8 @@
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import save_torch_state_dict
 
@@ -56,5 +56,5 @@ def _left_behind(config: TextModelConfig) -> list[str]:
     return lines
 
 
-def _json(values: dict[str, Any]) -> bytes:
+def _json(values: Mapping[str, object]) -> bytes:
     return json.dumps(values, indent=2).encode() + b"\n"

@@ -2,8 +2,8 @@
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 
@@ -54,5 +54,5 @@ def write_diffusers(objective: Objective, target: Folder) -> list[str]:
     return notes
 
 
-def _write(folder: Folder, name: str, values: dict[str, Any]) -> None:
+def _write(folder: Folder, name: str, values: Mapping[str, object]) -> None:
     folder.make().write(name, json.dumps(values, indent=2).encode())

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from trainer.core.protocols import Objective
 from trainer.objectives.config import ObjectiveConfig
-from trainer.objectives.contrastive import ContrastiveObjective, SimCLRConfig
+from trainer.objectives.contrastive import SimCLRConfig, SimCLRObjective
 from trainer.objectives.diffusion import DDPMConfig, DDPMObjective
 from trainer.objectives.distill import DistillObjective
 from trainer.objectives.gan import GanConfig, GanObjective
@@ -29,7 +29,7 @@ OBJECTIVES: dict[type[ObjectiveConfig], Build] = {
     VAEConfig: VAEObjective,
     DDPMConfig: DDPMObjective,
     GanConfig: GanObjective,
-    SimCLRConfig: ContrastiveObjective,
+    SimCLRConfig: SimCLRObjective,
     TwoTowersConfig: TwoTowersObjective,
 }
 
