@@ -80,7 +80,7 @@ def run_layouts(world: Any, job: dict[str, Any], layouts: list[tuple[int, int]])
             if training.step == EVENT_STEP:
                 result["states"].append(whole_state(training))
 
-        hooks = [(1, note), (1, plant), (1, keep), *collapse_hooks(training, tracker, said.append, config.seed), (1, keep)]  # type: ignore[arg-type]
+        hooks = [(1, note), (1, plant), (1, keep), *collapse_hooks(training, tracker, said.append), (1, keep)]  # type: ignore[arg-type]
         share = Share(rank=world.rank, world=world.size, global_batch=config.batch.global_batch, micro_batch=config.batch.micro_batch)
         stream = training.objective.stream(share, None)
         fit(training, stream, STEPS, hooks)

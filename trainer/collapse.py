@@ -24,13 +24,13 @@ from trainer.tracking import Tracker
 from trainer.world import World
 
 
-def collapse_hooks(training: Training, tracker: Tracker, say: Callable[[str], None], seed: int) -> list[tuple[int, Hook]]:
+def collapse_hooks(training: Training, tracker: Tracker, say: Callable[[str], None]) -> list[tuple[int, Hook]]:
     """A hook for each network that has a routing watch in it."""
     hooks: list[tuple[int, Hook]] = []
     for name, network in training.objective.networks.items():
         for module in network.modules():
             if isinstance(module, RoutingWatch):
-                hooks.append((1, CollapseHook(name, network, module, tracker, say, seed)))
+                hooks.append((1, CollapseHook(name, network, module, tracker, say, training.objective.seed)))
     return hooks
 
 

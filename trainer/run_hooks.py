@@ -55,7 +55,7 @@ def build_hooks(
     quality = Quality(share, tracker, say)
     sample = Sample(run.evaluate.samples, run.seed, folder, tracker, scratch / "samples")
     save = Save(Checkpointer(folder / "checkpoints", world, run.checkpoint, ledger.attempt), tracker, merge_states, ledger, say)
-    hooks: list[tuple[int, Hook]] = collapse_hooks(training, tracker, say, run.seed)  # first, so that a checkpoint of this step holds what they did
+    hooks: list[tuple[int, Hook]] = collapse_hooks(training, tracker, say)  # first, so that a checkpoint of this step holds what they did
     if training.step == 0:
         hooks.append((1, _first_step(folder, world, started)))
     hooks += [

@@ -51,6 +51,8 @@ class Stream(Protocol):
 class Objective(Protocol):
     """What is minimised, measured and looked at."""
 
+    seed: int
+    """The run's: decides whatever is random."""
     phases: tuple[str, ...]
     """Networks in update order: ("model",) for all but the GAN."""
     networks: dict[str, nn.Module]

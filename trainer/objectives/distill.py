@@ -63,10 +63,13 @@ class DistillObjective(LanguageObjective):
         return categorical_kl(log_p_BTV, log_q_BTV).where(counts_BT, 0).sum(), agrees_BT.sum()
 
     def report(self, sums: Sums) -> dict[str, float]:
-        """Beside a language model's figures, of training: the KL in nats a token, and the share of tokens whose likeliest one is the teacher's."""
+        """In training also the KL in nats per token, and the share of tokens whose likeliest one is the teacher's."""
         figures = super().report(sums)
-        if "teacher_kl" in sums:
-            figures |= {f"teacher_{what}": sums[key].item() / sums["targets"].item() for what, key in (("kl", "teacher_kl"), ("agreement", "teacher_agreed"))}
+        taught = "teacher_kl" in sums  # evaluation does without the teacher
+        if taught:
+            targets = sums["targets"].item()
+            figures["teacher_kl"] = sums["teacher_kl"].item() / targets
+            figures["teacher_agreement"] = sums["teacher_agreed"].item() / targets
         return figures
 
     def manifest(self) -> dict[str, Any]:
