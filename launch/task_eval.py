@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.inspect import read_run
-from trainer.few_shot import Answer, Answers, Style, digest_of, read_task, wilson
+from trainer.few_shot import Answers, Style, digest_of, read_task, wilson
 from trainer.inference import load_objective
 from trainer.objectives.language import LanguageObjective
 from trainer.objectives.language_config import CausalConfig
@@ -45,7 +45,7 @@ def evaluate_task(console: Console, run: str, task: str, shots: int, style: Styl
     return {"task": task, "style": style, "shots": shots, "accuracy": figures}
 
 
-def answer_task(console: Console, folder: Folder, task: Path, shots: int, style: Style, tokens: int = 128) -> list[Answer]:
+def answer_task(console: Console, folder: Folder, task: Path, shots: int, style: Style, tokens: int = 128) -> list[dict[str, Any]]:
     """A row for each item of `task`; those that `evals/` in the run's folder has already, of this checkpoint and task, are kept."""
     config = read_run(folder)
     if not isinstance(config.objective, CausalConfig):
@@ -60,7 +60,7 @@ def answer_task(console: Console, folder: Folder, task: Path, shots: int, style:
     there = {row["item"] for row in rows}
     if there:
         console.print(f"{len(there)} of {len(items)} items are answered already", highlight=False)
-    pending: list[Answer] = []
+    pending: list[dict[str, Any]] = []
     with torch.inference_mode():
         for row in answers.to([index for index in range(len(items)) if index not in there], _BATCH):
             pending.append(row)
@@ -68,10 +68,10 @@ def answer_task(console: Console, folder: Folder, task: Path, shots: int, style:
                 _keep(folder, name, pending)
                 rows, pending = rows + pending, []
     _keep(folder, name, pending)
-    return sorted(rows + pending, key=lambda row: row["item"])
+    return sorted(rows + pending, key=lambda row: int(row["item"]))
 
 
-def _read(folder: Folder, name: str) -> list[Answer]:
+def _read(folder: Folder, name: str) -> list[dict[str, Any]]:
     """The rows of an earlier call; half a line at the end, of one that was killed, is cut off."""
     if not folder.exists(name):
         return []
@@ -82,26 +82,21 @@ def _read(folder: Folder, name: str) -> list[Answer]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def _keep(folder: Folder, name: str, rows: Sequence[Answer]) -> None:
+def _keep(folder: Folder, name: str, rows: Sequence[dict[str, Any]]) -> None:
     if rows:
         folder.append(name, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
-def accuracy(rows: Sequence[Answer]) -> dict[str, dict[str, float]]:
+def accuracy(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Shares of right answers with their 95 % intervals: of each group, and of `all`."""
     groups = [group for group in dict.fromkeys(row["group"] for row in rows) if group]
-    shares = {}
+    found = {}
     for group in [*groups, "all"]:
         members = [row for row in rows if group in ("all", row["group"])]
-        shares[group] = {"items": float(len(members))}
-        shares[group] |= _share("exact_match", [row["right"] for row in members])
-        shares[group] |= _share("choice", [row["likeliest_right"] for row in members if "likeliest_right" in row])
-    return shares
-
-
-def _share(name: str, right: Sequence[bool]) -> dict[str, float]:
-    """The share of right answers and its interval; nothing where none was judged."""
-    if not right:
-        return {}
-    low, high = wilson(sum(right), len(right))
-    return {name: sum(right) / len(right), f"{name}_low": low, f"{name}_high": high}
+        found[group] = {"items": float(len(members))}
+        for name, key in (("exact_match", "right"), ("choice", "likeliest_right")):
+            judged = [bool(row[key]) for row in members if key in row]
+            if judged:
+                low, high = wilson(sum(judged), len(judged))
+                found[group] |= {name: sum(judged) / len(judged), f"{name}_low": low, f"{name}_high": high}
+    return found

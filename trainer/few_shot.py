@@ -9,10 +9,10 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,43 +41,28 @@ class Item:
     """Accuracy is reported for each group, too."""
 
 
-class Answer(TypedDict):
-    """What a model made of one item: a line of the file that an evaluation keeps."""
-
-    item: int
-    group: str
-    written: str
-    right: bool
-    """Whether the written answer is the item's."""
-    likeliest: NotRequired[str]
-    """The choice that the model finds likeliest, where there are choices."""
-    likeliest_right: NotRequired[bool]
-
-
 def read_task(file: Path, style: Style) -> list[Item]:
     """The items of a task file. ValueError, in one line with the line's number, for what is no item, or has no steps where `style` needs them."""
+    items = []
     if not file.is_file():
         raise ValueError(f"--task: {file} is no file; give JSON lines with question and answer")
-    lines = file.read_text().splitlines()
-    items = [_read_item(line, f"--task: {file}, line {number}", style) for number, line in enumerate(lines, 1)]
+    for number, line in enumerate(file.read_text().splitlines(), 1):
+        try:
+            values = json.loads(line)
+            texts: dict[str, Any] = {key: tuple(map(str, value)) if key == "choices" else str(value) for key, value in values.items()}
+            item = Item(**texts)
+        except (json.JSONDecodeError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"--task: {file}, line {number}: {error}; each line is an object with question and answer, and may have steps, choices, group"
+            ) from None
+        if style == "chain_of_thought" and not item.steps:
+            raise ValueError(f"--task: {file}, line {number}: no steps, which --style chain_of_thought shows; add them, or use --style direct")
+        if item.choices and item.answer not in item.choices:
+            raise ValueError(f"--task: {file}, line {number}: the answer {item.answer!r} is not among the choices; add it")
+        items.append(item)
     if not items:
         raise ValueError(f"--task: {file} is empty; give JSON lines with question and answer")
     return items
-
-
-def _read_item(line: str, where: str, style: Style) -> Item:
-    try:
-        values: dict[str, object] = json.loads(line)
-        texts = {key: str(value) for key, value in values.items() if key != "choices"}
-        choices = cast(Iterable[object], values.get("choices", ()))
-        item = Item(choices=tuple(str(choice) for choice in choices), **texts)
-    except (json.JSONDecodeError, TypeError, AttributeError) as error:
-        raise ValueError(f"{where}: {error}; each line is an object with question and answer, and may have steps, choices, group") from None
-    if style == "chain_of_thought" and not item.steps:
-        raise ValueError(f"{where}: no steps, which --style chain_of_thought shows; add them, or use --style direct")
-    if item.choices and item.answer not in item.choices:
-        raise ValueError(f"{where}: the answer {item.answer!r} is not among the choices; add it")
-    return item
 
 
 def example(item: Item, style: Style) -> str:
@@ -108,16 +93,10 @@ class Answers:
     def __init__(self, model: Transformer, tokenizer: Tokenizer, items: Sequence[Item], shots: int, style: Style, tokens: int, seed: int):
         if not 0 <= shots < len(items):
             raise ValueError(f"--shots: {shots} examples of a task of {len(items)} items; use 0 to {len(items) - 1}")
-        self.model = model.eval()
-        self.tokenizer = tokenizer
-        self.items = items
-        self.shots = shots
-        self.style = style
-        self.tokens = tokens
-        self.seed = seed
+        self.model, self.tokenizer, self.items, self.shots, self.style, self.tokens, self.seed = model.eval(), tokenizer, items, shots, style, tokens, seed
 
-    def to(self, indices: Sequence[int], batch: int) -> Iterator[Answer]:
-        """The answers to the items `indices`. Prompts are batched by length."""
+    def to(self, indices: Sequence[int], batch: int) -> Iterator[dict[str, Any]]:
+        """For each item: what was written, whether that is the answer, and, where there are choices, whether the likeliest is. In batches of equal length."""
         prompts = {index: self._encode(prompt(self.items, index, self.shots, self.style, self.seed), start=True) for index in indices}
         by_length: dict[int, list[int]] = {}
         for index, tokens in prompts.items():
@@ -138,16 +117,15 @@ class Answers:
         known = [[token for token in row if token < self.tokenizer.vocab_size] for row in found_BT[:, len(prompts[0]) :].tolist()]
         return [self.tokenizer.decode(row).partition("\n")[0] for row in known]
 
-    def _judged(self, index: int, tokens: list[int], written: str) -> Answer:
+    def _judged(self, index: int, tokens: list[int], written: str) -> dict[str, Any]:
         item = self.items[index]
-        right = answer_in(written, self.style) == item.answer
-        answer = Answer(item=index, group=item.group, written=written, right=right)
+        found = {"item": index, "group": item.group, "written": written, "right": answer_in(written, self.style) == item.answer}
         if item.choices:
             way = written.rpartition(MARK)[0] + MARK if self.style == "chain_of_thought" and MARK in written else ""
             scores = self._log_likelihoods(tokens + self._encode(way), item.choices)
-            answer["likeliest"] = item.choices[max(range(len(scores)), key=scores.__getitem__)]
-            answer["likeliest_right"] = answer["likeliest"] == item.answer
-        return answer
+            found |= {"likeliest": item.choices[max(range(len(scores)), key=scores.__getitem__)]}
+            found |= {"likeliest_right": found["likeliest"] == item.answer}
+        return found
 
     @torch.no_grad()
     def _log_likelihoods(self, tokens: list[int], choices: Sequence[str]) -> list[float]:
