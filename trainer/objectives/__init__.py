@@ -24,8 +24,8 @@ Build = Callable[[Any, int], Objective]
 
 OBJECTIVES: dict[type[ObjectiveConfig], Build] = {
     LanguageConfig: LanguageObjective,
-    MaskedLanguageConfig: MaskedLanguageObjective,
     DistillConfig: DistillObjective,
+    MaskedLanguageConfig: MaskedLanguageObjective,
     VAEConfig: VAEObjective,
     DDPMConfig: DDPMObjective,
     GanConfig: GanObjective,
