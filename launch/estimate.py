@@ -11,7 +11,6 @@ from trainer.core.protocols import Objective
 from trainer.engines import DeepSpeedConfig
 from trainer.footprint import Activations, Footprint, footprint, groups_of, on_meta, parameter_count, transformer_config
 from trainer.gpus import Gpu
-from trainer.objectives.distill import DistillObjective
 from trainer.throughput import StepTime, exchanges, expert_exchange, step_time
 
 USABLE = 0.92
@@ -116,7 +115,7 @@ def _layout(run: RunConfig, objective: Objective, machine: Machine) -> dict[str,
     if config is not None:
         moving += expert_exchange(config, samples * objective.tokens_per_sample, run.ep(machine.gpus), 2 if bf16 else 4, machine.per_node)
         again = 4 / 3 if config.activation_checkpointing else 1.0
-        again += objective.teacher_size[1] / objective.flops_per_sample if isinstance(objective, DistillObjective) else 0.0
+        again += objective.frozen_flops_per_sample / objective.flops_per_sample
         copied = accumulation * (needs.balanced.kept.weight_copies / 2 if needs.balanced else 0.0)
     owned = sum(state.owned for state in needs.states.values())
     step = step_time(objective.flops_per_sample * samples, again, moving, owned, copied, machine.gpu, bf16, machine.efficiency)
@@ -228,7 +227,7 @@ def _unknown(run: RunConfig, objective: Objective, machine: Machine) -> list[str
         )
     if config is not None and config.moe is not None:
         lines.append("how unevenly tokens choose experts: the step time is that of the balanced load")
-    if isinstance(objective, DistillObjective):
+    if objective.frozen_bytes:
         lines.append("what the teacher's forward pass and the softened distributions hold for a moment: of the teacher only the weights are counted")
     if run.compile:
         lines.append("what torch.compile saves: the activations are those of eager mode")

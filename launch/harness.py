@@ -9,7 +9,7 @@ from rich.table import Table
 
 from launch.export import export
 from launch.inspect import read_run
-from trainer.objectives.language_config import Causal
+from trainer.objectives.language_config import CausalConfig
 from trainer.run_files import RunFiles
 from trainer.run_folder import find_run
 
@@ -20,7 +20,7 @@ def evaluate_harness(console: Console, run: str, tasks: str, more: str | None, s
         raise ValueError("--harness: lm-eval is not installed; install it with pip install 'switchwork[harness]'")
     folder = find_run(run)
     config = read_run(folder)
-    if not isinstance(config.objective, Causal):
+    if not isinstance(config.objective, CausalConfig):
         raise ValueError(f"--harness: a {config.objective.name} run answers no questions; name a run of moe_lm")
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager

@@ -31,7 +31,7 @@ def show_data(console: Console, path: str, overrides: Sequence[str], n: int) -> 
     from data.prepare import prepare
 
     job = load(path, overrides)
-    match job.run.objective.data:
+    match job.run.objective.stored_data:
         case TextConfig() as data:
             from data.stream import preview
 
@@ -46,8 +46,9 @@ def show_data(console: Console, path: str, overrides: Sequence[str], n: int) -> 
             picture = grid_of(preview_images(data, job.run.seed, n).float() / 127.5 - 1, columns=round(n**0.5))
             for file in write_samples(SampleSet(images={"data": picture}), Path("samples"), str(job.run.name)):
                 console.print(f"wrote {file}")
-        case toy:
-            raise ValueError(f"run.objective.data: {toy.name} is made while training and has no rows to show; train, and look at the samples")
+        case None:
+            made = job.run.objective.dataset
+            raise ValueError(f"run.objective.data: {made} is made while training and has no rows to show; train, and look at the samples")
 
 
 def read_run(folder: Folder) -> RunConfig:

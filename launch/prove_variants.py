@@ -11,7 +11,7 @@ from models.flops import flops_per_token, parameters
 from models.moe import MoEConfig
 from models.transformer import TransformerConfig
 from trainer.config import RunConfig, check
-from trainer.objectives.language_config import Causal, LanguageConfig
+from trainer.objectives.language_config import CausalConfig, LanguageConfig
 
 EXPERTS = "4,8,16"
 """What is compared, unless the command line says otherwise; the widest router decides how wide the dense model is."""
@@ -123,7 +123,7 @@ def seeded(run: RunConfig, name: str, seed: int, root: str) -> RunConfig:
 
 def outcome_of(name: str, run: RunConfig, runs: Sequence[RunConfig]) -> Outcome:
     """What the `runs` of one variant, by seed, have left in their folders."""
-    assert isinstance(run.objective, Causal), "refused before"
+    assert isinstance(run.objective, CausalConfig), "refused before"
     model = run.objective.model
     data = run.objective.data
     vocab_size = load_tokenizer(data.tokenizer).vocab_size

@@ -46,7 +46,7 @@ def check_sizes(config: ScalingLaw, trials: Sequence[Trial]) -> None:
 
 def _parameters(trial: Trial) -> int:
     objective = trial.job.run.objective
-    if not isinstance(objective, LanguageConfig | MaskedLanguageConfig) or objective.model.moe is not None:
+    if not isinstance(objective, LanguageConfig | MaskedLanguageConfig) or objective.moe is not None:
         raise ValueError(f"fit.scaling_law: trial {trial.name} is no dense language model; use moe_lm without run.objective.model.moe")
     return non_embedding(objective.model)
 

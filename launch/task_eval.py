@@ -14,7 +14,7 @@ from launch.inspect import read_run
 from trainer.few_shot import Answer, Answers, Style, digest_of, read_task, wilson
 from trainer.inference import load_objective
 from trainer.objectives.language import LanguageObjective
-from trainer.objectives.language_config import Causal
+from trainer.objectives.language_config import CausalConfig
 from trainer.run_files import RunFiles
 from trainer.run_folder import find_run
 from trainer.storage import Folder
@@ -49,7 +49,7 @@ def evaluate_task(console: Console, run: str, task: str, shots: int, style: Styl
 def answer_task(console: Console, folder: Folder, task: Path, shots: int, style: Style, tokens: int = 128) -> list[Answer]:
     """A row for each item of `task`; those that `evals/` in the run's folder has already, of this checkpoint and task, are kept."""
     config = read_run(folder)
-    if not isinstance(config.objective, Causal):
+    if not isinstance(config.objective, CausalConfig):
         raise ValueError(f"--task: a {config.objective.name} run answers no questions; name a run of moe_lm")
     items = read_task(task, style)
     objective, step = load_objective(replace(config, objective=replace(config.objective, init_from=None)), folder, console.print)

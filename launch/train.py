@@ -9,8 +9,6 @@ import yaml
 from rich.console import Console
 
 from cluster.config import ClusterConfig
-from data.images import ImageConfig
-from data.text import TextConfig
 from launch.config import JobConfig, expert_ranks, load
 from launch.progress import Watch
 from launch.show import summary
@@ -66,8 +64,7 @@ def prepare_data(job: JobConfig) -> None:
     """Make the data that the job reads, where they are made: once, before any worker starts."""
     from data.prepare import prepare as prepare_data
 
-    data = job.run.objective.data
-    if isinstance(data, TextConfig | ImageConfig):  # toy data need nothing
+    if (data := job.run.objective.stored_data) is not None:
         prepare_data(data)
 
 

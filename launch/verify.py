@@ -4,10 +4,8 @@ import json
 
 from rich.console import Console
 
-from data.images import ImageConfig
 from data.ledger import verify as verify_ledger
 from data.manifest import check_manifest
-from data.text import TextConfig
 from launch.inspect import read_run
 from trainer import restore
 from trainer.checkpoint_format import step_name, steps_in
@@ -46,8 +44,8 @@ def verify_checkpoint(console: Console, folder: Folder) -> bool:
 def verify_data(console: Console, folder: Folder, step: int) -> bool:
     """Read again all that the weights of checkpoint `step` have seen, and compare with the run's ledger."""
     run = read_run(folder)
-    files, data = RunFiles(folder), run.objective.data
-    if not isinstance(data, TextConfig | ImageConfig):
+    files, data = RunFiles(folder), run.objective.stored_data
+    if data is None:
         console.print("data  made from the seed and the samples' numbers: nothing to read again", highlight=False)
         return True
     try:

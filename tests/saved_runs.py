@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.init import initialise
 from models.transformer import Transformer
-from trainer import init_from, shards
+from trainer import shards
 from trainer.checkpoint import CheckpointConfig, Checkpointer
 from trainer.config import RunConfig
 from trainer.endings import ALL_STEPS_DONE, Stopped
@@ -84,7 +84,8 @@ def begun(job: dict[str, Any]) -> Transformer:
     model = build_objective(run.objective, run.seed).networks["model"]
     assert isinstance(model, Transformer)
     initialise(model, run.seed)
-    init_from.start(run.objective, [fragment.named("model") for fragment in shards.weights(model)], lambda line: None)
+    assert run.objective.start is not None
+    run.objective.start.fill([fragment.named("model") for fragment in shards.weights(model)], lambda line: None)
     return model.eval()
 
 
@@ -103,7 +104,8 @@ def started_state(world: Any, jobs: list[dict[str, Any]]) -> list[dict[str, Tens
     for job in jobs:
         run = parse(RunConfig, job, "run")
         training = build_training(run, world)
-        assert init_from.start(run.objective, fragments(training), lambda line: None)
+        assert run.objective.start is not None
+        run.objective.start.fill(fragments(training), lambda line: None)
         for engine in training.engines.values():
             engine.refresh()
         states.append({key: value for key, value in whole_state(training).items() if key.startswith("weight/")})

@@ -19,10 +19,10 @@ Found = dict[tuple[str, int, int], tuple[float, dict[str, torch.Tensor]]]
 
 def built(name: str) -> Any:
     from models.init import initialise
-    from trainer.objectives import ObjectiveConfig, build_objective
+    from trainer.objectives import AnyObjective, build_objective
     from trainer.parsing import _nested
 
-    objective = build_objective(_nested(ObjectiveConfig, OBJECTIVES[name], None, "objective"), seed=3)
+    objective = build_objective(_nested(AnyObjective, OBJECTIVES[name], None, "objective"), seed=3)
     initialise(objective.model, 3)
     return objective
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.experts import Experts
 from models.init import stable_hash
@@ -18,7 +18,6 @@ from models.routing import BiasBalancedRouter
 from trainer.core.protocols import Engine
 from trainer.endings import Ending, Stopped
 from trainer.loop import Hook, Training
-from trainer.objectives.language import LanguageObjective
 from trainer.objectives.routing_watch import RaiseBalanceLoss, ReinitDeadExperts, RoutingWatch, Stop, Warn
 from trainer.run_rows import EventKind, Say
 from trainer.shards import MOMENTS, Fragment
@@ -27,21 +26,25 @@ from trainer.world import World
 
 
 def collapse_hooks(training: Training, tracker: Tracker, say: Say) -> list[Hook]:
-    """The hook for an objective whose routing can collapse; nothing for any other."""
-    objective = training.objective
-    if not isinstance(objective, LanguageObjective) or objective.watch is None:
-        return []
-    return [Hook(1, CollapseHook(objective, objective.watch, tracker, say))]
+    """A hook for each network that has a routing watch in it."""
+    hooks: list[Hook] = []
+    for name, network in training.objective.networks.items():
+        for module in network.modules():
+            if isinstance(module, RoutingWatch):
+                hooks.append(Hook(1, CollapseHook(name, network, module, tracker, say, training.objective.seed)))
+    return hooks
 
 
 @dataclass
 class CollapseHook:
     """Looks when a layer can have collapsed at the earliest, which in a healthy run is once in `steps` steps: reading waits for the GPU."""
 
-    objective: LanguageObjective
+    name: str
+    network: nn.Module
     watch: RoutingWatch
     tracker: Tracker
     say: Say
+    seed: int
     next_look: int = 0
 
     def __call__(self, training: Training) -> None:
@@ -66,7 +69,7 @@ class CollapseHook:
                 done = f"its balance loss now counts {float(self.watch.raised_L[layer]):g} times"
             case ReinitDeadExperts():
                 dead = (self.watch.idle_LE[layer] >= config.steps).nonzero()[:, 0].tolist()
-                start_anew(training, self.objective, layer, dead, busiest)
+                start_anew(training, self, layer, dead, busiest)
                 done = f"experts {', '.join(map(str, dead))} start anew" if dead else "no expert was without tokens, so none starts anew"
             case Stop():
                 training.wants_stop = Stopped(Ending.COLLAPSED, what)
@@ -77,25 +80,26 @@ class CollapseHook:
 
 
 @torch.no_grad()
-def start_anew(training: Training, objective: LanguageObjective, layer: int, dead: list[int], busiest: int) -> None:
+def start_anew(training: Training, hook: CollapseHook, layer: int, dead: list[int], busiest: int) -> None:
     """New weights for the `dead` experts of a layer, and no memory of the old ones in Adam's moments.
 
     Drawn from (seed, name, global expert, step), so the same in every layout. An expert whose score is below the busiest's for every
     token stays dead whatever its weights: its row of the router becomes the busiest's plus noise as at the start.
     """
-    module = objective.model.moe_layers[layer]
-    (prefix,) = (name for name, other in objective.model.named_modules() if other is module)
-    engine = training.engines["model"]
+    prefix, module = [(name, module) for name, module in hook.network.named_modules() if isinstance(module, MoELayer)][layer]
+    engine = training.engines[hook.name]
     router = f"{prefix}.router.weight"
-    row_D = _row(engine, router, busiest, torch.zeros(objective.config.model.d_model, device=training.world.device), training.world)
     assert isinstance(module.experts, Experts)
+    row_D = torch.zeros(module.experts.d_model, device=training.world.device)
+    row_D = _row(engine, router, busiest, row_D, training.world)
     spread = {f"{prefix}.experts.gate_up": module.experts.std, f"{prefix}.experts.down": module.experts.out_std}
     if not module.router.frozen:
         spread[router] = module.router.std
     for fragment in engine.fragments():
         if fragment.name in spread and fragment.kind in ("weight", *MOMENTS):
             for expert in dead:
-                _renew(fragment, expert, row_D if fragment.name == router else None, spread[fragment.name], (objective.seed, training.step))
+                base_D = row_D if fragment.name == router else None
+                _renew(fragment, expert, base_D, spread[fragment.name], (hook.seed, training.step))
     _forget_bias(module, dead, busiest)
     engine.refresh()
 

@@ -10,8 +10,7 @@ from trainer.checkpoint import CheckpointConfig
 from trainer.ema import EmaConfig
 from trainer.engines import DeepSpeedConfig, EngineConfig, Precision
 from trainer.faults import FaultConfig
-from trainer.objectives import ObjectiveConfig
-from trainer.objectives.gan import GanConfig
+from trainer.objectives import AnyObjective
 from trainer.optim import Constant, OptimizerConfig
 from trainer.profiling import ProfileConfig
 from trainer.rules import RulesConfig
@@ -80,7 +79,7 @@ class RunConfig:
     """Folder of all runs, or a URL (s3://, gs://, any that fsspec knows); several nodes need shared storage or a URL."""
     seed: int = 0
     """Decides initial weights, the order of the data, and all that is random in a step."""
-    objective: ObjectiveConfig
+    objective: AnyObjective
     """What is trained, with its network and data."""
     batch: BatchConfig
     """Batch sizes."""
@@ -184,7 +183,7 @@ def check(run: RunConfig, workers: int) -> None:
             raise ValueError(f"run.engine.ep: {ep} does not divide the {workers} workers; use a divisor of both {moe.experts} experts and {workers}")
     if isinstance(engine, DeepSpeedConfig) and engine.zero == 3 and ep > 1:
         raise ValueError(f"run.engine.zero: 3 with ep {ep}: DeepSpeed has no ZeRO 3 for experts over ranks; use zero 2, or ep 1")
-    if isinstance(engine, DeepSpeedConfig) and engine.zero == 3 and isinstance(run.objective, GanConfig) and run.objective.penalised:
+    if isinstance(engine, DeepSpeedConfig) and engine.zero == 3 and run.objective.needs_second_derivatives:
         raise ValueError("run.engine.zero: 3 with a gradient penalty: DeepSpeed takes no second derivatives of sharded weights; use zero 2, or penalty 0")
     schedule = run.optimizer.schedule
     if run.steps(run.objective.tokens_per_sample) is None and not isinstance(schedule, Constant):

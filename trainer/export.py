@@ -2,8 +2,8 @@
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import save_torch_state_dict
 
@@ -11,23 +11,27 @@ from data.tokenizer_files import tokenizer_files
 from models.routing import NoisyTopKRouter
 from models.transformers_format import to_config
 from models.transformers_names import to_transformers
+from trainer.core.protocols import Objective
+from trainer.objectives.config import ObjectiveConfig
 from trainer.objectives.language import LanguageObjective
-from trainer.objectives.language_config import AnyLanguage
+from trainer.objectives.language_config import TextModelConfig
 from trainer.storage import Folder
 
 LARGEST_FILE = "5GB"
 
 
-def check_exportable(config: AnyLanguage) -> None:
+def check_exportable(config: ObjectiveConfig) -> None:
     """Raises ValueError, naming the field and what is possible, for a model that no layout of transformers holds."""
+    assert isinstance(config, TextModelConfig), "others have another format"
     try:
-        to_config(config.model, vocab_size=1, positions=1, end_of_text=0)
+        to_config(config.trained_model, vocab_size=1, positions=1, end_of_text=0)
     except ValueError as error:
         raise ValueError(f"run.objective.{error}") from None
 
 
-def write_transformers(objective: LanguageObjective, target: Folder) -> list[str]:
+def write_transformers(objective: Objective, target: Folder) -> list[str]:
     """Fill the empty folder `target`; returns what of the run the folder cannot say, a line each."""
+    assert isinstance(objective, LanguageObjective), "others have another format"
     config, tokenizer, vocab_size = objective.config, objective.tokenizer, objective.model.vocab_size
     values = to_config(config.model, vocab_size, positions=config.data.seq_len, end_of_text=tokenizer.eod)
     generation = {name: values[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -43,7 +47,7 @@ def write_transformers(objective: LanguageObjective, target: Folder) -> list[str
     return _left_behind(config)
 
 
-def _left_behind(config: AnyLanguage) -> list[str]:
+def _left_behind(config: TextModelConfig) -> list[str]:
     moe, lines = config.model.moe, []
     if moe is not None and moe.eval_capacity_factor is not None:
         lines.append(f"model.moe.eval_capacity_factor is {moe.eval_capacity_factor:g}; transformers drops no token")
@@ -52,5 +56,5 @@ def _left_behind(config: AnyLanguage) -> list[str]:
     return lines
 
 
-def _json(values: dict[str, Any]) -> bytes:
+def _json(values: Mapping[str, object]) -> bytes:
     return json.dumps(values, indent=2).encode() + b"\n"

@@ -2,13 +2,15 @@
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 
 from models.diffusers_format import scheduler_arguments, unet_arguments
 from models.unet import UNet
+from trainer.core.protocols import Objective
+from trainer.objectives.config import ObjectiveConfig
 from trainer.objectives.diffusion import DDPMConfig, DDPMObjective
 from trainer.storage import Folder
 
@@ -16,15 +18,17 @@ VERSION = "0.42.0"
 """The diffusers whose layout this is."""
 
 
-def check_diffusers(config: DDPMConfig) -> None:
+def check_diffusers(config: ObjectiveConfig) -> None:
     """Raises ValueError for a network or a schedule that diffusers does not have."""
+    assert isinstance(config, DDPMConfig), "others have another format"
     if config.network.name != "unet":
         raise ValueError(f"run.objective.network.name: {config.network.name}; diffusers has the unet alone, so only runs with it can be exported")
     scheduler_arguments(config.diffusion)
 
 
-def write_diffusers(objective: DDPMObjective, target: Folder) -> list[str]:
+def write_diffusers(objective: Objective, target: Folder) -> list[str]:
     """Write the folder; returns what it cannot say, a line each."""
+    assert isinstance(objective, DDPMObjective), "others have another format"
     assert isinstance(objective.model, UNet), "check_diffusers refuses other networks"
     _, height, width = objective.data.shape
     unet = unet_arguments(objective.model, sample_size=height) | {"_class_name": "UNet2DModel", "_diffusers_version": VERSION}
@@ -50,5 +54,5 @@ def write_diffusers(objective: DDPMObjective, target: Folder) -> list[str]:
     return notes
 
 
-def _write(folder: Folder, name: str, values: dict[str, Any]) -> None:
+def _write(folder: Folder, name: str, values: Mapping[str, object]) -> None:
     folder.make().write(name, json.dumps(values, indent=2).encode())

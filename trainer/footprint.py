@@ -20,8 +20,6 @@ from trainer.config import RunConfig
 from trainer.core.protocols import Objective
 from trainer.engines import DeepSpeedConfig
 from trainer.objectives import build_objective
-from trainer.objectives.distill import DistillObjective
-from trainer.objectives.language_config import AnyLanguage
 from trainer.training_state import Group, State, optimizer_groups, training_state
 
 
@@ -63,8 +61,8 @@ class Footprint:
 
 def on_meta(run: RunConfig) -> Objective:
     """The objective with its networks on the `meta` device, whole: no memory, no numbers."""
-    # A transformer may be larger than any memory and must never be made; the others look at their data while they are built, which needs numbers.
-    place: Any = torch.device("meta") if isinstance(run.objective, AnyLanguage) else weightless()
+    # Other objectives read data while they are built, so they need real tensors.
+    place: Any = torch.device("meta") if run.objective.builds_on_meta else weightless()
     with place:
         return build_objective(run.objective, run.seed)
 
@@ -111,11 +109,10 @@ def footprint(run: RunConfig, objective: Objective, world: int, bf16: bool, cuda
     if not isinstance(network, Transformer):
         return Footprint(states=states, averages=averages, balanced=None, worst=None)
     moe, ep, batch = network.config.moe, run.ep(world), run.batch.micro_batch
-    length, mask = objective.tokens_per_sample, bool(getattr(run.objective.data, "document_mask", False))
+    length, mask = objective.tokens_per_sample, run.objective.masks_documents
     worst = _worst_load(moe, ep, batch, length) if moe else 1.0
     balanced, fullest = (_activations(network, batch, length, kernels, ep, load, mask) for load in (1.0, worst))
-    teacher = 4 * objective.teacher_size[0] if isinstance(objective, DistillObjective) else 0
-    return Footprint(states=states, averages=averages, balanced=balanced, worst=fullest, teacher=teacher)
+    return Footprint(states=states, averages=averages, balanced=balanced, worst=fullest, teacher=objective.frozen_bytes)
 
 
 def _activations(network: Transformer, samples: int, length: int, kernels: Kernels, ep: int, load: float, mask: bool) -> Activations:

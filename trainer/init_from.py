@@ -5,78 +5,78 @@ Every rank fills the fragments that it holds, so ZeRO stage, experts over ranks 
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
 from data.tokenizers import load_tokenizer
 from models.transformer import Transformer, TransformerConfig
 from models.transformers_format import shape_of
-from models.upcycle import Origin, upcycled
-from trainer import teacher
-from trainer.objectives import ObjectiveConfig
-from trainer.objectives.language_config import AnyLanguage, DistillConfig, vocabulary
+from models.upcycle import Origin, UpcycleConfig, upcycled
 from trainer.shards import Fragment
 from trainer.sources import WeightSource, open_source
-from trainer.storage import Folder, absolute
+from trainer.storage import Folder
+from trainer.vocabulary import embedding_rows
 
-AnyObjective = TypeVar("AnyObjective", bound=ObjectiveConfig)
 
+@dataclass(frozen=True, kw_only=True)
+class InitFrom:
+    """A language model that starts from the weights in a folder."""
 
-def settle(objective: AnyObjective, resume: bool) -> AnyObjective:
-    """`objective` with an absolute `init_from`. Raises ValueError, unless the run resumes, if its model cannot start from what lies there."""
-    if not isinstance(objective, AnyLanguage) or objective.init_from is None:
-        return objective
-    objective = replace(objective, init_from=absolute(objective.init_from))
-    if not resume:
+    folder: str
+    model: TransformerConfig
+    """The model that starts, with the experts that `upcycle` asks for."""
+    upcycle: UpcycleConfig | None
+    tokenizer: str
+    vocab_size: int | None
+
+    def check(self) -> None:
+        """Raises ValueError, naming fields, values and fixes, if the model cannot start from what lies in the folder."""
         with tempfile.TemporaryDirectory() as scratch:
-            _open(objective, Path(scratch))
-    return objective
+            self._open(Path(scratch))
 
+    def fill(self, fragments: Iterable[Fragment], say: Callable[[str], None]) -> None:
+        """Copies the weights into `fragments`, and the buffers other than the counters of the routing watch."""
+        with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
+            source, origins = self._open(Path(scratch))
+            for fragment in fragments:
+                name = fragment.name.removeprefix("model/")
+                if fragment.kind == "weight":
+                    _fill(fragment, origins[name], source)
+                elif fragment.kind == "buffer" and not name.startswith("routing_watch.") and source.shape(name) == fragment.global_shape:
+                    _fill(fragment, Origin((name,)), source)
+        copies = f", each feed-forward network {self.upcycle.experts} times" if self.upcycle else ""
+        say(f"started from {self.folder}{copies}")
 
-def start(objective: ObjectiveConfig, fragments: Iterable[Fragment], say: Callable[[str], None]) -> bool:
-    """Fill the weights and buffers among `fragments` from `init_from`, but not the watch's counters, or from a teacher; False if the job names none."""
-    if isinstance(objective, DistillConfig) and objective.init_from_teacher:
-        teacher.start(objective, fragments, say)
-        return True
-    if not isinstance(objective, AnyLanguage) or objective.init_from is None:
-        return False
-    with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
-        source, origins = _open(objective, Path(scratch))
-        for fragment in fragments:
-            name = fragment.name.removeprefix("model/")
-            if fragment.kind == "weight":
-                _fill(fragment, origins[name], source)
-            elif fragment.kind == "buffer" and not name.startswith("routing_watch.") and source.shape(name) == fragment.global_shape:
-                _fill(fragment, Origin((name,)), source)
-    say(f"started from {objective.init_from}" + (f", each feed-forward network {objective.upcycle.experts} times" if objective.upcycle else ""))
-    return True
+    def _open(self, scratch: Path) -> tuple[WeightSource, Mapping[str, Origin]]:
+        """The source, and where each parameter comes from."""
+        where = f"run.objective.init_from: {self.folder}"
+        try:
+            source = open_source(Folder(self.folder), scratch)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        if self.upcycle and source.model.moe_indices:
+            experts = source.model.moe and source.model.moe.experts
+            raise ValueError(f"{where}: it is a mixture of {experts} experts already; leave upcycle out")
+        _compare(source.model, replace(self.model, moe=None) if self.upcycle else self.model, where)
+        rows = self._rows(source, where)
+        with torch.device("meta"):
+            names = [name for name, _ in Transformer(self.model, rows).named_parameters()]
+        origins = {name: Origin((name,) if source.shape(name) else ()) for name in names}
+        return source, origins | upcycled(self.model, names) if self.upcycle else origins
 
-
-def _open(objective: AnyLanguage, scratch: Path) -> tuple[WeightSource, Mapping[str, Origin]]:
-    """The source, and where each parameter comes from. ValueError, naming fields, values and fixes, unless they fit."""
-    assert objective.init_from is not None
-    model, where = objective.model, f"run.objective.init_from: {objective.init_from}"
-    try:
-        source = open_source(Folder(objective.init_from), scratch)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-    if objective.upcycle and source.model.moe_indices:
-        raise ValueError(f"{where}: it is a mixture of {source.model.moe and source.model.moe.experts} experts already; leave upcycle out")
-    _compare(source.model, replace(model, moe=None) if objective.upcycle else model, where)
-    rows = vocabulary(objective, load_tokenizer(objective.data.tokenizer))
-    if rows != source.vocab_size:
-        fix = f"use its own tokenizer (run.objective.data.tokenizer={objective.init_from})"
-        if source.vocab_size > rows:
-            fix += f", or run.objective.vocab_size={source.vocab_size} where this one is its own"
-        raise ValueError(f"{where}: embedding.weight is {(source.vocab_size, model.d_model)} there and {(rows, model.d_model)} here; {fix}")
-    with torch.device("meta"):
-        names = [name for name, _ in Transformer(model, rows).named_parameters()]
-    origins = {name: Origin((name,) if source.shape(name) else ()) for name in names}
-    return source, origins | upcycled(model, names) if objective.upcycle else origins
+    def _rows(self, source: WeightSource, where: str) -> int:
+        """Rows of the embedding: the same there and here."""
+        rows = embedding_rows(self.vocab_size, load_tokenizer(self.tokenizer))
+        if rows != source.vocab_size:
+            fix = f"use its own tokenizer (run.objective.data.tokenizer={self.folder})"
+            if source.vocab_size > rows:
+                fix += f", or run.objective.vocab_size={source.vocab_size} where this one is its own"
+            there, here = (source.vocab_size, self.model.d_model), (rows, self.model.d_model)
+            raise ValueError(f"{where}: embedding.weight is {there} there and {here} here; {fix}")
+        return rows
 
 
 def _compare(there: TransformerConfig, here: TransformerConfig, where: str) -> None:

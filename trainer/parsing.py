@@ -4,17 +4,35 @@ import dataclasses
 import difflib
 import re
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Union
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema
 
 T = TypeVar("T")
 Json = dict[str, Any]
 """An object as JSON and YAML hold it."""
 _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Marks a field whose dataclasses stand in a table: `Annotated[Base, OneOf(table)]` is read and written as the union of them."""
+
+    table: Iterable[type]
+    """Read each time that it is needed, so that a table may grow; call `forget_adapters` when it has grown."""
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return handler.generate_schema(Union[tuple(self.table)])  # noqa: UP007  (a union of what is known at run time only)
+
+
+def forget_adapters() -> None:
+    """Makes the next job be read by the tables as they are now."""
+    _ADAPTERS.clear()
 
 
 class _Loader(yaml.SafeLoader):
@@ -77,7 +95,7 @@ def parse(cls: type[T], values: Any, where: str = "") -> T:
     if not isinstance(values, Mapping):
         raise ValueError(f"{where or 'the job'}: got {values!r}; it takes a mapping of fields")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints, prefix = typing.get_type_hints(cls), f"{where}." if where else ""
+    hints, prefix = typing.get_type_hints(cls, include_extras=True), f"{where}." if where else ""
     for key in values:
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1)
@@ -118,9 +136,12 @@ def _nested(hint: Any, value: Any, default: Any, where: str) -> Any:
 
 
 def _dataclasses_in(hint: Any) -> Iterator[Any]:
+    parts = typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         yield hint
-    for part in typing.get_args(hint):
+    if tables := [part for part in parts if isinstance(part, OneOf)]:
+        parts = tuple(tables[0].table)
+    for part in parts:
         yield from _dataclasses_in(part)
 
 

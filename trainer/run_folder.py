@@ -1,17 +1,10 @@
 """The folder of a run: its name, and what is in it before the first worker starts."""
 
-import math
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from data.images import ImageConfig
-from data.sources import absolute as absolute_source
-from data.text import TextConfig
-from trainer import init_from, teacher
 from trainer.config import RunConfig
-from trainer.objectives.language_config import DistillConfig
 from trainer.parsing import plain
 from trainer.rules import RulesConfig
 from trainer.run_files import RESOLVED, RunFiles, run_files
@@ -28,13 +21,7 @@ def settle(run: RunConfig, stem: str, workers: int, resume: bool, numbered: bool
     root = absolute(run.root)
     tracking = replace(run.tracking, uri=tracking_uri(run.tracking))
     name = run.name or (_numbered(Folder(root), stem, resume) if numbered else stem)
-    objective: Any = run.objective
-    if isinstance(data := objective.data, TextConfig | ImageConfig):
-        held_out = data.eval_source and absolute_source(data.eval_source, Path.cwd())
-        data = replace(data, lanes=data.lanes or math.lcm(8, workers), source=absolute_source(data.source, Path.cwd()), eval_source=held_out)
-    objective = init_from.settle(replace(objective, data=data), resume)
-    if isinstance(objective, DistillConfig):
-        objective = teacher.settle(objective)
+    objective = run.objective.resolved(workers, resume)
     evaluate = replace(run.evaluate, rules=run.evaluate.rules and _settle_rules(run.evaluate.rules))
     return replace(run, root=root, tracking=tracking, name=name, source=stem, evaluate=evaluate, objective=objective)
 

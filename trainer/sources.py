@@ -28,6 +28,13 @@ from trainer.storage import Folder
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
+class TensorSlice(Protocol):
+    """A tensor in a safetensors file, of which rows can be read."""
+
+    def get_shape(self) -> list[int]: ...
+    def __getitem__(self, rows: slice) -> Tensor: ...
+
+
 class WeightSource(Protocol):
     """Weights of a transformer, somewhere."""
 
@@ -63,15 +70,12 @@ class RunSource:
     """The newest whole checkpoint of a run of ours: the moving average of its weights, where it has one, as everywhere outside training."""
 
     def __init__(self, folder: Folder, scratch: Path):
-        from trainer.objectives.language_config import DistillConfig, LanguageConfig, MaskedLanguageConfig
-
         files = RunFiles(folder)
         objective = files.job()["run"].get("objective", {})
-        kinds: dict[str, Any] = {"moe_lm": LanguageConfig, "distill": DistillConfig, "masked_lm": MaskedLanguageConfig}
-        if objective.get("name") not in kinds:
-            raise ValueError(f"it is a run of {objective.get('name')}; name one of {', '.join(kinds)}")
-        config = parse(kinds[objective["name"]], objective, "objective")
-        self.model, self.reads_by = config.model, config.data.tokenizer
+        if "model" not in objective or "tokenizer" not in objective.get("data", {}):
+            raise ValueError(f"it is a run of {objective.get('name')}, which is no language model; name a run of one, such as moe_lm")
+        self.model = parse(TransformerConfig, objective["model"], "objective.model")
+        self.reads_by = str(objective["data"]["tokenizer"])
         found = restore.newest(files.checkpoints)
         if found is None:
             raise ValueError("the run has no whole checkpoint yet; let it save one")
@@ -110,7 +114,9 @@ class TransformersSource:
     """A folder that transformers' `save_pretrained` or our export wrote: one file, or several with an index."""
 
     def __init__(self, folder: Folder, scratch: Path):
-        self.folder, self.scratch, self.readers = folder, scratch, dict[str, Any]()
+        self.folder = folder
+        self.scratch = scratch
+        self.readers: dict[str, safe_open] = {}
         self.model, self.vocab_size = from_config(_json(folder, "config.json"))
         self.files = self._files()
         stacked = any(name.endswith("experts.gate_up_proj") for name in self.files)
@@ -151,7 +157,7 @@ class TransformersSource:
             if torch.count_nonzero(self._reader(self.files[name]).get_tensor(name)):
                 raise ValueError(f"{name} is not zero, and ours has no such gate; only shared experts without one are possible")
 
-    def _reader(self, file: str) -> Any:
+    def _reader(self, file: str) -> safe_open:
         if file not in self.readers:
             if not self.folder.exists(file):
                 raise ValueError(f"the folder has no {file}, which its index names; copy the whole folder")
@@ -161,7 +167,7 @@ class TransformersSource:
                 raise ValueError(f"{file} is no safetensors file ({error}); copy it again") from None
         return self.readers[file]
 
-    def _slice(self, name: str) -> Any:
+    def _slice(self, name: str) -> TensorSlice:
         try:
             return self._reader(self.files[name]).get_slice(name)
         except SafetensorError:

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,32 +12,63 @@ from data.tokenizer_files import token_ids, tokenizer_files
 from data.tokenizers import load_tokenizer
 from models.transformer import Transformer, TransformerConfig
 from trainer import shards
-from trainer.objectives.language_config import DistillConfig, vocabulary
 from trainer.shards import Fragment
 from trainer.sources import WeightSource, open_source
 from trainer.storage import Folder, absolute
+from trainer.vocabulary import embedding_rows
 
 _ROUTED = {"experts", "router"}
 
 
-def settle(config: DistillConfig) -> DistillConfig:
-    """`config` with an absolute `teacher`. ValueError, naming fields, values and fixes, if the student cannot learn from what lies there."""
-    with _opened(config.teacher) as source:
-        _check_reading(config, source)
-        if config.init_from_teacher and not any(_alike(name, shape, config.model, source) for name, shape in _shapes(config.model, source.vocab_size)):
-            fix = f"set run.objective.init_from_teacher: false, or d_model {source.model.d_model} as there"
-            raise ValueError(f"run.objective.teacher: {config.teacher}: no weight outside its experts has the shape of one of run.objective.model; {fix}")
-    return replace(config, teacher=absolute(config.teacher))
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """A language model that learns from a teacher, and may start with its weights."""
 
+    teacher: str
+    """Folder of the teacher."""
+    model: TransformerConfig
+    tokenizer: str
+    vocab_size: int | None
+    starts_alike: bool
+    """Whether it starts with the weights that both have alike."""
 
-def start(config: DistillConfig, fragments: Iterable[Fragment], say: Callable[[str], None]) -> None:
-    """Fill the weights among `fragments` that teacher and student have alike."""
-    with _opened(config.teacher) as source, torch.no_grad():
-        for fragment in fragments:
-            name = fragment.name.removeprefix("model/")
-            if fragment.kind == "weight" and _alike(name, fragment.global_shape, config.model, source):
-                fragment.values[:] = source.read(name, fragment.start, fragment.start + fragment.values.numel())
-    say(f"started with the weights outside experts of the teacher {config.teacher}")
+    def check(self) -> None:
+        """Raises ValueError, naming fields, values and fixes, if the student cannot learn from what lies in the folder."""
+        with _opened(self.teacher) as source:
+            self._check_reading(source)
+            shapes = _shapes(self.model, source.vocab_size)
+            if self.starts_alike and not any(_alike(name, shape, self.model, source) for name, shape in shapes):
+                what = "no weight outside its experts has the shape of one of run.objective.model"
+                fix = f"set run.objective.init_from_teacher: false, or d_model {source.model.d_model} as there"
+                raise ValueError(f"run.objective.teacher: {self.teacher}: {what}; {fix}")
+
+    def fill(self, fragments: Iterable[Fragment], say: Callable[[str], None]) -> None:
+        """Copies the weights that teacher and student have alike into `fragments`."""
+        with _opened(self.teacher) as source, torch.no_grad():
+            for fragment in fragments:
+                name = fragment.name.removeprefix("model/")
+                if fragment.kind == "weight" and _alike(name, fragment.global_shape, self.model, source):
+                    fragment.values[:] = source.read(name, fragment.start, fragment.start + fragment.values.numel())
+        say(f"started with the weights outside experts of the teacher {self.teacher}")
+
+    def _check_reading(self, source: WeightSource) -> None:
+        """ValueError unless teacher and student have the same tokens, as far as the teacher's folder says."""
+        where = f"run.objective.teacher: {self.teacher}"
+        rows = embedding_rows(self.vocab_size, load_tokenizer(self.tokenizer))
+        if rows != source.vocab_size:
+            fix = f"use the tokenizer that it reads by, or run.objective.vocab_size={source.vocab_size} where that is the same"
+            tokens = f"it has {source.vocab_size} tokens and run.objective.data.tokenizer {self.tokenizer} {rows}"
+            raise ValueError(f"{where}: {tokens}; {fix}")
+        theirs = source.tokenizer()
+        if theirs is None:
+            return
+        there = token_ids(theirs)
+        here = token_ids(tokenizer_files(self.tokenizer)["tokenizer.json"])
+        if there != here:
+            token = min(token for token in there.keys() | here.keys() if there.get(token) != here.get(token))
+            ids = f"{token!r} is {there.get(token, 'none')} there and {here.get(token, 'none')} here"
+            other = f"it reads by other tokens than run.objective.data.tokenizer {self.tokenizer} ({ids})"
+            raise ValueError(f"{where}: {other}; use the tokenizer that it reads by")
 
 
 def load(teacher: str) -> Transformer:
@@ -75,23 +106,6 @@ def _opened(teacher: str) -> Iterator[WeightSource]:
         if not source.model.causal:
             raise ValueError(f"run.objective.teacher: {teacher}: it restores masked tokens; name a model that predicts the next one (moe_lm)")
         yield source
-
-
-def _check_reading(config: DistillConfig, source: WeightSource) -> None:
-    """ValueError unless teacher and student have the same tokens, as far as the teacher's folder says."""
-    name, where = config.data.tokenizer, f"run.objective.teacher: {config.teacher}"
-    rows = vocabulary(config, load_tokenizer(name))
-    if rows != source.vocab_size:
-        fix = f"use the tokenizer that it reads by, or run.objective.vocab_size={source.vocab_size} where that is the same"
-        raise ValueError(f"{where}: it has {source.vocab_size} tokens and run.objective.data.tokenizer {name} {rows}; {fix}")
-    theirs = source.tokenizer()
-    if theirs is None:
-        return
-    there, here = token_ids(theirs), token_ids(tokenizer_files(name)["tokenizer.json"])
-    if there != here:
-        token = min(token for token in there.keys() | here.keys() if there.get(token) != here.get(token))
-        ids = f"{token!r} is {there.get(token, 'none')} there and {here.get(token, 'none')} here"
-        raise ValueError(f"{where}: it reads by other tokens than run.objective.data.tokenizer {name} ({ids}); use the tokenizer that it reads by")
 
 
 def _shapes(model: TransformerConfig, vocab_size: int) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -9,7 +9,6 @@ from typing import Any
 
 from data.steps import Share
 from models.init import initialise
-from trainer import init_from
 from trainer.anomaly import Guard, Note, no_checkpoint, unnoted
 from trainer.attempts import Print, begin_attempt, close_attempt, ending, note_end, recorded
 from trainer.checkpoint import Checkpointer
@@ -117,7 +116,8 @@ def _train(run: RunConfig, world: World, say: Print, started: float, asked: Aske
 def _resume_or_start(run: RunConfig, training: Training, checkpointer: Checkpointer, files: RunFiles, say: Say) -> State | None:
     """The state of the checkpoint from which training continues; None at a run's start, where weights may come from elsewhere."""
     state = resume(training, checkpointer, files, say)
-    if state is None and init_from.start(run.objective, fragments(training), partial(say, EventKind.NOTE)):
+    if state is None and (start := run.objective.start) is not None:
+        start.fill(fragments(training), partial(say, EventKind.NOTE))
         for engine in training.engines.values():
             engine.refresh()
         training.ema.restart()

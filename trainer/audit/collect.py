@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from data.steps import Share
 from models.experts import Experts
 from models.router import Router
-from trainer import init_from
 from trainer.audit.decisions import Recorded, deciding
 from trainer.audit.evidence import AuditedStep, Evidence, RouterCall, to_bytes
 from trainer.audit.rounding import arithmetic
@@ -48,7 +47,8 @@ def collect(run: RunConfig, world: World) -> Evidence:
     """Two audited steps of `run`, on its first two global batches; complete on rank 0 only."""
     optimizer = replace(run.optimizer, betas=(0.0, run.optimizer.betas[1]))
     training = build_training(replace(run, optimizer=optimizer, ema=None), world)
-    if init_from.start(run.objective, fragments(training), lambda line: None):
+    if (start := run.objective.start) is not None:
+        start.fill(fragments(training), lambda line: None)
         for engine in training.engines.values():
             engine.refresh()
     objective = training.objective

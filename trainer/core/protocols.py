@@ -50,6 +50,8 @@ class Stream(Protocol):
 class Objective(Protocol):
     """What is minimised, measured and looked at."""
 
+    seed: int
+    """The run's: decides whatever is random."""
     phases: tuple[str, ...]
     """Networks in update order: ("model",) for all but the GAN."""
     networks: dict[str, nn.Module]
@@ -64,6 +66,14 @@ class Objective(Protocol):
     """Model FLOPs of one sample in training, for model FLOPs utilisation; 0 where no formula is stated."""
     group: int
     """Consecutive samples that must stay together: a micro-batch holds whole groups."""
+
+    @property
+    def frozen_bytes(self) -> int:
+        """Bytes of networks that are only read, a teacher's: whole on every rank, and in no checkpoint."""
+
+    @property
+    def frozen_flops_per_sample(self) -> float:
+        """FLOPs of their forward passes over one sample in training."""
 
     def stream(self, share: Share, state: State | None) -> Stream:
         """This rank's part of the training data, from the start or from where `state` left it."""

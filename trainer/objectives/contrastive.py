@@ -7,9 +7,10 @@ gradient by each embedding once, over all ranks, and gives each micro-batch its 
 M samples, F features, P width of an embedding.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,76 +21,61 @@ from models.augment import AugmentConfig, augment
 from models.contrastive import Embedded, PairLoss, clamped, leads_out, nt_xent
 from models.init import initialise
 from models.random import derive, sample_keys
-from models.towers import ConvEncoderConfig, TwoViews
+from models.towers import ConvEncoderConfig, TwoTowers, TwoViews
 from trainer.core.protocols import Gather, GatherRows, SampleSet, Sums
 from trainer.objectives.feature_quality import Parts, ProbeConfig, class_figures, of_images, once, pair_figures
-from trainer.objectives.image_data import ImageModel, Images, grid_of
+from trainer.objectives.image_data import ImageModelConfig, Images, grid_of
 from trainer.objectives.image_objective import ImageObjective
 
 _NEIGHBOURS_SHOWN = 9
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimCLRConfig(ImageModel):
-    """Two random views of an image are to be alike, and unlike those of all other images of the global batch (Chen et al. 2020)."""
+class ContrastiveConfig(ImageModelConfig):
+    """The base of the objectives that compare pairs."""
 
-    name: Literal["simclr"] = "simclr"
     data: ImageConfig = field(default_factory=ImageConfig)
     """Images; labels serve measures alone."""
-    encoder: ConvEncoderConfig = field(default_factory=ConvEncoderConfig)
-    """What is kept after training."""
-    projection: tuple[int, ...] = (128, 64)
-    """Widths of the projection head's layers, of which the last is that of the embeddings."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """How the views are made."""
-    temperature: float = 0.5
-    """Of the softmax over the candidates."""
+    """How training images are varied."""
     chunk: int = 4096
     """Candidates whose logits are in memory at a time, for each pair of this rank."""
     quality: ProbeConfig | None = field(default_factory=ProbeConfig)
     """How the features are measured; null: not at all."""
 
-    def __post_init__(self) -> None:
-        if not 0.01 <= self.temperature <= 1:
-            raise ValueError(f"temperature is {self.temperature}; it must be between 0.01 and 1, such as 0.5, or 0.1 with large batches")
-        if self.chunk < 1 or not self.projection:
-            raise ValueError(
-                f"chunk is {self.chunk} and projection {list(self.projection)}; chunk must be at least 1, and projection must name a layer or more"
-            )
-
-    @property
-    def group(self) -> int:
-        return 1
-
 
 class ContrastiveObjective(ImageObjective):
-    """The loss is NT-Xent in nats, the mean of a sample's two views."""
+    """What is the same for all pairs: subclasses say what a pair is, and how its loss depends on all others."""
 
-    least_temperature = 0.01
+    config: ContrastiveConfig
+    model: TwoViews | TwoTowers
+    least_temperature: float
 
-    def __init__(self, config: Any, seed: int):
+    def __init__(self, config: ContrastiveConfig, seed: int):
         super().__init__(config.data, config.group, seed)
         assert isinstance(self.data, Images)
-        self.config, self.images = config, self.data
-        self.model: Any = self._network()
+        self.config = config
+        self.images = self.data
+        self.model = self._network()
         self.networks: dict[str, nn.Module] = {"model": self.model}
         self.beside: dict[str, float] = {}
         """Figures of the network as it started and of the pixels: computed once."""
 
-    def _network(self) -> nn.Module:
-        return TwoViews(self.config.encoder, self.images.shape, self.config.projection, self.config.temperature)
+    @abstractmethod
+    def _network(self) -> TwoViews | TwoTowers:
+        """A new network."""
 
-    def _inputs(self, x: Tensor, number_M: Tensor, purpose: str) -> tuple[Tensor, Tensor]:
-        """Two views of each image."""
-        keys_M = sample_keys(self.seed, number_M, purpose)
-        return augment(self.config.augment, x, derive(keys_M, "view", 0)), augment(self.config.augment, x, derive(keys_M, "view", 1))
-
+    @abstractmethod
     def _embed(self, net: nn.Module, batch: Batch, purpose: str) -> Embedded:
-        embedded: Embedded = net(*self._inputs(self.data.values(batch), batch["sample"], purpose))
-        return embedded
+        """Both sides of each pair, through `net`; `purpose` is "views" in training, "held-out views" otherwise."""
 
+    @abstractmethod
     def _pair_loss(self, z: Embedded, number_M: Tensor, rows: GatherRows) -> PairLoss:
-        return nt_xent(z, number_M, clamped(z.log_scale, self.least_temperature), self.config.chunk, rows)
+        """The loss of each pair among those of all ranks, and its gradients."""
+
+    @abstractmethod
+    def _pair_figures(self, config: ProbeConfig, held_out: Parts) -> dict[str, float]:
+        """Measures of the embeddings "a" and "b" of held-out pairs."""
 
     @torch.no_grad()
     def prepare(self, phase: str, net: nn.Module, batches: Sequence[Batch], rows: GatherRows) -> Sequence[Batch]:
@@ -100,9 +86,7 @@ class ContrastiveObjective(ImageObjective):
         cached = cached._replace(log_scale_M=cached.log_scale_M * ~outward)
         sizes = [len(batch["sample"]) for batch in batches]
         split = zip(*(each.split(sizes) for each in cached), strict=True)
-        return [
-            batch | {f"cached/{name}": value for name, value in zip(PairLoss._fields, mine, strict=True)} for batch, mine in zip(batches, split, strict=True)
-        ]
+        return [batch | _keyed(part) for batch, part in zip(batches, split, strict=True)]
 
     def loss(self, phase: str, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Sums]:
         z, cached = self._embed(net, batch, "views"), PairLoss(*(batch[f"cached/{name}"] for name in PairLoss._fields))
@@ -131,7 +115,7 @@ class ContrastiveObjective(ImageObjective):
         if self.config.quality is None:
             return {}
         config, first = self.config.quality, not self.beside
-        start: Any = self._network()
+        start = self._network()
         initialise(start, self.seed)
         start.to(self.device).eval()
 
@@ -155,12 +139,57 @@ class ContrastiveObjective(ImageObjective):
         self.beside |= {name: value for name, value in found.items() if "/" in name}
         return found | self.beside
 
-    def _pair_figures(self, config: ProbeConfig, held_out: Parts) -> dict[str, float]:
-        return pair_figures(config, held_out["a"], held_out["b"], held_out["number"], "view")
-
     @property
     def _apart(self) -> Literal["train", "held_out"]:
         return "held_out" if self.images.config.eval_source or self.images.config.held_out else "train"
+
+    def _features(self, image_NCHW: Tensor) -> Tensor:
+        return torch.cat([self.model.features((part.float() / 127.5 - 1).to(self.device)) for part in image_NCHW.split(256)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimCLRConfig(ContrastiveConfig):
+    """Two random views of an image are to be alike, and unlike those of all other images of the global batch (Chen et al. 2020)."""
+
+    name: Literal["simclr"] = "simclr"
+    encoder: ConvEncoderConfig = field(default_factory=ConvEncoderConfig)
+    """What is kept after training."""
+    projection: tuple[int, ...] = (128, 64)
+    """Widths of the projection head's layers, of which the last is that of the embeddings."""
+    temperature: float = 0.5
+    """Of the softmax over the candidates."""
+
+    def __post_init__(self) -> None:
+        if not 0.01 <= self.temperature <= 1:
+            raise ValueError(f"temperature is {self.temperature}; it must be between 0.01 and 1, such as 0.5, or 0.1 with large batches")
+        if self.chunk < 1 or not self.projection:
+            raise ValueError(
+                f"chunk is {self.chunk} and projection {list(self.projection)}; chunk must be at least 1, and projection must name a layer or more"
+            )
+
+
+class SimCLRObjective(ContrastiveObjective):
+    """The loss is NT-Xent in nats, the mean of a sample's two views."""
+
+    config: SimCLRConfig
+    model: TwoViews
+    least_temperature = 0.01
+
+    def _network(self) -> TwoViews:
+        return TwoViews(self.config.encoder, self.images.shape, self.config.projection, self.config.temperature)
+
+    def _embed(self, net: nn.Module, batch: Batch, purpose: str) -> Embedded:
+        x = self.images.values(batch)
+        keys_M = sample_keys(self.seed, batch["sample"], purpose)
+        views = [augment(self.config.augment, x, derive(keys_M, "view", number)) for number in range(2)]
+        embedded: Embedded = net(*views)
+        return embedded
+
+    def _pair_loss(self, z: Embedded, number_M: Tensor, rows: GatherRows) -> PairLoss:
+        return nt_xent(z, number_M, clamped(z.log_scale, self.least_temperature), self.config.chunk, rows)
+
+    def _pair_figures(self, config: ProbeConfig, held_out: Parts) -> dict[str, float]:
+        return pair_figures(config, held_out["a"], held_out["b"], held_out["number"], "view")
 
     def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> SampleSet:
         """In each row a held-out image, then the training images whose features are nearest."""
@@ -173,8 +202,10 @@ class ContrastiveObjective(ImageObjective):
         rows = torch.cat([asked[:, None], known[nearest.cpu()]], dim=1).flatten(0, 1).float() / 127.5 - 1
         return SampleSet(images={"neighbours": grid_of(rows, columns=1 + nearest.shape[1])})
 
-    def _features(self, image_NCHW: Tensor) -> Tensor:
-        return torch.cat([self.model.features((part.float() / 127.5 - 1).to(self.device)) for part in image_NCHW.split(256)])
+
+def _keyed(part: tuple[Tensor, ...]) -> Batch:
+    """The fields of a PairLoss as parts of a batch."""
+    return {f"cached/{name}": value for name, value in zip(PairLoss._fields, part, strict=True)}
 
 
 def _count(like: Tensor, samples: int) -> Sums:

@@ -21,7 +21,8 @@ from models.schedules import Schedule, betas
 from models.unet import UNetConfig
 from models.vlb import prior_term, vlb_term
 from trainer.core.protocols import SampleSet, Sums
-from trainer.objectives.image_data import ImageModel, Images, Points, ToyConfig, cloud_of, grid_of
+from trainer.objectives.config import ExportFormat
+from trainer.objectives.image_data import ImageModelConfig, Images, Points, ToyConfig, cloud_of, grid_of
 from trainer.objectives.image_objective import GenerativeObjective
 from trainer.objectives.quality import QualityConfig, check_quality
 
@@ -65,7 +66,7 @@ SamplerConfig = DDPMSampler | DDIMSampler | DPMSolverSampler
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDPMConfig(ImageModel):
+class DDPMConfig(ImageModelConfig):
     """A diffusion model, class-conditional where asked for."""
 
     name: Literal["ddpm"] = "ddpm"
@@ -98,8 +99,8 @@ class DDPMConfig(ImageModel):
             raise ValueError(f"sampler.steps is {self.sampler.steps}, but the schedule has {self.diffusion.schedule.steps} timesteps; use at most as many")
 
     @property
-    def group(self) -> int:
-        return 1
+    def export_format(self) -> ExportFormat | None:
+        return "diffusers"
 
 
 class DDPMObjective(GenerativeObjective):
@@ -145,7 +146,7 @@ class DDPMObjective(GenerativeObjective):
         error_M = squared_error(self.config.diffusion.prediction, self.schedule, split_variance(output, x0)[0], x0, t_M, noise)
         buckets = loss_by_timestep(error_M[there_M], t_M[there_M], self.schedule.steps, _BUCKETS)
         sums = {"loss": loss_M[there_M].sum().double(), "samples": there_M.sum().double(), "buckets": buckets}
-        if self.config.bound_timesteps and isinstance(self.data, Images):
+        if self._estimates_bound:
             sums |= self._bound(x0, labels_M, batch["sample"], there_M)
         return sums
 
@@ -165,14 +166,20 @@ class DDPMObjective(GenerativeObjective):
         prior = prior_term(self.schedule, x0)[there_M].sum().double()
         return {"bound_prior": prior, "bound_kl": kl, "bound_decoder": term(torch.zeros_like(samples_M), 0)}
 
+    @property
+    def _estimates_bound(self) -> bool:
+        """Whether evaluation estimates the variational bound, which is defined for images with discrete values."""
+        return self.config.bound_timesteps > 0 and isinstance(self.data, Images)
+
     def report(self, sums: Sums) -> dict[str, float]:
         weight = sums["samples"].item()
         figures = {"loss": sums["loss"].item() / weight}
-        if "buckets" in sums:
+        evaluated = "buckets" in sums  # training measures the loss alone
+        if evaluated:
             total, count = sums["buckets"]
             figures["l_simple"] = (total.sum() / count.sum()).item()
             figures |= {f"l_simple/bucket{i}": (total[i] / count[i]).item() for i in range(_BUCKETS) if count[i] > 0}
-        if "bound_kl" in sums:
+        if evaluated and self._estimates_bound:
             terms = {name: sums[f"bound_{name}"].item() / weight for name in ("prior", "kl", "decoder")}
             figures |= {"bits_per_dimension": sum(terms.values())} | {f"bound/{name}": value for name, value in terms.items()}
         return figures

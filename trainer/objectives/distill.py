@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from data.steps import Batch
 from models.flops import forward_flops_per_token, parameters
 from models.losses import categorical_kl
-from models.transformer import Transformer
+from models.transformer import Transformer, TransformerConfig
 from trainer import teacher as teachers
 from trainer.core.protocols import Sums
 from trainer.objectives.language import IGNORE, LanguageObjective, Pass
@@ -24,27 +24,32 @@ class DistillObjective(LanguageObjective):
     2015, section 2). Held-out data are measured without the teacher, so that runs compare, and a finished run does without its teacher's folder.
     """
 
-    def __init__(self, config: DistillConfig, seed: int):
-        super().__init__(config, seed)
-        self.lesson = config
+    config: DistillConfig
 
     @cached_property
     def teacher(self) -> Transformer:
         """Read when the first batch is learned from."""
-        return teachers.load(self.lesson.teacher).to(next(self.model.parameters()).device)
+        return teachers.load(self.config.teacher).to(next(self.model.parameters()).device)
 
     @cached_property
-    def teacher_size(self) -> tuple[int, float]:
-        """Parameters of the teacher, and the FLOPs of its forward pass over a sample: from its description, without weights."""
-        config, vocab_size = teachers.describe(self.lesson.teacher)
-        seq_len = self.lesson.data.seq_len
-        return parameters(config, vocab_size).total, seq_len * forward_flops_per_token(config, vocab_size, seq_len)
+    def _teacher_sizes(self) -> tuple[TransformerConfig, int]:
+        """The teacher's model and vocabulary: from its description, without weights."""
+        return teachers.describe(self.config.teacher)
+
+    @property
+    def frozen_bytes(self) -> int:
+        return 4 * parameters(*self._teacher_sizes).total
+
+    @property
+    def frozen_flops_per_sample(self) -> float:
+        seq_len = self.config.data.seq_len
+        return seq_len * forward_flops_per_token(*self._teacher_sizes, seq_len)
 
     def loss(self, phase: str, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Sums]:
         done = self._forward(net, batch)
         kl_sum, agreed = self._taught(done, batch)
-        alpha = self.lesson.alpha
-        loss, sums = self._summed((1 - alpha) * done.nll_sum + alpha * self.lesson.kl_temperature**2 * kl_sum, done)
+        alpha = self.config.alpha
+        loss, sums = self._summed((1 - alpha) * done.nll_sum + alpha * self.config.kl_temperature**2 * kl_sum, done)
         return loss, sums | {"teacher_kl": kl_sum.detach().double(), "teacher_agreed": agreed.double()}
 
     def _taught(self, done: Pass, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -52,18 +57,21 @@ class DistillObjective(LanguageObjective):
         with torch.no_grad():
             taught_BTV, _ = self.teacher(done.inputs_BT, batch["sample"], self._segments(batch), self.seed)
         dtype = torch.promote_types(done.logits_BTV.dtype, torch.float32)
-        log_p_BTV, log_q_BTV = ((logits.to(dtype) / self.lesson.kl_temperature).log_softmax(-1) for logits in (taught_BTV, done.logits_BTV))
+        log_p_BTV, log_q_BTV = ((logits.to(dtype) / self.config.kl_temperature).log_softmax(-1) for logits in (taught_BTV, done.logits_BTV))
         counts_BT = done.targets_BT != IGNORE
         agrees_BT = (taught_BTV.argmax(-1) == done.logits_BTV.argmax(-1)) & counts_BT
         return categorical_kl(log_p_BTV, log_q_BTV).where(counts_BT, 0).sum(), agrees_BT.sum()
 
     def report(self, sums: Sums) -> dict[str, float]:
-        """Beside a language model's figures, of training: the KL in nats a token, and the share of tokens whose likeliest one is the teacher's."""
+        """In training also the KL in nats per token, and the share of tokens whose likeliest one is the teacher's."""
         figures = super().report(sums)
-        if "teacher_kl" in sums:
-            figures |= {f"teacher_{what}": sums[key].item() / sums["targets"].item() for what, key in (("kl", "teacher_kl"), ("agreement", "teacher_agreed"))}
+        taught = "teacher_kl" in sums  # evaluation does without the teacher
+        if taught:
+            targets = sums["targets"].item()
+            figures["teacher_kl"] = sums["teacher_kl"].item() / targets
+            figures["teacher_agreement"] = sums["teacher_agreed"].item() / targets
         return figures
 
     def manifest(self) -> dict[str, Any]:
         """The teacher is read as the data are: a resumed run must find the same one."""
-        return super().manifest() | {"teacher": teachers.identity(self.lesson.teacher)}
+        return super().manifest() | {"teacher": teachers.identity(self.config.teacher)}

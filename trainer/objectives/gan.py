@@ -29,13 +29,13 @@ from models.gan_networks import GanNetworkConfig, build_discriminator, build_gen
 from models.random import derive, normal, sample_keys, uniform
 from models.spectral import renew_spectral_norms
 from trainer.core.protocols import SampleSet, Sums
-from trainer.objectives.image_data import ImageModel, Points, ToyConfig, cloud_of, grid_of
+from trainer.objectives.image_data import ImageModelConfig, Points, ToyConfig, cloud_of, grid_of
 from trainer.objectives.image_objective import GenerativeObjective
 from trainer.objectives.quality import QualityConfig, check_quality
 
 
 @dataclass(frozen=True, kw_only=True)
-class GanConfig(ImageModel):
+class GanConfig(ImageModelConfig):
     """A generator and a discriminator."""
 
     name: Literal["gan"] = "gan"
@@ -67,7 +67,7 @@ class GanConfig(ImageModel):
         for name in ("pack", "generator_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.penalised and isinstance(self.network, DCGANConfig) and self.network.discriminator_norm == "batch":
+        if self.needs_second_derivatives and isinstance(self.network, DCGANConfig) and self.network.discriminator_norm == "batch":
             raise ValueError("penalty: batch norm in the discriminator would mix its samples; set network.discriminator_norm to spectral or none")
 
     @property
@@ -75,8 +75,7 @@ class GanConfig(ImageModel):
         return samples_together(self.network, self.pack)
 
     @property
-    def penalised(self) -> bool:
-        """Whether a gradient of a gradient is taken."""
+    def needs_second_derivatives(self) -> bool:
         return max(self.penalty.r1, self.penalty.r2, self.penalty.gradient_penalty) > 0
 
 
@@ -127,7 +126,7 @@ class GanObjective(GenerativeObjective):
         real_P, fake_P = net(torch.cat([real, fake]), both_labels).chunk(2)
         loss = discriminator_loss(self.config.loss, real_P, fake_P).sum()
         sums = {"discriminator_loss": loss.detach().double()} | _verdicts(real_P, fake_P, torch.ones_like(real_P))
-        if self.config.penalised and step % self.config.penalty.every == 0:
+        if self.config.needs_second_derivatives and step % self.config.penalty.every == 0:
             penalty = self._penalty(real, fake, labels_M, batch["sample"]).sum()
             loss = loss + self.config.penalty.every * penalty
             sums |= {"penalty": penalty.detach().double(), "penalty_packs": _count(real_P)}

@@ -3,9 +3,8 @@
 M samples; images are (C, H, W), points (D,).
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -13,11 +12,12 @@ from torch import Tensor
 from data.image_stream import ImageStream, image_shape
 from data.images import ImageConfig
 from data.lanes import State
-from data.steps import Batch, Share, Step
-from models.moe import MoEConfig
+from data.steps import Batch, Share
 from models.random import normal, sample_keys, uniform
 from models.toy import GaussianMixture, grid, ring
 from trainer.core.protocols import Stream
+from trainer.objectives.config import ObjectiveConfig, resolved_data
+from trainer.objectives.made import MadeStream, made_held_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,26 +55,23 @@ class RingConfig:
 ToyConfig = GridConfig | RingConfig
 
 
-class ImageModel:
-    """What the rest of the trainer asks of the config of an image objective."""
+@dataclass(frozen=True, kw_only=True)
+class ImageModelConfig(ObjectiveConfig):
+    """The base of the image objectives."""
 
     data: ImageConfig | ToyConfig
 
     @property
-    def moe(self) -> MoEConfig | None:
-        return None
-
-    @property
-    def tokens_per_sample(self) -> int:
-        return 0
-
-    @property
-    def lanes(self) -> int | None:
-        return self.data.lanes if isinstance(self.data, ImageConfig) else None
+    def stored_data(self) -> ImageConfig | None:
+        return self.data if isinstance(self.data, ImageConfig) else None
 
     @property
     def dataset(self) -> str:
         return self.data.source.name if isinstance(self.data, ImageConfig) else self.data.name
+
+    def resolved(self, workers: int, resume: bool) -> Self:
+        data = self.stored_data
+        return self if data is None else replace(self, data=resolved_data(data, workers))
 
 
 class Images:
@@ -124,12 +121,10 @@ class Points:
         self.classes = None
 
     def stream(self, share: Share, state: State | None) -> Stream:
-        return _PointStream(self, share, dict(state) if state else None)
+        return MadeStream(self.batch, share, state)
 
     def held_out(self, share: Share) -> list[Batch]:
-        each = -(-self.config.held_out // (share.world * share.micro_batch))
-        places = (torch.arange(each)[:, None] * share.world + share.rank) * share.micro_batch + torch.arange(share.micro_batch)
-        return [self.batch(place_M, "held out") | {"mask": place_M < self.config.held_out} for place_M in places]
+        return made_held_out(self.batch, self.config.held_out, share)
 
     def batch(self, number_M: Tensor, split: str) -> Batch:
         """The samples numbered `number_M`."""
@@ -143,21 +138,6 @@ class Points:
 
     def manifest(self) -> dict[str, Any]:
         return {"source": [], "name": self.config.name, "seed": self.seed, "digest": str(self.config)}
-
-
-class _PointStream:
-    def __init__(self, points: Points, share: Share, state: State | None):
-        self.points, self.share, self.step = points, share, share.first_step(state)
-
-    def __iter__(self) -> Iterator[Step]:
-        while True:
-            numbers = torch.from_numpy(self.share.numbers(self.step))
-            self.step += 1
-            batches = [self.points.batch(part, "training") for part in numbers.split(self.share.micro_batch)]
-            yield Step(micro_batches=batches, state={"step": self.step, "samples": self.step * self.share.global_batch, "lanes": {}})
-
-    def close(self) -> None:
-        pass
 
 
 def build_data(config: ImageConfig | ToyConfig, seed: int) -> Images | Points:

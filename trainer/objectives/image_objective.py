@@ -1,7 +1,7 @@
 """What the image objectives have in common: their data, and the measures of their samples."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,24 +10,19 @@ from torch import Tensor, nn
 from data.images import ImageConfig
 from data.lanes import State
 from data.steps import Batch, Share
-from trainer.core.protocols import Gather, GatherRows, Stream, Sums
+from trainer.core.protocols import Gather, Stream
+from trainer.objectives.base import BaseObjective
 from trainer.objectives.image_data import Images, Points, ToyConfig, build_data
 from trainer.objectives.quality import QualityConfig, image_quality, point_quality, quality_alarms
 
 
-class ImageObjective:
+class ImageObjective(BaseObjective):
     """What objectives share whose one sample is one image, or point of toy data. Subclasses say what is minimised."""
-
-    phases: tuple[str, ...] = ("model",)
-    averaged: tuple[str, ...] = ("model",)
-    rates: Mapping[str, float] = {"model": 1.0}
-    networks: dict[str, nn.Module]
-    tokens_per_sample = 0
-    flops_per_sample = 0.0
 
     def __init__(self, data: ImageConfig | ToyConfig, group: int, seed: int):
         self.data: Images | Points = build_data(data, seed)
-        self.seed, self.group = seed, group
+        self.seed = seed
+        self.group = group
 
     @property
     def device(self) -> torch.device:
@@ -38,24 +33,6 @@ class ImageObjective:
 
     def held_out(self, share: Share) -> Iterable[Batch]:
         return self.data.held_out(share)
-
-    def weight(self, phase: str, batch: Batch) -> Tensor:
-        return torch.tensor(len(batch["sample"]), dtype=torch.float64)
-
-    def is_due(self, phase: str, step: int) -> bool:
-        return True
-
-    def prepare(self, phase: str, net: nn.Module, batches: Sequence[Batch], rows: GatherRows) -> Sequence[Batch]:
-        return batches
-
-    def after_step(self, sums: Sums, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
-        """Nothing: all changes by gradients here."""
-
-    def alarms(self, quality: Mapping[str, float]) -> list[str]:
-        return []
-
-    def baselines(self) -> dict[str, float]:
-        return {}
 
     def manifest(self) -> dict[str, Any]:
         return self.data.manifest()

@@ -4,7 +4,9 @@ Legend: B samples, T positions, V vocabulary, G routing groups, E experts.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,10 +20,12 @@ from models.losses import cross_entropy_sum
 from models.moe import router_loss
 from models.random import derive, integers, sample_keys, uniform
 from models.transformer import Transformer
-from trainer.core.protocols import Gather, GatherRows, SampleSet, Stream, Sums
-from trainer.objectives.language_config import AnyLanguage, MaskedLanguageConfig, vocabulary
+from trainer.core.protocols import SampleSet, Stream, Sums
+from trainer.objectives.base import BaseObjective
+from trainer.objectives.language_config import CausalConfig, MaskedLanguageConfig, TextModelConfig
 from trainer.objectives.routing_report import routing_figures, routing_sums
 from trainer.objectives.routing_watch import build_watch
+from trainer.vocabulary import embedding_rows
 
 IGNORE = -100
 
@@ -39,29 +43,39 @@ class Pass(NamedTuple):
     sums: Sums
 
 
-class LanguageObjective:
-    """The loss is the cross-entropy of the targets, and of the router's losses each group's mean counts for its targets."""
+class TextObjective(BaseObjective):
+    """The loss is the cross-entropy of the targets, plus the router losses: group means, weighted by the group's number of targets."""
 
-    phases: tuple[str, ...] = ("model",)
-    averaged: tuple[str, ...] = ("model",)
+    config: TextModelConfig
 
-    def __init__(self, config: AnyLanguage, seed: int):
+    def __init__(self, config: TextModelConfig, seed: int):
         from data.tokenizers import load_tokenizer
 
-        self.config, self.seed = config, seed
+        self.config = replace(config, model=config.trained_model)
+        self.seed = seed
         self.tokenizer = load_tokenizer(config.data.tokenizer)
-        if isinstance(config, MaskedLanguageConfig) and self.tokenizer.mask is None:
-            raise ValueError(f"run.objective.data.tokenizer: {config.data.tokenizer} has no mask token, which masked_lm needs; use bytes, or one that has")
-        vocab_size = vocabulary(config, self.tokenizer)
-        self.model = Transformer(config.model, vocab_size)
-        self.watch = build_watch(config.collapse, config.model.moe, len(self.model.moe_layers))
+        self._check_tokenizer()
+        vocab_size = embedding_rows(config.vocab_size, self.tokenizer)
+        self.model = Transformer(self.config.model, vocab_size)
+        self.watch = build_watch(config.collapse, config.moe, len(self.model.moe_layers))
         if self.watch is not None:
             self.model.add_module("routing_watch", self.watch)  # its counters are then buffers of the network: saved, loaded and moved with it
         self.networks: dict[str, nn.Module] = {"model": self.model}
-        self.rates: Mapping[str, float] = {"model": 1.0}
         self.tokens_per_sample = config.tokens_per_sample
-        self.flops_per_sample = config.data.seq_len * flops_per_token(config.model, vocab_size, config.data.seq_len)
+        self.flops_per_sample = config.data.seq_len * flops_per_token(self.config.model, vocab_size, config.data.seq_len)
         self.group = config.group
+
+    @abstractmethod
+    def _check_tokenizer(self) -> None:
+        """Raises ValueError for a tokenizer that lacks a token that is needed."""
+
+    @abstractmethod
+    def _inputs_and_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the network reads (B, T), and the token to predict at each position, IGNORE where none is."""
+
+    @abstractmethod
+    def _aligned(self, tokens_BT: Tensor) -> Tensor:
+        """Of values for all tokens of a sample, those for the inputs: a sample holds one token more."""
 
     def stream(self, share: Share, state: State | None) -> Stream:
         from data.stream import TextStream
@@ -84,13 +98,7 @@ class LanguageObjective:
 
     def _targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Inputs and targets (B, T); a target that does not count is IGNORE."""
-        tokens_BT = batch["tokens"]
-        match self.config:
-            case MaskedLanguageConfig(mask_rate=rate):
-                assert self.tokenizer.mask is not None, "build refuses a tokenizer without a mask"
-                inputs_BT, targets_BT = mask_tokens(tokens_BT[:, 1:], batch["sample"], rate, self.tokenizer.mask, self.tokenizer.vocab_size, self.seed)
-            case _:
-                inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
+        inputs_BT, targets_BT = self._inputs_and_targets(batch)
         if "mask" in batch:
             targets_BT = targets_BT.where(batch["mask"], IGNORE)
         return inputs_BT, targets_BT
@@ -98,18 +106,10 @@ class LanguageObjective:
     def _segments(self, batch: Batch) -> Tensor | None:
         """The document (B, T) of each input, where documents are kept apart."""
         segments_BT = batch.get("segments")
-        if segments_BT is None:
-            return None
-        return segments_BT[:, 1:] if isinstance(self.config, MaskedLanguageConfig) else segments_BT[:, :-1]
+        return None if segments_BT is None else self._aligned(segments_BT)
 
     def weight(self, phase: str, batch: Batch) -> Tensor:
         return (self._targets(batch)[1] != IGNORE).sum().double()
-
-    def is_due(self, phase: str, step: int) -> bool:
-        return True
-
-    def prepare(self, phase: str, net: nn.Module, batches: Sequence[Batch], rows: GatherRows) -> Sequence[Batch]:
-        return batches
 
     def loss(self, phase: str, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Sums]:
         done = self._forward(net, batch)
@@ -145,10 +145,11 @@ class LanguageObjective:
         targets = sums["targets"].item()
         cross_entropy = sums["nll"].item() / targets
         figures = {"loss": sums["loss"].item() / targets, "cross_entropy": cross_entropy}
-        if "bytes" in sums and not isinstance(self.config, MaskedLanguageConfig):
-            figures["bits_per_byte"] = sums["nll"].item() / math.log(2) / sums["bytes"].item()
-            figures["bytes_per_token"] = sums["bytes"].item() / targets
-        return figures | routing_figures(sums)
+        return figures | self._text_metrics(sums) | routing_figures(sums)
+
+    def _text_metrics(self, sums: Sums) -> dict[str, float]:
+        """Metrics that only some of the text objectives have."""
+        return {}
 
     def after_step(self, sums: Sums, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
         moe = self.config.model.moe
@@ -158,22 +159,6 @@ class LanguageObjective:
         self.watch.count(load_LE)
         for layer, load_E in zip(self.model.moe_layers, load_LE, strict=True):
             layer.after_step(load_E)
-
-    def quality(self, nets: Mapping[str, nn.Module], share: Share, gather: Gather) -> dict[str, float]:
-        return {}
-
-    def alarms(self, quality: Mapping[str, float]) -> list[str]:
-        return []
-
-    def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> SampleSet:
-        device = next(self.model.parameters()).device
-        if isinstance(self.config, MaskedLanguageConfig):
-            return SampleSet()
-        prompt = [self.tokenizer.eod, *(self.tokenizer.encode([self.config.prompt])[0].tolist() if self.config.prompt else [])]
-        prompt_BT = torch.tensor(prompt, device=device).repeat(n, 1)
-        tokens_BT = generate(self.model, prompt_BT, self.config.sample_tokens, self.config.temperature, generator=generator)
-        known = [[token for token in tokens[1:].tolist() if token < self.tokenizer.vocab_size] for tokens in tokens_BT]
-        return SampleSet(text={f"sample-{index}": self.tokenizer.decode(tokens) for index, tokens in enumerate(known)})
 
     def baselines(self) -> dict[str, float]:
         from data.baseline import xz_bits_per_byte
@@ -186,6 +171,57 @@ class LanguageObjective:
         from data.manifest import manifest
 
         return manifest(self.config.data, seed=self.seed, lanes=self.config.data.lanes)
+
+
+class LanguageObjective(TextObjective):
+    """Predicts the next token."""
+
+    config: CausalConfig
+
+    def _check_tokenizer(self) -> None:
+        """Any will do."""
+
+    def _inputs_and_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        tokens_BT = batch["tokens"]
+        return tokens_BT[:, :-1], tokens_BT[:, 1:]
+
+    def _aligned(self, tokens_BT: Tensor) -> Tensor:
+        return tokens_BT[:, :-1]
+
+    def _text_metrics(self, sums: Sums) -> dict[str, float]:
+        evaluated = "bytes" in sums  # training does not count them
+        if not evaluated:
+            return {}
+        length = sums["bytes"].item()
+        return {"bits_per_byte": sums["nll"].item() / math.log(2) / length, "bytes_per_token": length / sums["targets"].item()}
+
+    def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> SampleSet:
+        config = self.config
+        device = next(self.model.parameters()).device
+        prompt = [self.tokenizer.eod, *(self.tokenizer.encode([config.prompt])[0].tolist() if config.prompt else [])]
+        prompt_BT = torch.tensor(prompt, device=device).repeat(n, 1)
+        tokens_BT = generate(self.model, prompt_BT, config.sample_tokens, config.temperature, generator=generator)
+        known = [[token for token in tokens[1:].tolist() if token < self.tokenizer.vocab_size] for tokens in tokens_BT]
+        return SampleSet(text={f"sample-{index}": self.tokenizer.decode(tokens) for index, tokens in enumerate(known)})
+
+
+class MaskedLanguageObjective(TextObjective):
+    """Restores masked tokens."""
+
+    config: MaskedLanguageConfig
+
+    def _check_tokenizer(self) -> None:
+        if self.tokenizer.mask is None:
+            name = self.config.data.tokenizer
+            raise ValueError(f"run.objective.data.tokenizer: {name} has no mask token, which masked_lm needs; use bytes, or one that has")
+
+    def _inputs_and_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        assert self.tokenizer.mask is not None, "a tokenizer without a mask is refused"
+        tokens_BT = self._aligned(batch["tokens"])
+        return mask_tokens(tokens_BT, batch["sample"], self.config.mask_rate, self.tokenizer.mask, self.tokenizer.vocab_size, self.seed)
+
+    def _aligned(self, tokens_BT: Tensor) -> Tensor:
+        return tokens_BT[:, 1:]
 
 
 def mask_tokens(tokens_BT: Tensor, samples_B: Tensor, rate: float, mask: int, vocab_size: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -1,22 +1,23 @@
 """What a job file says of a language model: its network, its text, and what its weights start from."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Self
 
 from data.text import TextConfig
 from models.moe import MoEConfig
 from models.routing import TopKRouter
 from models.transformer import TransformerConfig
 from models.upcycle import UpcycleConfig
+from trainer.init_from import InitFrom
+from trainer.objectives.config import ExportFormat, ObjectiveConfig, Start, resolved_data
 from trainer.objectives.routing_watch import CollapseConfig
-
-if TYPE_CHECKING:
-    from data.tokenizers import Tokenizer
+from trainer.storage import absolute
+from trainer.teacher import Student
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TextModel:
-    """What all language models have, and what the rest of the trainer asks of their config."""
+class TextModelConfig(ObjectiveConfig):
+    """The base of all language models."""
 
     model: TransformerConfig
     """The network; `causal` is false for masked_lm alone."""
@@ -32,30 +33,73 @@ class _TextModel:
     collapse: CollapseConfig = CollapseConfig()
     """When routing has collapsed, and what is done then; without effect on a dense model."""
 
+    def __post_init__(self) -> None:
+        _upcycled(self)  # raises ValueError for a model that cannot be made
+
+    @property
+    def trained_model(self) -> TransformerConfig:
+        """The network that is trained: `model`, with the mixture of experts that `upcycle` asks for."""
+        return _upcycled(self)
+
     @property
     def moe(self) -> MoEConfig | None:
-        return self.model.moe
+        return self.trained_model.moe
 
     @property
     def group(self) -> int:
-        return self.model.moe.group if self.model.moe else 1
+        return self.moe.group if self.moe else 1
 
     @property
     def tokens_per_sample(self) -> int:
         return self.data.seq_len
 
     @property
-    def lanes(self) -> int | None:
-        return self.data.lanes
+    def stored_data(self) -> TextConfig:
+        return self.data
 
     @property
     def dataset(self) -> str:
         return self.data.source.name
 
+    @property
+    def masks_documents(self) -> bool:
+        return self.data.document_mask
+
+    @property
+    def builds_on_meta(self) -> bool:
+        return True  # a transformer may be larger than any memory
+
+    @property
+    def export_format(self) -> ExportFormat | None:
+        return "transformers"
+
+    @property
+    def start(self) -> Start | None:
+        return self._init_from
+
+    @property
+    def _init_from(self) -> InitFrom | None:
+        if self.init_from is None:
+            return None
+        return InitFrom(
+            folder=self.init_from,
+            model=self.trained_model,
+            upcycle=self.upcycle,
+            tokenizer=self.data.tokenizer,
+            vocab_size=self.vocab_size,
+        )
+
+    def resolved(self, workers: int, resume: bool) -> Self:
+        folder = None if self.init_from is None else absolute(self.init_from)
+        config = replace(self, data=resolved_data(self.data, workers), model=self.trained_model, init_from=folder)
+        if config._init_from is not None and not resume:
+            config._init_from.check()
+        return config
+
 
 @dataclass(frozen=True, kw_only=True)
-class _CausalModel(_TextModel):
-    """What all that predict the next token have beside."""
+class CausalConfig(TextModelConfig):
+    """The base of the language models that predict the next token, and so can answer, be exported and teach."""
 
     sample_tokens: int = 200
     """Length of a generated sample."""
@@ -67,18 +111,18 @@ class _CausalModel(_TextModel):
     def __post_init__(self) -> None:
         if not self.model.causal:
             raise ValueError("objective.model.causal: false, but the next token is predicted; use true, or the objective masked_lm")
-        object.__setattr__(self, "model", started(self))
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageConfig(_CausalModel):
+class LanguageConfig(CausalConfig):
     """A decoder-only transformer that predicts the next token; dense where `model.moe` is null."""
 
     name: Literal["moe_lm"] = "moe_lm"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig(_CausalModel):
+class DistillConfig(CausalConfig):
     """A decoder-only transformer that learns from the text and from another model: (1 - alpha) cross-entropy + alpha T^2 KL(teacher || student), the
     logits of both divided by T (Hinton et al. 2015, section 2; with weights to start from, Fedus et al. 2021, section 4.1)."""
 
@@ -102,9 +146,28 @@ class DistillConfig(_CausalModel):
         if self.init_from is not None and self.init_from_teacher:
             raise ValueError(f"objective.init_from: {self.init_from} beside init_from_teacher true; set init_from_teacher: false, or leave init_from out")
 
+    @property
+    def start(self) -> Start | None:
+        return self._student if self.init_from_teacher else super().start
+
+    @property
+    def _student(self) -> Student:
+        return Student(
+            teacher=self.teacher,
+            model=self.trained_model,
+            tokenizer=self.data.tokenizer,
+            vocab_size=self.vocab_size,
+            starts_alike=self.init_from_teacher,
+        )
+
+    def resolved(self, workers: int, resume: bool) -> Self:
+        config = super().resolved(workers, resume)
+        self._student.check()  # the teacher is read by a resumed run as well
+        return replace(config, teacher=absolute(self.teacher))
+
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedLanguageConfig(_TextModel):
+class MaskedLanguageConfig(TextModelConfig):
     """A bidirectional transformer that restores masked tokens (Devlin et al. 2019, section 3.1, task 1)."""
 
     name: Literal["masked_lm"] = "masked_lm"
@@ -116,32 +179,19 @@ class MaskedLanguageConfig(_TextModel):
             raise ValueError("objective masked_lm with model.causal true; use false, or the objective moe_lm")
         if not 0 < self.mask_rate < 1:
             raise ValueError(f"mask_rate is {self.mask_rate}; it must be between 0 and 1")
-        object.__setattr__(self, "model", started(self))
+        super().__post_init__()
 
 
-Causal = LanguageConfig | DistillConfig
-"""What predicts the next token, and so can answer, be exported and teach."""
-
-AnyLanguage = Causal | MaskedLanguageConfig
-
-
-def started(config: _TextModel) -> TransformerConfig:
-    """The model that `config` trains: its own, with the mixture of experts that `upcycle` asks for."""
-    model, upcycle = config.model, config.upcycle
+def _upcycled(config: TextModelConfig) -> TransformerConfig:
+    model = config.model
+    upcycle = config.upcycle
     if upcycle is None:
         return model
     if config.init_from is None:
         raise ValueError(f"upcycle.experts: {upcycle.experts}, but there is no dense model; set init_from to the folder of one")
     moe = model.moe or MoEConfig(experts=upcycle.experts, ffn=model.ffn, router=TopKRouter(k=2))
     if (moe.experts, moe.ffn) != (upcycle.experts, model.ffn):
+        here = f"experts {moe.experts} and ffn {moe.ffn} beside upcycle.experts {upcycle.experts} and model.ffn {model.ffn}"
         fix = f"use experts {upcycle.experts} and ffn {model.ffn}, as each expert starts as a copy of the dense feed-forward network"
-        raise ValueError(f"model.moe: experts {moe.experts} and ffn {moe.ffn} beside upcycle.experts {upcycle.experts} and model.ffn {model.ffn}; {fix}")
+        raise ValueError(f"model.moe: {here}; {fix}")
     return replace(model, moe=moe)
-
-
-def vocabulary(config: _TextModel, tokenizer: "Tokenizer") -> int:
-    """Rows of the embedding. ValueError if they are fewer than the tokenizer's ids."""
-    if config.vocab_size is not None and config.vocab_size < tokenizer.vocab_size:
-        fix = f"use {tokenizer.vocab_size} or more, or null"
-        raise ValueError(f"run.objective.vocab_size: {config.vocab_size} is less than the {tokenizer.vocab_size} ids of the tokenizer; {fix}")
-    return config.vocab_size or tokenizer.vocab_size

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from data.images import ImageConfig
 from data.steps import Batch
-from models.augment import AugmentConfig, augment
+from models.augment import augment
 from models.contrastive import Embedded, PairLoss, clamped, sigmoid_pairs, symmetric_info_nce
 from models.probes import recall_at
 from models.random import sample_keys
@@ -20,15 +20,15 @@ from models.towers import ConvEncoderConfig, TwoTowers
 from models.transformer import TransformerConfig
 from trainer.core.protocols import GatherRows, SampleSet
 from trainer.objectives.captions import CaptionConfig, Captions
-from trainer.objectives.contrastive import ContrastiveObjective
+from trainer.objectives.contrastive import ContrastiveConfig, ContrastiveObjective
 from trainer.objectives.feature_quality import Parts, ProbeConfig, pair_figures
-from trainer.objectives.image_data import ImageModel, grid_of
+from trainer.objectives.image_data import grid_of
 
 _SHOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwoTowersConfig(ImageModel):
+class TwoTowersConfig(ContrastiveConfig):
     """An image is to be alike to its caption, and unlike the captions of all other images of the global batch."""
 
     name: Literal["clip", "siglip"] = "clip"
@@ -43,16 +43,12 @@ class TwoTowersConfig(ImageModel):
     """The tower of the captions' bytes; causal and dense."""
     width: int = 64
     """Of the embeddings."""
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """How training images are varied."""
     temperature: float = 0.07
     """At the start; it is learned (0.1 is usual with siglip)."""
     least_temperature: float = 0.01
     """The learned one counts as no less, and as no more than 1."""
     bias: float = -10.0
     """Of siglip's logits at the start; it is learned."""
-    chunk: int = 4096
-    """Candidates whose logits are in memory at a time, for each pair of this rank."""
     quality: ProbeConfig | None = field(default_factory=ProbeConfig)
     """How images are found by texts, texts by images, and how the image features are measured; null: not at all."""
 
@@ -66,16 +62,16 @@ class TwoTowersConfig(ImageModel):
         if min(self.chunk, self.width) < 1:
             raise ValueError(f"chunk is {self.chunk} and width {self.width}; both must be at least 1")
 
-    @property
-    def group(self) -> int:
-        return 1
-
 
 class TwoTowersObjective(ContrastiveObjective):
     """The loss is in nats a pair."""
 
+    config: TwoTowersConfig
+    model: TwoTowers
+
     def __init__(self, config: TwoTowersConfig, seed: int):
-        self.config, self.captions, self.least_temperature = config, Captions(config.captions, seed), config.least_temperature
+        self.captions = Captions(config.captions, seed)
+        self.least_temperature = config.least_temperature
         super().__init__(config, seed)
 
     def _network(self) -> TwoTowers:

@@ -18,7 +18,7 @@ from models.likelihoods import GaussianConfig, LikelihoodConfig
 from models.random import normal, sample_keys
 from models.vae import VAE, ConvVAEConfig, VAENetworkConfig
 from trainer.core.protocols import SampleSet, Sums
-from trainer.objectives.image_data import ImageModel, grid_of
+from trainer.objectives.image_data import ImageModelConfig, grid_of
 from trainer.objectives.image_objective import GenerativeObjective
 from trainer.objectives.quality import QualityConfig, check_quality
 
@@ -26,7 +26,7 @@ _SHOWN = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class VAEConfig(ImageModel):
+class VAEConfig(ImageModelConfig):
     """A VAE with a Gaussian posterior and the prior N(0, I)."""
 
     name: Literal["vae"] = "vae"
@@ -102,10 +102,13 @@ class VAEObjective(GenerativeObjective):
             "reconstruction": sums["log_likelihood"].item() / weight,
             "kl": sums["kl"].item() / weight,
         }
-        if "importance" not in sums:
-            return figures
-        bound = sums["importance"].item() / weight
-        figures |= {f"iwae_{self.config.importance_samples}": bound, "iwae_bits_per_dimension": self._bits(bound)}
+        evaluated = "importance" in sums  # training has neither the bound nor the latents' statistics
+        return figures | self._held_out_figures(sums) if evaluated else figures
+
+    def _held_out_figures(self, sums: Sums) -> dict[str, float]:
+        """The importance-weighted bound, and what each latent dimension is used for."""
+        bound = sums["importance"].item() / sums["samples"].item()
+        figures = {f"iwae_{self.config.importance_samples}": bound, "iwae_bits_per_dimension": self._bits(bound)}
         latent = LatentStatistics(count=sums["samples"], kl_L=sums["kl_L"], mean_L=sums["mean_L"], square_L=sums["square_L"])
         figures["active_dimensions"] = float((latent.activity() > 0.01).sum())
         for index, (kl, activity) in enumerate(zip(latent.kl().tolist(), latent.activity().tolist(), strict=True)):

@@ -1,0 +1,40 @@
+"""Data that are made while training: each sample is a function of the seed and its number."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from data.lanes import State
+from data.steps import Batch, Share, Step
+
+Make = Callable[[Tensor, str], Batch]
+"""From the numbers (M,) of samples and the split that they belong to, to a batch with them under "sample"."""
+
+
+class MadeStream:
+    """This rank's micro-batches of the training data, from step 0 or from where `state` left them."""
+
+    def __init__(self, make: Make, share: Share, state: State | None):
+        self.make = make
+        self.share = share
+        self.step = share.first_step(state)
+
+    def __iter__(self) -> Iterator[Step]:
+        while True:
+            numbers = torch.from_numpy(self.share.numbers(self.step))
+            self.step += 1
+            batches = [self.make(part, "training") for part in numbers.split(self.share.micro_batch)]
+            state = {"step": self.step, "samples": self.step * self.share.global_batch, "lanes": {}}
+            yield Step(micro_batches=batches, state=state)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def made_held_out(make: Make, samples: int, share: Share) -> list[Batch]:
+    """This rank's part of `samples` held-out samples, as many batches on every rank; "mask" tells which of them count."""
+    batches = -(-samples // (share.world * share.micro_batch))
+    firsts = (torch.arange(batches)[:, None] * share.world + share.rank) * share.micro_batch
+    numbers = firsts + torch.arange(share.micro_batch)
+    return [make(number_M, "held out") | {"mask": number_M < samples} for number_M in numbers]
