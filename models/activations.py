@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from models.moe import MoEConfig
-from models.routing import ExpertChoiceRouter, NoisyTopKRouter, experts_per_token
+from models.routing import ExpertChoiceRouting, NoisyTopKRouting, experts_per_token
 from models.transformer import TransformerConfig
 
 _INT64 = 8
@@ -119,9 +119,9 @@ def _moe(moe: MoEConfig, d_model: int, kernels: Kernels, sharded: bool, load: fl
 def _router(moe: MoEConfig, k: float) -> float:
     """Scores and probabilities of all experts, the log-normaliser, and index and gate of the chosen ones."""
     match moe.router:
-        case NoisyTopKRouter():
+        case NoisyTopKRouting():
             rows = 7  # the noise and its scale, too
-        case ExpertChoiceRouter():
+        case ExpertChoiceRouting():
             rows = 4  # the choice among tokens is taken on a transposed copy
         case _:
             rows = 2

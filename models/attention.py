@@ -50,7 +50,7 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q_BTHC, k_BTJC = self.q_norm(q_BTHC).to(v_BTJC.dtype), self.k_norm(k_BTJC).to(v_BTJC.dtype)
         q_BTHC, k_BTJC = rotate(q_BTHC, rotary_T1C), rotate(k_BTJC, rotary_T1C)
-        q_BHTC, k_BJTC, v_BJTC = (each.transpose(1, 2) for each in (q_BTHC, k_BTJC, v_BTJC))
+        q_BHTC, k_BJTC, v_BJTC = (x.transpose(1, 2) for x in (q_BTHC, k_BTJC, v_BTJC))
         if cache is not None:
             k_BJTC, v_BJTC = cache.extend(k_BJTC, v_BJTC)
         causal = self.causal and mask_BTT is None and x_BTD.shape[1] > 1

@@ -76,7 +76,7 @@ def nt_xent(z: Embedded, number_M: Tensor, scale: Tensor, chunk: int, gather: Ga
     lse_R, positive_R = _normalisers(own, others_NP, id_N, scale, chunk)
     gradient_RP, scale_R = _softmax_gradient(own, lse_R, others_NP, id_N, gather(lse_R), scale, chunk)
     a_MP, b_MP = gradient_RP.chunk(2)
-    loss_M, scale_M = (each.view(2, -1).mean(0) for each in (lse_R - positive_R, scale_R))
+    loss_M, scale_M = (values_R.view(2, -1).mean(0) for values_R in (lse_R - positive_R, scale_R))
     return PairLoss(loss_M, a_MP, b_MP, scale * scale_M, torch.zeros_like(scale_M))
 
 

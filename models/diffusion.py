@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models import losses
 from models.parameterisation import Prediction, Target, predict, split_variance, target
-from models.schedules import LinearScheduleConfig, Schedule, ScheduleConfig
+from models.schedules import LinearScheduleConfig, NoiseSchedule, ScheduleConfig
 from models.vlb import FixedVariance, vlb_term
 
 
@@ -86,7 +86,7 @@ def snr_weight(kind: Target, snr_M: Tensor, gamma: float) -> Tensor:
             return weight_M / (snr_M + 1)
 
 
-def diffusion_loss(config: DiffusionConfig, schedule: Schedule, output: Tensor, x0: Tensor, t_M: Tensor, noise: Tensor) -> Tensor:
+def diffusion_loss(config: DiffusionConfig, schedule: NoiseSchedule, output: Tensor, x0: Tensor, t_M: Tensor, noise: Tensor) -> Tensor:
     """The loss of each sample, shape (M,): mean over its dimensions. `output` is the network's at x_t = schedule.diffuse(x0, t_M, noise)."""
     mean_output, fraction = split_variance(output, x0)
     error_M = squared_error(config.prediction, schedule, mean_output, x0, t_M, noise)
@@ -104,7 +104,7 @@ def diffusion_loss(config: DiffusionConfig, schedule: Schedule, output: Tensor, 
             return error_M + vlb_weight * schedule.steps * bits_M
 
 
-def squared_error(kind: Target, schedule: Schedule, mean_output: Tensor, x0: Tensor, t_M: Tensor, noise: Tensor) -> Tensor:
+def squared_error(kind: Target, schedule: NoiseSchedule, mean_output: Tensor, x0: Tensor, t_M: Tensor, noise: Tensor) -> Tensor:
     """L_simple of each sample, shape (M,): the squared error of the predicted quantity, averaged over dimensions."""
     return losses.squared_error(mean_output, target(kind, schedule, x0, t_M, noise))
 

@@ -110,9 +110,9 @@ class _Loop(torch.autograd.Function):
         counts, ffn = ctx.counts, down.shape[2]
         grad_x_ND, grad_gate_up, grad_down = torch.empty_like(x_ND), torch.empty_like(gate_up), torch.empty_like(down)
         h_NF, grad_h_NF, grad_N2F = (x_ND.new_empty(max(counts), width) for width in (ffn, ffn, 2 * ffn))
-        rows = [each[: sum(counts)].split(counts) for each in (x_ND, grad_x_ND, grad_y_ND)]
+        rows = [rows_ND[: sum(counts)].split(counts) for rows_ND in (x_ND, grad_x_ND, grad_y_ND)]
         for expert, (hidden, x, grad_x, grad_y) in enumerate(zip(saved, *rows, strict=True)):
-            h, grad_h, grad_hidden = (each[: len(x)] for each in (h_NF, grad_h_NF, grad_N2F))
+            h, grad_h, grad_hidden = (buffer[: len(x)] for buffer in (h_NF, grad_h_NF, grad_N2F))
             _swiglu_backward(torch.mm(grad_y, down[expert], out=grad_h), hidden, h, grad_hidden)
             torch.mm(grad_y.T, h, out=grad_down[expert])
             torch.mm(grad_hidden.T, x, out=grad_gate_up[expert])

@@ -6,7 +6,7 @@ Legend: L layers, D model width, H query heads, J key-value heads, C head width,
 from typing import NamedTuple
 
 from models.moe import MoEConfig
-from models.routing import NoisyTopKRouter, experts_per_token
+from models.routing import NoisyTopKRouting, experts_per_token
 from models.transformer import TransformerConfig
 
 
@@ -45,7 +45,7 @@ def non_embedding(config: TransformerConfig) -> int:
 def _moe_parameters(moe: MoEConfig, width: int) -> tuple[float, float]:
     """Parameters of one mixture-of-experts layer: (those that a token uses, all)."""
     expert = 3 * width * moe.ffn
-    always = width * moe.experts * (2 if isinstance(moe.router, NoisyTopKRouter) else 1) + 3 * width * moe.shared_expert
+    always = width * moe.experts * (2 if isinstance(moe.router, NoisyTopKRouting) else 1) + 3 * width * moe.shared_expert
     return always + experts_per_token(moe.router) * expert, always + moe.experts * expert
 
 

@@ -44,9 +44,9 @@ class Discriminator(nn.Module):
         if self.projection is None:
             return logits_P
         assert labels_M is not None, "a class-conditional discriminator needs labels"
-        # Each place in the pack has its own class vectors.
-        place = torch.arange(self.pack, device=labels_M.device) * self.num_classes
-        return logits_P + (self.projection(labels_M.unflatten(0, (-1, self.pack)) + place).sum(1) * h_PF).sum(1)
+        # Each position in the pack has its own class vectors.
+        position = torch.arange(self.pack, device=labels_M.device) * self.num_classes
+        return logits_P + (self.projection(labels_M.unflatten(0, (-1, self.pack)) + position).sum(1) * h_PF).sum(1)
 
 
 class LabelledLatent(nn.Module):

@@ -15,17 +15,17 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.dispatch import combine, dispatch, plan
+from models.dispatch import combine, dispatch, sort_by_expert
 from models.experts import Experts
 from models.feedforward import SwiGLU
 from models.random import derive, uniform
 from models.router import Router
 from models.routing import (
-    ExpertChoiceRouter,
-    NoisyTopKRouter,
-    RouterConfig,
-    Routing,
-    SwitchRouter,
+    Assignments,
+    ExpertChoiceRouting,
+    NoisyTopKRouting,
+    RoutingConfig,
+    SwitchRouting,
     count,
     experts_per_token,
     load_balance,
@@ -42,7 +42,7 @@ class MoEConfig:
     """Number of experts."""
     ffn: int
     """Inner width of each expert."""
-    router: RouterConfig = field(default_factory=SwitchRouter)
+    router: RoutingConfig = field(default_factory=SwitchRouting)
     """How tokens find their experts."""
     capacity_factor: float | None = None
     """Room of an expert in a routing group, in multiples of the mean load; what exceeds it is dropped. None: dropless."""
@@ -72,16 +72,19 @@ class MoEConfig:
         if not 0 <= self.jitter < 1 or min(self.balance_loss, self.z_loss, self.shared_expert) < 0:
             given = f"jitter {self.jitter}, balance_loss {self.balance_loss}, z_loss {self.z_loss} and shared_expert {self.shared_expert}"
             raise ValueError(f"moe: {given} must not be below 0, and jitter must be below 1")
-        most = self.experts - isinstance(self.router, NoisyTopKRouter)
+        max_experts_per_token = self.experts - isinstance(self.router, NoisyTopKRouting)
         mean = experts_per_token(self.router)
-        if mean > most:
-            raise ValueError(f"moe.router: {mean:g} experts for each token are too many for {self.router.name} over {self.experts} experts; use at most {most}")
+        if mean > max_experts_per_token:
+            raise ValueError(
+                f"moe.router: {mean:g} experts for each token are too many for {self.router.name} over {self.experts} experts; "
+                f"use at most {max_experts_per_token}"
+            )
         for name, factor in (("capacity_factor", self.capacity_factor), ("eval_capacity_factor", self.eval_capacity_factor)):
             if factor is not None and factor <= 0:
                 raise ValueError(f"moe.{name}: {factor} must be above 0, or null for dropless")
-            if factor is not None and isinstance(self.router, ExpertChoiceRouter):
+            if factor is not None and isinstance(self.router, ExpertChoiceRouting):
                 raise ValueError(f"moe.{name}: {factor} does not go with expert_choice, whose room is set by experts_per_token; use null")
-        if self.balance == "global" and isinstance(self.router, NoisyTopKRouter | ExpertChoiceRouter):
+        if self.balance == "global" and isinstance(self.router, NoisyTopKRouting | ExpertChoiceRouting):
             raise ValueError(f"moe.balance: global does not go with {self.router.name}, which has no such balance loss; use group")
 
 
@@ -103,27 +106,30 @@ class RouteStats(NamedTuple):
     """Sum of the gates of all assignments, before drops."""
     tokens: Tensor
     """Number of tokens."""
-    busiest: Tensor
+    max_rows: Tensor
     """Rows (assignments that found room) of the busiest expert in this forward pass."""
     rows: Tensor
     """Rows of all experts."""
 
 
-def permuted(routing: Routing, keys_G: Tensor) -> Routing:
+def permuted(routing: Assignments, keys_G: Tensor) -> Assignments:
     """`routing` with the choices and gates of a group's tokens dealt out anew among them, by a permutation drawn from `keys_G` (G,)."""
     groups, tokens, _ = routing.probs_GNE.shape
     order_GN = uniform(keys_G, (tokens,)).argsort(dim=1, stable=True)
     if routing.token_GA is not None:
         return routing._replace(token_GA=order_GN.gather(1, routing.token_GA))
-    expert_GA, gate_GA = (each.view(groups, tokens, -1).take_along_dim(order_GN[:, :, None], 1).flatten(1) for each in (routing.expert_GA, routing.gate_GA))
-    return routing._replace(expert_GA=expert_GA, gate_GA=gate_GA)
+
+    def moved(values_GA: Tensor) -> Tensor:
+        return values_GA.view(groups, tokens, -1).take_along_dim(order_GN[:, :, None], 1).flatten(1)
+
+    return routing._replace(expert_GA=moved(routing.expert_GA), gate_GA=moved(routing.gate_GA))
 
 
-def router_loss(config: MoEConfig, stats: Sequence[RouteStats], raised_L: Tensor | None = None) -> Tensor:
-    """balance_loss * balance + z_loss * z, summed over layers: (G,). `raised_L` are factors on the layers' balance losses, default 1."""
+def router_loss(config: MoEConfig, stats: Sequence[RouteStats], balance_factor_L: Tensor | None = None) -> Tensor:
+    """balance_loss * balance + z_loss * z, summed over layers: (G,). `balance_factor_L` are factors on the layers' balance losses, default 1."""
     balance_LG, z_LG = torch.stack([layer.balance_G for layer in stats]), torch.stack([layer.z_G for layer in stats])
-    if raised_L is not None:
-        balance_LG = balance_LG * raised_L[:, None]
+    if balance_factor_L is not None:
+        balance_LG = balance_LG * balance_factor_L[:, None]
     return (config.balance_loss * balance_LG + config.z_loss * z_LG).sum(0)
 
 
@@ -162,10 +168,10 @@ class MoELayer(nn.Module):
 
     def _group(self) -> int:
         """Samples of a routing group: one in an evaluation where no token depends on others, so that any number of samples will do."""
-        alone = self.config.eval_capacity_factor is None and not isinstance(self.config.router, ExpertChoiceRouter)
+        alone = self.config.eval_capacity_factor is None and not isinstance(self.config.router, ExpertChoiceRouting)
         return 1 if alone and not self.training else self.config.group
 
-    def _keep(self, routing: Routing) -> Tensor | None:
+    def _keep(self, routing: Assignments) -> Tensor | None:
         """Which assignments (G, A) find room; None for all."""
         factor = self.config.capacity_factor if self.training else self.config.eval_capacity_factor
         if factor is None:
@@ -181,7 +187,7 @@ class MoELayer(nn.Module):
             order_GA = (index_A % k * tokens + index_A // k).expand_as(routing.expert_GA)
         return within_capacity(routing.expert_GA, order_GA, capacity, self.config.experts)
 
-    def _experts(self, x_ND: Tensor, routing: Routing, keep_GA: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _experts(self, x_ND: Tensor, routing: Assignments, keep_GA: Tensor | None) -> tuple[Tensor, Tensor]:
         """Output (all tokens, D) of the routed experts, and the rows (E,) of each."""
         if torch.is_autocast_enabled(x_ND.device.type):
             x_ND = x_ND.to(torch.get_autocast_dtype(x_ND.device.type))  # here and not in the experts: rows then travel in this type
@@ -193,10 +199,10 @@ class MoELayer(nn.Module):
             token_A = torch.arange(expert_GA.numel(), device=x_ND.device) // (expert_GA.shape[1] // tokens)
         else:
             token_A = (routing.token_GA + tokens * torch.arange(groups, device=x_ND.device)[:, None]).flatten()
-        way = plan(expert_GA.flatten(), token_A, self.config.experts, even=routing.token_GA is None)
-        return combine(self.experts(dispatch(x_ND, way), way.counts_E), gate_GA.flatten(), len(x_ND), way), way.counts_E
+        rows = sort_by_expert(expert_GA.flatten(), token_A, self.config.experts, even=routing.token_GA is None)
+        return combine(self.experts(dispatch(x_ND, rows), rows.counts_E), gate_GA.flatten(), len(x_ND), rows), rows.counts_E
 
-    def _stats(self, routing: Routing, keep_GA: Tensor | None, counts_E: Tensor) -> RouteStats:
+    def _stats(self, routing: Assignments, keep_GA: Tensor | None, counts_E: Tensor) -> RouteStats:
         load_GE = count(routing.expert_GA, self.config.experts).to(routing.gate_GA.dtype)
         balance_G = routing.balance_G
         if balance_G is None:
@@ -211,4 +217,4 @@ class MoELayer(nn.Module):
                 dropped = load_GE.new_zeros(()) if keep_GA is None else (~keep_GA).sum()
             entropy, gate = torch.special.entr(routing.probs_GNE).sum(), routing.gate_GA.sum()
             sums = (load_GE.sum(0), dropped, entropy, gate, load_GE.new_full((), groups * tokens), counts_E.max(), counts_E.sum())
-        return RouteStats(balance_G, z_G, *(each.detach().float() for each in sums))
+        return RouteStats(balance_G, z_G, *(value.detach().float() for value in sums))

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from models.schedules import Schedule
+from models.schedules import NoiseSchedule
 
 Target = Literal["noise", "x0", "v"]
 
@@ -29,7 +29,7 @@ Denoiser = Callable[[Tensor, Tensor], Prediction]
 """(x_t, t_M) -> Prediction: a network, or a closed form, with labels and guidance already applied."""
 
 
-def target(kind: Target, schedule: Schedule, x0: Tensor, t_M: Tensor, noise: Tensor) -> Tensor:
+def target(kind: Target, schedule: NoiseSchedule, x0: Tensor, t_M: Tensor, noise: Tensor) -> Tensor:
     """What the network should give: the noise, x0, or v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0 (Salimans & Ho 2022, appendix D)."""
     match kind:
         case "noise":
@@ -50,7 +50,7 @@ def split_variance(output: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
     return mean, (variance + 1) / 2
 
 
-def predict(kind: Target, schedule: Schedule, output: Tensor, x_t: Tensor, t: Tensor | int) -> Prediction:
+def predict(kind: Target, schedule: NoiseSchedule, output: Tensor, x_t: Tensor, t: Tensor | int) -> Prediction:
     """Read x0 and noise from the network's `output` at `x_t`."""
     output, fraction = split_variance(output, x_t)
     signal, spread = schedule.scales(t, x_t)
@@ -63,12 +63,12 @@ def predict(kind: Target, schedule: Schedule, output: Tensor, x_t: Tensor, t: Te
             return Prediction(signal * x_t - spread * output, spread * x_t + signal * output, fraction)
 
 
-def denoiser(network: Callable[[Tensor, Tensor], Tensor], kind: Target, schedule: Schedule) -> Denoiser:
+def denoiser(network: Callable[[Tensor, Tensor], Tensor], kind: Target, schedule: NoiseSchedule) -> Denoiser:
     """`network`, (x_t, t_M) -> output, as a denoiser."""
     return lambda x_t, t_M: predict(kind, schedule, network(x_t, t_M), x_t, t_M)
 
 
-def clipped(inner: Denoiser, schedule: Schedule, bound: float = 1.0) -> Denoiser:
+def clipped(inner: Denoiser, schedule: NoiseSchedule, bound: float = 1.0) -> Denoiser:
     """`inner` with x0 clamped to [-bound, bound], as images are, and the noise to match."""
 
     def denoise(x_t: Tensor, t_M: Tensor) -> Prediction:

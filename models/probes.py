@@ -10,21 +10,23 @@ from torch import Tensor
 
 def knn_accuracy(known_NF: Tensor, label_N: Tensor, asked_MF: Tensor, label_M: Tensor, neighbours: int, temperature: float = 0.07, chunk: int = 1024) -> float:
     """Share of samples whose class wins a vote of the nearest known ones, each with weight exp(cosine / temperature) (Wu et al. 2018, section 3.4)."""
-    known_NF, classes, right = F.normalize(known_NF, dim=1), int(label_N.max()) + 1, 0
+    known_NF = F.normalize(known_NF, dim=1)
+    classes = int(label_N.max()) + 1
+    correct = 0
     for asked, labels in zip(F.normalize(asked_MF, dim=1).split(chunk), label_M.split(chunk), strict=True):
-        cosine, place = (asked @ known_NF.T).topk(min(neighbours, len(known_NF)), dim=1)
-        votes_MK = torch.zeros(len(asked), classes, device=asked.device).scatter_add_(1, label_N[place], (cosine / temperature).exp())
-        right += int((votes_MK.argmax(1) == labels).sum())
-    return right / len(asked_MF)
+        cosine, nearest = (asked @ known_NF.T).topk(min(neighbours, len(known_NF)), dim=1)
+        votes_MK = torch.zeros(len(asked), classes, device=asked.device).scatter_add_(1, label_N[nearest], (cosine / temperature).exp())
+        correct += int((votes_MK.argmax(1) == labels).sum())
+    return correct / len(asked_MF)
 
 
-def recall_at(asked_MP: Tensor, known_NP: Tensor, meant_M: Tensor, meaning_N: Tensor, most: int, chunk: int = 1024) -> float:
-    """Share of samples with one of their own meaning among the `most` known ones that are most similar."""
-    found = 0
+def recall_at(asked_MP: Tensor, known_NP: Tensor, meant_M: Tensor, meaning_N: Tensor, k: int, chunk: int = 1024) -> float:
+    """Share of samples with one of their own meaning among the `k` known ones that are most similar."""
+    hits = 0
     for asked, meant in zip(asked_MP.split(chunk), meant_M.split(chunk), strict=True):
-        place = (asked @ known_NP.T).topk(min(most, len(known_NP)), dim=1).indices
-        found += int((meaning_N[place] == meant[:, None]).any(1).sum())
-    return found / len(asked_MP)
+        nearest = (asked @ known_NP.T).topk(min(k, len(known_NP)), dim=1).indices
+        hits += int((meaning_N[nearest] == meant[:, None]).any(1).sum())
+    return hits / len(asked_MP)
 
 
 def alignment(a_MP: Tensor, b_MP: Tensor) -> float:

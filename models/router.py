@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from models.init import no_decay
 from models.random import derive, normal, uniform
 from models.routing import (
-    BiasBalancedRouter,
-    ExpertChoiceRouter,
-    NoisyTopKRouter,
-    RouterConfig,
-    Routing,
-    SwitchRouter,
-    TopKRouter,
+    Assignments,
+    BiasBalancedRouting,
+    ExpertChoiceRouting,
+    NoisyTopKRouting,
+    RoutingConfig,
+    SwitchRouting,
+    TopKRouting,
     bias_balanced,
     expert_choice,
     noisy_top_k,
@@ -33,12 +33,14 @@ class Router(nn.Module):
     bias_E: Tensor
     last_load_E: Tensor
 
-    def __init__(self, config: RouterConfig, experts: int, d_model: int, jitter: float = 0.0, remembers: bool = False, std: float = 0.02, frozen: bool = False):
+    def __init__(
+        self, config: RoutingConfig, experts: int, d_model: int, jitter: float = 0.0, remembers: bool = False, std: float = 0.02, frozen: bool = False
+    ):
         super().__init__()
         self.config, self.jitter, self.remembers, self.std, self.frozen = config, jitter, remembers, std, frozen
         self.weight = nn.Parameter(torch.empty(experts, d_model))
-        self.noise_weight = nn.Parameter(torch.empty(experts, d_model)) if isinstance(config, NoisyTopKRouter) else None
-        if isinstance(config, BiasBalancedRouter):
+        self.noise_weight = nn.Parameter(torch.empty(experts, d_model)) if isinstance(config, NoisyTopKRouting) else None
+        if isinstance(config, BiasBalancedRouting):
             self.register_buffer("bias_E", torch.empty(experts))
         if remembers:
             self.register_buffer("last_load_E", torch.empty(experts))
@@ -53,7 +55,7 @@ class Router(nn.Module):
         self.weight.normal_(0, self.std)
         if self.noise_weight is not None:
             self.noise_weight.zero_()
-        if isinstance(self.config, BiasBalancedRouter):
+        if isinstance(self.config, BiasBalancedRouting):
             self.bias_E.zero_()
         if self.remembers:
             self.last_load_E.fill_(1)
@@ -65,7 +67,7 @@ class Router(nn.Module):
             setattr(self, name, buffer.float())
         return self
 
-    def forward(self, x_GND: Tensor, keys_B: Tensor) -> Routing:
+    def forward(self, x_GND: Tensor, keys_B: Tensor) -> Assignments:
         """The decision; `keys_B` are the random keys of the samples that lie in the groups in turn."""
         with torch.autocast(x_GND.device.type, enabled=False):
             x_GND = x_GND.to(torch.promote_types(x_GND.dtype, torch.float32))
@@ -80,22 +82,22 @@ class Router(nn.Module):
             weight_ED = weight_ED.detach() + 0 * weight_ED
         return F.linear(x_GND, weight_ED.to(x_GND.dtype))
 
-    def _choose(self, x_GND: Tensor, logits_GNE: Tensor, keys_B: Tensor) -> Routing:
+    def _choose(self, x_GND: Tensor, logits_GNE: Tensor, keys_B: Tensor) -> Assignments:
         match self.config:
-            case SwitchRouter():
+            case SwitchRouting():
                 return switch(logits_GNE)
-            case TopKRouter(k=k, normalise=normalise):
+            case TopKRouting(k=k, normalise=normalise):
                 return top_k(logits_GNE, k, normalise)
-            case NoisyTopKRouter() as config:
+            case NoisyTopKRouting() as config:
                 assert self.noise_weight is not None
                 std_GNE = F.softplus(self._linear(x_GND, self.noise_weight))
                 noise_GNE = None
                 if self.training:
                     noise_GNE = normal(derive(keys_B, "router noise"), (logits_GNE[..., 0].numel() // len(keys_B), logits_GNE.shape[-1])).view_as(logits_GNE)
                 return noisy_top_k(logits_GNE, noise_GNE, std_GNE, config)
-            case ExpertChoiceRouter(experts_per_token=mean):
+            case ExpertChoiceRouting(experts_per_token=mean):
                 return expert_choice(logits_GNE, mean)
-            case BiasBalancedRouter() as config:
+            case BiasBalancedRouting() as config:
                 return bias_balanced(logits_GNE, self.bias_E, config)
 
     @torch.no_grad()
@@ -104,7 +106,7 @@ class Router(nn.Module):
 
         Does nothing for the other routings, and where the router is frozen.
         """
-        if isinstance(self.config, BiasBalancedRouter) and not self.frozen:
+        if isinstance(self.config, BiasBalancedRouting) and not self.frozen:
             load_E = load_E.to(self.bias_E)
             self.bias_E += self.config.bias_rate * (load_E.mean() - load_E).sign()
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwitchRouter:
+class SwitchRouting:
     """Top-1 routing of the Switch Transformer (Fedus, Zoph and Shazeer 2021)."""
 
     name: Literal["switch"] = "switch"
@@ -22,7 +22,7 @@ class SwitchRouter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopKRouter:
+class TopKRouting:
     """The k most probable experts (GShard, GLaM, Mixtral, Qwen3-MoE)."""
 
     name: Literal["top_k"] = "top_k"
@@ -37,7 +37,7 @@ class TopKRouter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoisyTopKRouter:
+class NoisyTopKRouting:
     """Noisy top-k gating (Shazeer et al. 2017); the noise is off in evaluation."""
 
     name: Literal["noisy_top_k"] = "noisy_top_k"
@@ -54,7 +54,7 @@ class NoisyTopKRouter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpertChoiceRouter:
+class ExpertChoiceRouting:
     """Each expert takes its tokens (Zhou et al. 2022): balanced by construction, for bidirectional models only."""
 
     name: Literal["expert_choice"] = "expert_choice"
@@ -68,7 +68,7 @@ class ExpertChoiceRouter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BiasBalancedRouter:
+class BiasBalancedRouting:
     """Sigmoid scores, balanced without a loss by a bias on the choice (DeepSeek-V3 2024)."""
 
     name: Literal["bias_balanced"] = "bias_balanced"
@@ -86,7 +86,7 @@ class BiasBalancedRouter:
         _check_k(self.k, self.normalise)
 
 
-RouterConfig = SwitchRouter | TopKRouter | NoisyTopKRouter | ExpertChoiceRouter | BiasBalancedRouter
+RoutingConfig = SwitchRouting | TopKRouting | NoisyTopKRouting | ExpertChoiceRouting | BiasBalancedRouting
 
 
 def _check_k(k: int, normalise: bool) -> None:
@@ -96,18 +96,18 @@ def _check_k(k: int, normalise: bool) -> None:
         raise ValueError("k: 1 with normalised gates makes every gate 1 and leaves the router without a gradient; use name: switch, or normalise: false")
 
 
-def experts_per_token(router: RouterConfig) -> float:
+def experts_per_token(router: RoutingConfig) -> float:
     """Assignments for each token, on average."""
     match router:
-        case SwitchRouter():
+        case SwitchRouting():
             return 1
-        case ExpertChoiceRouter(experts_per_token=mean):
+        case ExpertChoiceRouting(experts_per_token=mean):
             return mean
         case _:
             return router.k
 
 
-class Routing(NamedTuple):
+class Assignments(NamedTuple):
     """The decision for G groups, before any drop."""
 
     probs_GNE: Tensor
@@ -130,24 +130,24 @@ def softmax(logits_GNE: Tensor) -> tuple[Tensor, Tensor]:
     return (logits_GNE - log_z_GN1).exp(), log_z_GN1.squeeze(-1)
 
 
-def switch(logits_GNE: Tensor) -> Routing:
+def switch(logits_GNE: Tensor) -> Assignments:
     """Top-1 (Fedus et al. 2021, equations 1 and 2): the gate is the probability itself, as dividing by it would cut the router's gradient."""
     probs_GNE, log_z_GN = softmax(logits_GNE)
     gate_GN, expert_GN = probs_GNE.max(-1)
-    return Routing(probs_GNE, log_z_GN, expert_GN, gate_GN)
+    return Assignments(probs_GNE, log_z_GN, expert_GN, gate_GN)
 
 
-def top_k(logits_GNE: Tensor, k: int, normalise: bool) -> Routing:
+def top_k(logits_GNE: Tensor, k: int, normalise: bool) -> Assignments:
     """The k most probable experts: GLaM (Du et al. 2021, section 4); with `normalise` GShard (Lepikhin et al. 2020, algorithm 1)
     and Mixtral (Jiang et al. 2024, section 2.1: softmax over the top-k logits, which is the same)."""
     probs_GNE, log_z_GN = softmax(logits_GNE)
     gate_GNK, expert_GNK = probs_GNE.topk(k)
     if normalise:
         gate_GNK = gate_GNK / gate_GNK.sum(-1, keepdim=True)
-    return Routing(probs_GNE, log_z_GN, expert_GNK.flatten(1), gate_GNK.flatten(1))
+    return Assignments(probs_GNE, log_z_GN, expert_GNK.flatten(1), gate_GNK.flatten(1))
 
 
-def noisy_top_k(logits_GNE: Tensor, noise_GNE: Tensor | None, std_GNE: Tensor, config: NoisyTopKRouter) -> Routing:
+def noisy_top_k(logits_GNE: Tensor, noise_GNE: Tensor | None, std_GNE: Tensor, config: NoisyTopKRouting) -> Assignments:
     """Shazeer et al. 2017, equations 3 to 5: softmax over the k largest of logits + noise * softplus(...), given as `std_GNE`.
 
     The balance loss is w_importance CV(Importance)^2 (equations 6 and 7) + w_load CV(Load)^2 (equations 8 to 11);
@@ -164,20 +164,20 @@ def noisy_top_k(logits_GNE: Tensor, noise_GNE: Tensor | None, std_GNE: Tensor, c
         threshold_GNE = torch.where(chosen_GNE, top[..., config.k :], top[..., config.k - 1 : config.k])
         load_GE = torch.special.ndtr((logits_GNE - threshold_GNE) / std_GNE).sum(1)
         balance_G = balance_G + config.load_loss * squared_cv(load_GE)
-    return Routing(*softmax(logits_GNE), expert_GNK.flatten(1), gate_GNK.flatten(1), balance_G=balance_G)
+    return Assignments(*softmax(logits_GNE), expert_GNK.flatten(1), gate_GNK.flatten(1), balance_G=balance_G)
 
 
-def expert_choice(logits_GNE: Tensor, per_token: float) -> Routing:
+def expert_choice(logits_GNE: Tensor, per_token: float) -> Assignments:
     """Zhou et al. 2022, equations 1 and 2: each expert takes the C = N c / E tokens of the group that score highest with it."""
     _, tokens, experts = logits_GNE.shape
     capacity = min(tokens, max(1, round(tokens * per_token / experts)))
     probs_GNE, log_z_GN = softmax(logits_GNE)
     gate_GEC, token_GEC = probs_GNE.transpose(1, 2).topk(capacity)
     expert_GEC = torch.arange(experts, device=logits_GNE.device)[:, None].expand_as(token_GEC)
-    return Routing(probs_GNE, log_z_GN, expert_GEC.flatten(1), gate_GEC.flatten(1), token_GEC.flatten(1), logits_GNE.new_zeros(len(logits_GNE)))
+    return Assignments(probs_GNE, log_z_GN, expert_GEC.flatten(1), gate_GEC.flatten(1), token_GEC.flatten(1), logits_GNE.new_zeros(len(logits_GNE)))
 
 
-def bias_balanced(logits_GNE: Tensor, bias_E: Tensor, config: BiasBalancedRouter) -> Routing:
+def bias_balanced(logits_GNE: Tensor, bias_E: Tensor, config: BiasBalancedRouting) -> Assignments:
     """DeepSeek-V3 (2024), equations 12 to 16: the k largest of sigmoid(logits) + bias; the gate leaves the bias out.
 
     Normalised over all experts the scores are those of its sequence-wise balance loss (equations 17 to 20).
@@ -188,7 +188,7 @@ def bias_balanced(logits_GNE: Tensor, bias_E: Tensor, config: BiasBalancedRouter
     if config.normalise:
         gate_GNK = gate_GNK / gate_GNK.sum(-1, keepdim=True)
     probs_GNE = scores_GNE / scores_GNE.sum(-1, keepdim=True)
-    return Routing(probs_GNE, logits_GNE.logsumexp(-1), expert_GNK.flatten(1), config.scale * gate_GNK.flatten(1))
+    return Assignments(probs_GNE, logits_GNE.logsumexp(-1), expert_GNK.flatten(1), config.scale * gate_GNK.flatten(1))
 
 
 def squared_cv(values_GE: Tensor) -> Tensor:
@@ -222,5 +222,5 @@ def within_capacity(expert_GA: Tensor, order_GA: Tensor, capacity: int, experts:
     expert_sorted_GA = expert_GA.gather(1, by_expert_GA)
     counts_GE = count(expert_GA, experts)
     starts_GE = counts_GE.cumsum(1) - counts_GE
-    place_GA = torch.arange(expert_GA.shape[1], device=expert_GA.device) - starts_GE.gather(1, expert_sorted_GA)
-    return torch.empty_like(expert_GA, dtype=torch.bool).scatter_(1, by_expert_GA, place_GA < capacity)
+    rank_GA = torch.arange(expert_GA.shape[1], device=expert_GA.device) - starts_GE.gather(1, expert_sorted_GA)
+    return torch.empty_like(expert_GA, dtype=torch.bool).scatter_(1, by_expert_GA, rank_GA < capacity)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.parameterisation import Denoiser, Prediction
-from models.schedules import Schedule, expand
+from models.schedules import NoiseSchedule, expand
 from models.vlb import FixedVariance, log_variance
 
 Noise = Callable[[int], Tensor]
@@ -38,7 +38,7 @@ def _predict(denoiser: Denoiser, x: Tensor, t: int) -> Prediction:
     return denoiser(x, torch.full((len(x),), t, device=x.device))
 
 
-def ddpm_step(schedule: Schedule, prediction: Prediction, x: Tensor, t: int, previous: int, noise: Tensor, variance: FixedVariance = "small") -> Tensor:
+def ddpm_step(schedule: NoiseSchedule, prediction: Prediction, x: Tensor, t: int, previous: int, noise: Tensor, variance: FixedVariance = "small") -> Tensor:
     """Draw x_previous from p(x_previous | x_t) (Ho et al. 2020, algorithm 2); `variance` is used where the prediction has none."""
     mean = schedule.posterior_mean(prediction.x0, x, t, previous)
     return mean + torch.exp(0.5 * log_variance(schedule, prediction, variance, t, previous)) * noise if previous >= 0 else mean
@@ -46,7 +46,7 @@ def ddpm_step(schedule: Schedule, prediction: Prediction, x: Tensor, t: int, pre
 
 @torch.no_grad()
 def ddpm(
-    denoiser: Denoiser, schedule: Schedule, x: Tensor, timesteps: Sequence[int], noise: Noise, variance: FixedVariance = "small", watch: Watch = _unwatched
+    denoiser: Denoiser, schedule: NoiseSchedule, x: Tensor, timesteps: Sequence[int], noise: Noise, variance: FixedVariance = "small", watch: Watch = _unwatched
 ) -> Tensor:
     """Ancestral sampling (Ho et al. 2020, algorithm 2), over all or some of the timesteps."""
     for t, previous in pairwise([*timesteps, -1]):
@@ -56,7 +56,7 @@ def ddpm(
     return x
 
 
-def ddim_step(schedule: Schedule, prediction: Prediction, x: Tensor, t: int, previous: int, noise: Tensor, eta: float) -> Tensor:
+def ddim_step(schedule: NoiseSchedule, prediction: Prediction, x: Tensor, t: int, previous: int, noise: Tensor, eta: float) -> Tensor:
     """x_previous from x_t (Song et al. 2021, eq. 12); eta = 0 is deterministic and needs no noise, eta = 1 is as random as DDPM."""
     std = eta * schedule.posterior_variance(t, previous).sqrt()
     direction = (1 - schedule.alpha_bar(previous) - std.square()).clamp_min(0.0).sqrt()
@@ -65,7 +65,7 @@ def ddim_step(schedule: Schedule, prediction: Prediction, x: Tensor, t: int, pre
 
 
 @torch.no_grad()
-def ddim(denoiser: Denoiser, schedule: Schedule, x: Tensor, timesteps: Sequence[int], noise: Noise, eta: float = 0.0, watch: Watch = _unwatched) -> Tensor:
+def ddim(denoiser: Denoiser, schedule: NoiseSchedule, x: Tensor, timesteps: Sequence[int], noise: Noise, eta: float = 0.0, watch: Watch = _unwatched) -> Tensor:
     """DDIM (Song et al. 2021) with any number of steps; `noise` is called only if eta > 0."""
     for t, previous in pairwise([*timesteps, -1]):
         prediction = _predict(denoiser, x, t)
@@ -74,12 +74,12 @@ def ddim(denoiser: Denoiser, schedule: Schedule, x: Tensor, timesteps: Sequence[
     return x
 
 
-def _half_log_snr(schedule: Schedule, t: int) -> float:
+def _half_log_snr(schedule: NoiseSchedule, t: int) -> float:
     return math.inf if t < 0 else 0.5 * math.log(schedule.snr(t).item())
 
 
 @torch.no_grad()
-def dpm_solver(denoiser: Denoiser, schedule: Schedule, x: Tensor, timesteps: Sequence[int], watch: Watch = _unwatched) -> Tensor:
+def dpm_solver(denoiser: Denoiser, schedule: NoiseSchedule, x: Tensor, timesteps: Sequence[int], watch: Watch = _unwatched) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): deterministic, second order, good from about 15 steps; the first and the last step are first order."""
     earlier_x0, earlier_h = x, math.inf
     for t, following in pairwise([*timesteps, -1]):

@@ -73,7 +73,7 @@ def betas(config: ScheduleConfig) -> Tensor:
             return config.beta_start + (config.beta_end - config.beta_start) * rise
 
 
-class Schedule:
+class NoiseSchedule:
     """The constants of a diffusion at each timestep."""
 
     def __init__(self, betas_T: Tensor) -> None:
@@ -86,9 +86,9 @@ class Schedule:
         """Number T of timesteps."""
         return len(self.betas_T)
 
-    def to(self, device: torch.device) -> "Schedule":
+    def to(self, device: torch.device) -> "NoiseSchedule":
         """The same schedule with its tables on `device`, which needs float64; on one that lacks it (MPS) leave the tables on the CPU."""
-        return Schedule(self.betas_T.to(device))
+        return NoiseSchedule(self.betas_T.to(device))
 
     def alpha_bar(self, t: Tensor | int) -> Tensor:
         """alpha_bar at `t`, float64, of the shape of `t`; 1 at t = -1."""

@@ -34,7 +34,7 @@ class ConvEncoderConfig:
     """Groups of the group norms; divides all channels."""
 
     def __post_init__(self) -> None:
-        if not self.channels or self.blocks < 1 or any(each % self.norm_groups for each in self.channels):
+        if not self.channels or self.blocks < 1 or any(channels % self.norm_groups for channels in self.channels):
             raise ValueError(
                 f"encoder: channels {list(self.channels)}, {self.blocks} blocks; norm_groups {self.norm_groups} must divide all channels, of one or more"
             )
@@ -122,7 +122,7 @@ class TwoTowers(nn.Module):
         return self.encoder(x)
 
     def read(self, tokens_MT: Tensor, end_M: Tensor) -> Tensor:
-        """Texts that end at place `end_M` -> (M, P); what comes behind their end is not seen."""
+        """Texts that end at position `end_M` -> (M, P); what comes behind their end is not seen."""
         hidden_MTD, _ = self.text.hidden(tokens_MT)
         return F.normalize(self.text_head(hidden_MTD[torch.arange(len(end_M), device=end_M.device), end_M]), dim=1)
 

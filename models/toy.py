@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.parameterisation import Prediction
-from models.schedules import Schedule
+from models.schedules import NoiseSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class GaussianMixture:
         posterior_MKD = self.means_KD + gain_K1 * (x_MD[:, None] - signal * self.means_KD)
         return (responsibility_MK[..., None] * posterior_MKD).sum(1)
 
-    def denoiser(self, schedule: Schedule, x_t: Tensor, t_M: Tensor) -> Prediction:
+    def denoiser(self, schedule: NoiseSchedule, x_t: Tensor, t_M: Tensor) -> Prediction:
         """The optimal `Denoiser` of a diffusion, once `schedule` is bound; all samples share one timestep."""
         t = int(t_M[0])
         assert bool((t_M == t).all()), "the closed form takes one timestep at a time"
@@ -138,5 +138,5 @@ def perfect_sampler(mixture: GaussianMixture, samples: int) -> Ceiling:
     modes, dimensions = mixture.means_KD.shape
     # |noise|^2 has a chi-square distribution, whose distribution function is an incomplete gamma function.
     within = torch.special.gammainc(torch.tensor(dimensions / 2, dtype=torch.float64), torch.tensor(4.5, dtype=torch.float64)).item()
-    found_K = 1 - (1 - within * mixture.weights_K.double()) ** samples
-    return Ceiling(modes=found_K.sum().item(), high_quality=within, reverse_kl=(modes - 1) / (2 * samples))
+    covered_K = 1 - (1 - within * mixture.weights_K.double()) ** samples
+    return Ceiling(modes=covered_K.sum().item(), high_quality=within, reverse_kl=(modes - 1) / (2 * samples))

@@ -19,7 +19,7 @@ from models.feedforward import Linear, SwiGLU
 from models.moe import MoEConfig, MoELayer, RouteStats
 from models.norm import RMSNorm
 from models.random import derive, sample_keys
-from models.routing import ExpertChoiceRouter
+from models.routing import ExpertChoiceRouting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class TransformerConfig:
             raise ValueError(f"model.kv_heads: {self.kv_heads} does not divide heads {self.heads}; choose a divisor")
         if isinstance(self.moe_layers, tuple) and any(not 0 <= index < self.layers for index in self.moe_layers):
             raise ValueError(f"model.moe_layers: {list(self.moe_layers)} must lie between 0 and {self.layers - 1}, as there are {self.layers} layers")
-        if self.moe is not None and self.causal and isinstance(self.moe.router, ExpertChoiceRouter):
+        if self.moe is not None and self.causal and isinstance(self.moe.router, ExpertChoiceRouting):
             raise ValueError("model.moe.router: expert_choice leaks the future, as experts choose among all tokens; use causal: false or another router")
 
     @property

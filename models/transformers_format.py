@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from models.moe import MoEConfig
-from models.routing import BiasBalancedRouter, ExpertChoiceRouter, NoisyTopKRouter, RouterConfig, SwitchRouter, TopKRouter
+from models.routing import BiasBalancedRouting, ExpertChoiceRouting, NoisyTopKRouting, RoutingConfig, SwitchRouting, TopKRouting
 from models.transformer import TransformerConfig
 
 Layout = Literal["llama", "qwen3", "mixtral", "qwen2_moe", "qwen3_moe"]
@@ -36,16 +36,16 @@ def layout(config: TransformerConfig) -> Layout:
     return "mixtral" if normalised and not shared and len(config.moe_indices) == config.layers else "qwen2_moe"
 
 
-def gates(router: RouterConfig) -> tuple[int, bool]:
+def gates(router: RoutingConfig) -> tuple[int, bool]:
     """Experts of a token, and whether their softmax gates are divided by their sum, in evaluation. ValueError for gates of another kind."""
     match router:
-        case SwitchRouter():
+        case SwitchRouting():
             return 1, False
-        case TopKRouter(k=k, normalise=normalise):
+        case TopKRouting(k=k, normalise=normalise):
             return k, normalise
-        case NoisyTopKRouter(k=k):
+        case NoisyTopKRouting(k=k):
             return k, True  # without the noise, a softmax over the chosen
-        case BiasBalancedRouter() | ExpertChoiceRouter():
+        case BiasBalancedRouting() | ExpertChoiceRouting():
             raise ValueError(f"model.moe.router: {router.name} has no layout in transformers that fits; only switch, top_k and noisy_top_k can be exchanged")
 
 
@@ -139,7 +139,7 @@ def _transformer(kind: Layout, values: Mapping[str, Any], rope_theta: float) -> 
 def _moe(kind: Layout, values: Mapping[str, Any]) -> MoEConfig:
     k = values["num_experts_per_tok"]
     normalised = kind == "mixtral" or bool(values["norm_topk_prob"])
-    router: RouterConfig = SwitchRouter() if (k, normalised) == (1, False) else TopKRouter(k=k, normalise=normalised)
+    router: RoutingConfig = SwitchRouting() if (k, normalised) == (1, False) else TopKRouting(k=k, normalise=normalised)
     return MoEConfig(
         experts=values["num_experts"] if "num_experts" in values else values["num_local_experts"],
         ffn=values["intermediate_size"] if kind == "mixtral" else values["moe_intermediate_size"],
@@ -170,13 +170,13 @@ def shape_of(config: TransformerConfig) -> dict[str, Any]:
     return fields
 
 
-def _meaning(router: RouterConfig) -> str:
+def _meaning(router: RoutingConfig) -> str:
     match router:
-        case BiasBalancedRouter(k=k, normalise=normalise, scale=scale):
+        case BiasBalancedRouting(k=k, normalise=normalise, scale=scale):
             return f"bias_balanced with k {k}, normalise {str(normalise).lower()}, scale {scale:g}"
-        case ExpertChoiceRouter(experts_per_token=mean):
+        case ExpertChoiceRouting(experts_per_token=mean):
             return f"expert_choice with experts_per_token {mean:g}"
-        case SwitchRouter() | TopKRouter(k=1):
+        case SwitchRouting() | TopKRouting(k=1):
             return "switch"
         case _:
             k, normalised = gates(router)

@@ -35,12 +35,12 @@ def tensors(config: TransformerConfig, vocab_size: int, stacked: bool = False) -
     ValueError where transformers has no layout for `config`.
     """
     kind, width = layout(config), config.d_model
-    found: dict[str, tuple[Part, ...]] = {
+    parts_of: dict[str, tuple[Part, ...]] = {
         "embedding.weight": (Part("model.embed_tokens.weight", (vocab_size, width)),),
         "norm.weight": (Part("model.norm.weight", (width,)),),
     }
     if not config.tie_embeddings:
-        found["head.weight"] = (Part("lm_head.weight", (vocab_size, width)),)
+        parts_of["head.weight"] = (Part("lm_head.weight", (vocab_size, width)),)
     for index in range(config.layers):
         block = _attention(config)
         if config.moe is not None and index in config.moe_indices:
@@ -49,41 +49,41 @@ def tensors(config: TransformerConfig, vocab_size: int, stacked: bool = False) -
         else:
             block |= _swiglu("ffn.", "mlp.", width, config.ffn)
         for name, parts in block.items():
-            found[f"blocks.{index}.{name}"] = tuple(part._replace(name=f"model.layers.{index}.{part.name}") for part in parts)
-    return found
+            parts_of[f"blocks.{index}.{name}"] = tuple(part._replace(name=f"model.layers.{index}.{part.name}") for part in parts)
+    return parts_of
 
 
 def zeros(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     """Tensors that the layout has and we have not, which must be zero: the gate of Qwen2-MoE's shared expert, sigmoid(0) = 1/2."""
     if config.moe is None or layout(config) != "qwen2_moe":
         return {}
-    found: dict[str, tuple[int, ...]] = {"shared_expert_gate.weight": (1, config.d_model)}
+    shapes: dict[str, tuple[int, ...]] = {"shared_expert_gate.weight": (1, config.d_model)}
     if not config.moe.shared_expert:
-        found |= {part.name.removeprefix("mlp."): part.shape for (part,) in _swiglu("", "mlp.shared_expert.", config.d_model, 0).values()}
-    return {f"model.layers.{index}.mlp.{name}": shape for index in config.moe_indices for name, shape in found.items()}
+        shapes |= {part.name.removeprefix("mlp."): part.shape for (part,) in _swiglu("", "mlp.shared_expert.", config.d_model, 0).values()}
+    return {f"model.layers.{index}.mlp.{name}": shape for index in config.moe_indices for name, shape in shapes.items()}
 
 
 def to_transformers(weights: Mapping[str, Tensor], config: TransformerConfig, vocab_size: int, stacked: bool = False) -> dict[str, Tensor]:
     """Copies of our `weights` under their names, each with memory of its own, as safetensors wants it."""
-    found = {name: torch.zeros(shape) for name, shape in zeros(config).items()}
+    theirs = {name: torch.zeros(shape) for name, shape in zeros(config).items()}
     for name, parts in tensors(config, vocab_size, stacked).items():
         pieces = weights[name].detach().flatten().split([prod(part.shape) for part in parts])
-        found |= {part.name: (part.scale * piece).view(part.shape) for part, piece in zip(parts, pieces, strict=True)}
-    return found
+        theirs |= {part.name: (part.scale * piece).view(part.shape) for part, piece in zip(parts, pieces, strict=True)}
+    return theirs
 
 
 def _attention(config: TransformerConfig) -> dict[str, tuple[Part, ...]]:
     width, head = config.d_model, config.head_width
     rows = {"q": config.heads * head, "k": config.kv_head_count * head, "v": config.kv_head_count * head}
-    found: dict[str, tuple[Part, ...]] = {
+    parts_of: dict[str, tuple[Part, ...]] = {
         "attention_norm.weight": (Part("input_layernorm.weight", (width,)),),
         "ffn_norm.weight": (Part("post_attention_layernorm.weight", (width,)),),
         "attention.qkv.weight": tuple(Part(f"self_attn.{name}_proj.weight", (count, width)) for name, count in rows.items()),
         "attention.out.weight": (Part("self_attn.o_proj.weight", (width, config.heads * head)),),
     }
     if config.qk_norm:
-        found |= {f"attention.{name}_norm.weight": (Part(f"self_attn.{name}_norm.weight", (head,)),) for name in "qk"}
-    return found
+        parts_of |= {f"attention.{name}_norm.weight": (Part(f"self_attn.{name}_norm.weight", (head,)),) for name in "qk"}
+    return parts_of
 
 
 def _swiglu(ours: str, theirs: str, width: int, ffn: int, scale: float = 1.0) -> dict[str, tuple[Part, ...]]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.unet_layers import Attention, Resample, ResidualBlock, TimeEmbedding, ZeroConv2d, timestep_embedding
+from models.unet_layers import Resample, ResidualBlock, SpatialAttention, TimeEmbedding, ZeroConv2d, timestep_embedding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Level(nn.Module):
         super().__init__()
         width = 4 * config.channels[0]
         self.resnets = nn.ModuleList([ResidualBlock(i, outputs, width, config.norm_groups) for i in inputs])
-        self.attentions = nn.ModuleList([Attention(outputs, config.head_channels, config.norm_groups) for _ in inputs] if attention else [])
+        self.attentions = nn.ModuleList([SpatialAttention(outputs, config.head_channels, config.norm_groups) for _ in inputs] if attention else [])
 
     def block(self, index: int, x: Tensor, embedding_ME: Tensor) -> Tensor:
         """Residual block `index`, and its attention if there is one."""
@@ -96,7 +96,7 @@ class Middle(nn.Module):
         super().__init__()
         channels, width = config.channels[-1], 4 * config.channels[0]
         self.resnets = nn.ModuleList([ResidualBlock(channels, channels, width, config.norm_groups) for _ in range(2)])
-        self.attentions = nn.ModuleList([Attention(channels, config.head_channels, config.norm_groups)])
+        self.attentions = nn.ModuleList([SpatialAttention(channels, config.head_channels, config.norm_groups)])
 
     def forward(self, x: Tensor, embedding_ME: Tensor) -> Tensor:
         x = self.attentions[0](self.resnets[0](x, embedding_ME))

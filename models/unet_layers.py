@@ -66,7 +66,7 @@ class ResidualBlock(nn.Module):
         return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
 
 
-class Attention(nn.Module):
+class SpatialAttention(nn.Module):
     """Self-attention over the positions of an image."""
 
     def __init__(self, channels: int, head_channels: int | None, norm_groups: int) -> None:

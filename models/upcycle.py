@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from models.routing import BiasBalancedRouter, ExpertChoiceRouter, NoisyTopKRouter, RouterConfig, SwitchRouter, TopKRouter
+from models.routing import BiasBalancedRouting, ExpertChoiceRouting, NoisyTopKRouting, RoutingConfig, SwitchRouting, TopKRouting
 from models.transformer import TransformerConfig
 
 FLAT = 7e-7
@@ -65,18 +65,18 @@ def upcycled(config: TransformerConfig, names: Iterable[str]) -> dict[str, Origi
     return origins
 
 
-def _sum_of_gates(router: RouterConfig, experts: int) -> tuple[float, bool]:
+def _sum_of_gates(router: RoutingConfig, experts: int) -> tuple[float, bool]:
     """The sum of a token's gates, and whether it takes a flat router to have it for all tokens."""
     match router:
-        case SwitchRouter():
+        case SwitchRouting():
             return 1 / experts, True
-        case TopKRouter(k=k, normalise=normalise):
+        case TopKRouting(k=k, normalise=normalise):
             return (1.0, False) if normalise else (k / experts, True)
-        case NoisyTopKRouter():
+        case NoisyTopKRouting():
             return 1.0, False
-        case BiasBalancedRouter(k=k, normalise=normalise, scale=scale):
+        case BiasBalancedRouting(k=k, normalise=normalise, scale=scale):
             return (scale, False) if normalise else (scale * k / 2, True)
-        case ExpertChoiceRouter():
+        case ExpertChoiceRouting():
             raise ValueError(
                 "model.moe.router: expert_choice gives some tokens no expert and others many, so upcycle cannot begin equal to the dense model; use top_k"
             )

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from models.losses import gaussian_kl
 from models.parameterisation import Denoiser, Prediction
-from models.schedules import Schedule, expand
+from models.schedules import NoiseSchedule, expand
 
 FixedVariance = Literal["small", "large"]
 """The variance of the reverse step where it is not learned: beta tilde (`small`) or beta (`large`) (Ho et al. 2020, section 3.2)."""
 
 
-def log_variance(schedule: Schedule, prediction: Prediction, fixed: FixedVariance, t: Tensor | int, previous: Tensor | int) -> Tensor:
+def log_variance(schedule: NoiseSchedule, prediction: Prediction, fixed: FixedVariance, t: Tensor | int, previous: Tensor | int) -> Tensor:
     """Log variance of p(x_previous | x_t), shaped to multiply x_t: learned if the prediction has a variance, else `fixed`."""
     small = expand(_small_log_variance(schedule, t, previous), prediction.x0)
     large = expand(schedule.beta(t, previous).log(), prediction.x0)
@@ -28,7 +28,7 @@ def log_variance(schedule: Schedule, prediction: Prediction, fixed: FixedVarianc
     return small if fixed == "small" else large
 
 
-def _small_log_variance(schedule: Schedule, t: Tensor | int, previous: Tensor | int) -> Tensor:
+def _small_log_variance(schedule: NoiseSchedule, t: Tensor | int, previous: Tensor | int) -> Tensor:
     # beta tilde is 0 where the step reaches x_0: there the variance of the step before it stands in (Nichol & Dhariwal 2021, their code).
     return schedule.posterior_variance(torch.as_tensor(t).clamp_min(1), torch.as_tensor(previous).clamp_min(0)).log()
 
@@ -46,7 +46,9 @@ def discretised_gaussian_log_prob(x: Tensor, mean: Tensor, log_var: Tensor, leve
     return log_upper + torch.log1p(-torch.exp(log_lower - log_upper))
 
 
-def vlb_term(schedule: Schedule, prediction: Prediction, x0: Tensor, x_t: Tensor, t_M: Tensor, *, fixed: FixedVariance = "small", levels: int = 256) -> Tensor:
+def vlb_term(
+    schedule: NoiseSchedule, prediction: Prediction, x0: Tensor, x_t: Tensor, t_M: Tensor, *, fixed: FixedVariance = "small", levels: int = 256
+) -> Tensor:
     """L_t of each sample in bits per dimension, shape (M,): KL(q(x_{t-1} | x_t, x_0) || p) for t > 0, -log p(x_0 | x_0's first noising) at t = 0."""
     true_mean = schedule.posterior_mean(x0, x_t, t_M, t_M - 1)
     true_log_var = expand(_small_log_variance(schedule, t_M, t_M - 1), x0)
@@ -57,7 +59,7 @@ def vlb_term(schedule: Schedule, prediction: Prediction, x0: Tensor, x_t: Tensor
     return torch.where(t_M == 0, decoder_M, kl_M) / math.log(2)
 
 
-def prior_term(schedule: Schedule, x0: Tensor) -> Tensor:
+def prior_term(schedule: NoiseSchedule, x0: Tensor) -> Tensor:
     """L_T = KL(q(x_T | x_0) || N(0, I)) of each sample in bits per dimension, shape (M,)."""
     signal, spread = schedule.scales(schedule.steps - 1, x0)
     kl = gaussian_kl(signal * x0, 2 * spread.log(), torch.zeros_like(x0), torch.zeros_like(x0))
@@ -67,7 +69,7 @@ def prior_term(schedule: Schedule, x0: Tensor) -> Tensor:
 @torch.no_grad()
 def vlb_terms(
     denoiser: Denoiser,
-    schedule: Schedule,
+    schedule: NoiseSchedule,
     x0: Tensor,
     noise: Callable[[int], Tensor],
     timesteps: Sequence[int],

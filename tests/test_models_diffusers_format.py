@@ -8,7 +8,7 @@ from models.diffusers_format import scheduler_arguments, unet_arguments
 from models.diffusion import DiffusionConfig, HybridLossConfig, SimpleLossConfig
 from models.parameterisation import clipped, denoiser
 from models.samplers import ddpm, timesteps
-from models.schedules import CosineScheduleConfig, LinearScheduleConfig, Schedule, SigmoidScheduleConfig, betas
+from models.schedules import CosineScheduleConfig, LinearScheduleConfig, NoiseSchedule, SigmoidScheduleConfig, betas
 from models.unet import UNet, UNetConfig
 
 CONFIGS = [
@@ -32,7 +32,7 @@ def test_diffusers_pipeline_gives_the_same_images(config: DiffusionConfig) -> No
 
     generator = torch.manual_seed(1)
     start = torch.randn(2, 1, 8, 8, generator=generator)
-    schedule = Schedule(betas(config.schedule))
+    schedule = NoiseSchedule(betas(config.schedule))
     denoise = clipped(denoiser(network, config.prediction, schedule), schedule)
     actual = ddpm(denoise, schedule, start, timesteps(20, 20), lambda t: torch.randn(start.shape, generator=generator), config.fixed_variance)
     torch.testing.assert_close(((actual + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1), expected, rtol=0, atol=1e-4)

@@ -9,12 +9,12 @@ from torch import Tensor, distributions
 from models.diffusion import DiffusionConfig, HybridLossConfig, LossConfig, MinSNRLossConfig, SimpleLossConfig, diffusion_loss, loss_by_timestep
 from models.losses import gaussian_kl
 from models.parameterisation import Prediction, Target, predict, target
-from models.schedules import LinearScheduleConfig, Schedule, betas
+from models.schedules import LinearScheduleConfig, NoiseSchedule, betas
 from models.toy import GaussianMixture
 from models.vlb import discretised_gaussian_log_prob, prior_term, vlb_term, vlb_terms
 
 KINDS: list[Target] = ["noise", "x0", "v"]
-SCHEDULE = Schedule(betas(LinearScheduleConfig()))
+SCHEDULE = NoiseSchedule(betas(LinearScheduleConfig()))
 
 
 def batch(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -115,7 +115,7 @@ def test_terms_are_kl_divergences_of_the_reverse_steps() -> None:
 
 def test_the_bound_of_the_optimal_denoiser_lies_just_above_the_entropy() -> None:
     # A fair coin at -1 and 1 has an entropy of 1 bit; no bound may go below it.
-    schedule = Schedule(betas(LinearScheduleConfig()))
+    schedule = NoiseSchedule(betas(LinearScheduleConfig()))
     coin = GaussianMixture(weights_K=torch.tensor([0.5, 0.5]).double(), means_KD=torch.tensor([[-1.0], [1.0]]).double(), stds_K=torch.full((2,), 1e-4).double())
     generator = torch.Generator().manual_seed(0)
     x0 = torch.tensor([[-1.0], [1.0]], dtype=torch.float64).repeat(1000, 1)

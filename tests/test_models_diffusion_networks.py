@@ -7,7 +7,7 @@ from torch import Tensor
 from models.diffusion import DiffusionConfig, diffusion_loss
 from models.diffusion_networks import MLPDenoiserConfig, build_diffusion_network
 from models.init import initialise
-from models.schedules import LinearScheduleConfig, Schedule, betas
+from models.schedules import LinearScheduleConfig, NoiseSchedule, betas
 from models.toy import GaussianMixture
 from models.unet import UNetConfig
 
@@ -18,7 +18,7 @@ MIXTURE = GaussianMixture(
 
 def test_trained_network_comes_within_five_percent_of_the_optimal_denoiser() -> None:
     config = DiffusionConfig(schedule=LinearScheduleConfig(steps=100, beta_start=1e-3, beta_end=0.2))
-    schedule = Schedule(betas(config.schedule))
+    schedule = NoiseSchedule(betas(config.schedule))
     network = build_diffusion_network(MLPDenoiserConfig(hidden=64, blocks=2), (2,))
     initialise(network, seed=0)
     generator = torch.Generator().manual_seed(0)

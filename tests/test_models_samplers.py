@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.parameterisation import Denoiser, Prediction, Target, clipped, denoiser, guided, predict
 from models.samplers import ddim, ddim_step, ddpm, ddpm_step, dpm_solver, timesteps
-from models.schedules import CosineScheduleConfig, LinearScheduleConfig, Schedule, ScheduleConfig, SigmoidScheduleConfig, betas
+from models.schedules import CosineScheduleConfig, LinearScheduleConfig, NoiseSchedule, ScheduleConfig, SigmoidScheduleConfig, betas
 from models.toy import GaussianMixture, ModeCoverage
 
 CONFIGS: list[ScheduleConfig] = [LinearScheduleConfig(), CosineScheduleConfig(), SigmoidScheduleConfig()]
@@ -35,7 +35,7 @@ def test_ddpm_step_equals_diffusers(config: ScheduleConfig, kind: Target, their_
     theirs = DDPMScheduler(prediction_type=their_kind, variance_type=their_variance, clip_sample=True, timestep_spacing="leading")
     exact(theirs, config)
     theirs.set_timesteps(100)
-    schedule = Schedule(betas(config))
+    schedule = NoiseSchedule(betas(config))
     ladder = timesteps(1000, 100, "leading")
     assert theirs.timesteps.tolist() == ladder
     for place in (0, 40, 98, 99):
@@ -58,7 +58,7 @@ def test_ddim_step_equals_diffusers(config: ScheduleConfig, kind: Target, their_
     theirs = DDIMScheduler(prediction_type=their_kind, clip_sample=False)
     exact(theirs, config)
     theirs.set_timesteps(50)
-    schedule = Schedule(betas(config))
+    schedule = NoiseSchedule(betas(config))
     ladder = timesteps(1000, 50, "leading")
     assert theirs.timesteps.tolist() == ladder
     for place in (0, 20, 49):
@@ -78,7 +78,7 @@ def test_dpm_solver_equals_diffusers(config: ScheduleConfig, kind: Target, their
     theirs.set_timesteps(20)
     alpha_bars = theirs.alphas_cumprod[theirs.timesteps]
     theirs.sigmas = torch.cat([((1 - alpha_bars) / alpha_bars).sqrt(), torch.zeros(1)])
-    schedule = Schedule(betas(config))
+    schedule = NoiseSchedule(betas(config))
     assert theirs.timesteps.tolist() == timesteps(1000, 20)
 
     def network(x: Tensor, t_M: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def test_dpm_solver_equals_diffusers(config: ScheduleConfig, kind: Target, their
     torch.testing.assert_close(actual, x, rtol=1e-6, atol=1e-6)
 
 
-def _draw(method: str, denoise: Denoiser, schedule: Schedule, samples: int) -> Tensor:
+def _draw(method: str, denoise: Denoiser, schedule: NoiseSchedule, samples: int) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     start = torch.randn(samples, 2, generator=generator)
 
@@ -114,7 +114,7 @@ def _draw(method: str, denoise: Denoiser, schedule: Schedule, samples: int) -> T
 
 @pytest.mark.parametrize("method", ["ddpm", "ddpm, 250 steps", "ddim", "ddim, eta 1", "dpm_solver"])
 def test_sampler_with_the_optimal_denoiser_reproduces_a_mixture(method: str) -> None:
-    schedule = Schedule(betas(CosineScheduleConfig()))
+    schedule = NoiseSchedule(betas(CosineScheduleConfig()))
     samples = 4000
     x = _draw(method, partial(MIXTURE.denoiser, schedule), schedule, samples)
     share_K = ModeCoverage.of(x, MIXTURE).nearest_K / samples
@@ -129,7 +129,7 @@ def test_sampler_with_the_optimal_denoiser_reproduces_a_mixture(method: str) -> 
 
 
 def test_guidance_is_linear_in_the_noise_and_scale_one_is_plain_conditioning() -> None:
-    schedule = Schedule(betas(LinearScheduleConfig()))
+    schedule = NoiseSchedule(betas(LinearScheduleConfig()))
 
     def network(x: Tensor, t_M: Tensor, labels_M: Tensor) -> Prediction:
         return predict("noise", schedule, x * (1 + labels_M.view(-1, 1)), x, t_M)
@@ -144,7 +144,7 @@ def test_guidance_is_linear_in_the_noise_and_scale_one_is_plain_conditioning() -
 
 
 def test_clipping_keeps_noise_and_x0_consistent() -> None:
-    schedule = Schedule(betas(LinearScheduleConfig()))
+    schedule = NoiseSchedule(betas(LinearScheduleConfig()))
     x = torch.linspace(-4, 4, 9, dtype=torch.float64)[:, None]
     t_M = torch.full((9,), 300)
     prediction = clipped(denoiser(lambda x, t_M: torch.zeros_like(x), "noise", schedule), schedule)(x, t_M)
@@ -153,7 +153,7 @@ def test_clipping_keeps_noise_and_x0_consistent() -> None:
 
 
 def test_watch_sees_every_step() -> None:
-    schedule = Schedule(betas(CosineScheduleConfig()))
+    schedule = NoiseSchedule(betas(CosineScheduleConfig()))
     seen: list[int] = []
     dpm_solver(partial(MIXTURE.denoiser, schedule), schedule, torch.zeros(1, 2), timesteps(1000, 7), watch=lambda t, x0: seen.append(t))
     assert seen == timesteps(1000, 7)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, distributions
 
-from models.schedules import LinearScheduleConfig, Schedule, betas
+from models.schedules import LinearScheduleConfig, NoiseSchedule, betas
 from models.toy import GaussianMixture, ModeCoverage, grid, perfect_sampler, ring
 
 
@@ -42,7 +42,7 @@ def test_moments_equal_torch_distributions_and_those_of_samples() -> None:
 
 def test_optimal_denoiser_satisfies_tweedies_formula() -> None:
     torch.manual_seed(0)
-    schedule = Schedule(betas(LinearScheduleConfig()))
+    schedule = NoiseSchedule(betas(LinearScheduleConfig()))
     for t in (0, 100, 500, 999):
         signal, spread = (s.item() for s in schedule.scales(t, torch.zeros(1, dtype=torch.float64)))
         x = torch.randn(20, 2, dtype=torch.float64, requires_grad=True)

@@ -24,13 +24,13 @@ from models.generate import choose, generate
 from models.init import initialise
 from models.moe import MoEConfig, router_loss
 from models.norm import RMSNorm
-from models.routing import BiasBalancedRouter, ExpertChoiceRouter, NoisyTopKRouter, SwitchRouter, TopKRouter
+from models.routing import BiasBalancedRouting, ExpertChoiceRouting, NoisyTopKRouting, SwitchRouting, TopKRouting
 from models.transformer import Transformer, TransformerConfig
 from models.transformers_format import to_config
 from models.transformers_names import to_transformers
 
 VOCAB, LENGTH = 50, 24
-MOE = MoEConfig(experts=4, ffn=16, router=TopKRouter(k=2))
+MOE = MoEConfig(experts=4, ffn=16, router=TopKRouting(k=2))
 SMALL = TransformerConfig(layers=2, d_model=32, heads=4, kv_heads=2, head_dim=16, ffn=48, init_std=0.2)
 
 
@@ -71,8 +71,8 @@ def check_equal(model: Transformer, theirs: PreTrainedModel) -> None:
 
 @pytest.mark.parametrize("tie", [False, True])
 @pytest.mark.parametrize("layers", ["all", "alternate"])
-@pytest.mark.parametrize("router", [SwitchRouter(), TopKRouter(k=2, normalise=False), TopKRouter(k=2)], ids=["switch", "top_2", "normalised_top_2"])
-def test_loss_is_qwen3_moe(router: TopKRouter, layers: str, tie: bool) -> None:
+@pytest.mark.parametrize("router", [SwitchRouting(), TopKRouting(k=2, normalise=False), TopKRouting(k=2)], ids=["switch", "top_2", "normalised_top_2"])
+def test_loss_is_qwen3_moe(router: TopKRouting, layers: str, tie: bool) -> None:
     moe = replace(MOE, router=router)
     model = make(replace(SMALL, qk_norm=True, moe=moe, moe_layers=layers, tie_embeddings=tie, rope_theta=5000.0))
     theirs = in_transformers(model)
@@ -86,7 +86,7 @@ def test_loss_is_qwen3_moe(router: TopKRouter, layers: str, tie: bool) -> None:
         (replace(SMALL, moe=replace(MOE, ffn=48)), MixtralForCausalLM),
         (replace(SMALL, qk_norm=True), Qwen3ForCausalLM),
         (replace(SMALL, norm_eps=1e-4), LlamaForCausalLM),
-        (replace(SMALL, moe=replace(MOE, router=SwitchRouter(), shared_expert=24), moe_layers=(1,)), Qwen2MoeForCausalLM),
+        (replace(SMALL, moe=replace(MOE, router=SwitchRouting(), shared_expert=24), moe_layers=(1,)), Qwen2MoeForCausalLM),
     ],
     ids=["mixtral", "qwen3", "llama", "qwen2_moe"],
 )
@@ -140,7 +140,7 @@ def test_who_sees_the_future(causal: bool) -> None:
 
 
 def test_activation_checkpointing_changes_nothing() -> None:
-    moe = MoEConfig(experts=4, ffn=16, router=NoisyTopKRouter(), capacity_factor=0.75, jitter=0.1)
+    moe = MoEConfig(experts=4, ffn=16, router=NoisyTopKRouting(), capacity_factor=0.75, jitter=0.1)
     results = []
     for checkpointing in (False, True):
         model = make(replace(SMALL, moe=moe, activation_checkpointing=checkpointing))
@@ -195,9 +195,9 @@ def test_norm_and_rotation_gradcheck() -> None:
 VARIANTS = [
     SMALL,
     replace(SMALL, tie_embeddings=True, qk_norm=True, moe=MOE, moe_layers="alternate"),
-    replace(SMALL, moe=replace(MOE, router=NoisyTopKRouter(k=3), shared_expert=24)),
-    replace(SMALL, moe=replace(MOE, router=BiasBalancedRouter(k=2)), moe_layers=(0,)),
-    replace(SMALL, moe=replace(MOE, router=ExpertChoiceRouter(experts_per_token=2)), causal=False),
+    replace(SMALL, moe=replace(MOE, router=NoisyTopKRouting(k=3), shared_expert=24)),
+    replace(SMALL, moe=replace(MOE, router=BiasBalancedRouting(k=2)), moe_layers=(0,)),
+    replace(SMALL, moe=replace(MOE, router=ExpertChoiceRouting(experts_per_token=2)), causal=False),
 ]
 
 
@@ -223,7 +223,7 @@ def counted_k(moe: MoEConfig) -> int:
 
 def test_published_parameter_counts() -> None:
     mixtral = TransformerConfig(
-        layers=32, d_model=4096, heads=32, kv_heads=8, ffn=14336, rope_theta=1e6, moe=MoEConfig(experts=8, ffn=14336, router=TopKRouter(k=2))
+        layers=32, d_model=4096, heads=32, kv_heads=8, ffn=14336, rope_theta=1e6, moe=MoEConfig(experts=8, ffn=14336, router=TopKRouting(k=2))
     )
     counted = parameters(mixtral, 32000)
     assert round(counted.total / 1e9, 1) == 46.7
@@ -244,7 +244,7 @@ def test_published_parameter_counts() -> None:
         ({"head_dim": 7}, "head_dim: 7 is odd"),
         ({"layers": 0}, "layers 0"),
         ({"moe_layers": (0, 2)}, r"\[0, 2\] must lie between 0 and 1"),
-        ({"moe": MoEConfig(experts=4, ffn=8, router=ExpertChoiceRouter())}, "leaks the future"),
+        ({"moe": MoEConfig(experts=4, ffn=8, router=ExpertChoiceRouting())}, "leaks the future"),
     ],
 )
 def test_wrong_configs_are_refused_in_one_line(options: dict[str, object], message: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from models.experts import Experts
 from models.init import stable_hash
 from models.moe import MoELayer
-from models.routing import BiasBalancedRouter
+from models.routing import BiasBalancedRouting
 from trainer.engines import Engine
 from trainer.loop import Hook, Training
 from trainer.objectives.language import LanguageObjective
@@ -132,5 +132,5 @@ def _overlap(start: int, numel: int, index: int, each: int) -> tuple[slice, slic
 
 def _forget_bias(module: MoELayer, dead: list[int], busiest: int) -> None:
     """A bias that grew while the expert was idle would send it every token now."""
-    if isinstance(module.config.router, BiasBalancedRouter):
+    if isinstance(module.config.router, BiasBalancedRouting):
         module.router.bias_E[dead] = module.router.bias_E[busiest]
