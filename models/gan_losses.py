@@ -79,11 +79,6 @@ def jensen_shannon_estimate(mean_value: float) -> float:
     return (mean_value + math.log(4)) / 2
 
 
-def optimal_logit(log_p_data: Tensor, log_p_generated: Tensor) -> Tensor:
-    """The logit of D* = p_data / (p_data + p_generated) (Goodfellow et al. 2014, eq. 2)."""
-    return log_p_data - log_p_generated
-
-
 def squared_gradient_norm(logits_M: Tensor, x: Tensor) -> Tensor:
     """|| d logit / d x ||^2 of each logit, shape (M,), differentiable; `x` requires grad, and holds the samples of a pack one after another."""
     (gradient,) = torch.autograd.grad(logits_M.sum(), x, create_graph=True)

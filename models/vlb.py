@@ -5,14 +5,13 @@ negative log-likelihood of the discretised decoder and the rest are KL divergenc
 """
 
 import math
-from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from models.losses import gaussian_kl
-from models.parameterisation import Denoiser, Prediction
+from models.parameterisation import Prediction
 from models.schedules import NoiseSchedule, expand
 
 FixedVariance = Literal["small", "large"]
@@ -64,26 +63,3 @@ def prior_term(schedule: NoiseSchedule, x0: Tensor) -> Tensor:
     signal, spread = schedule.scales(schedule.steps - 1, x0)
     kl = gaussian_kl(signal * x0, 2 * spread.log(), torch.zeros_like(x0), torch.zeros_like(x0))
     return kl.flatten(1).mean(1) / math.log(2)
-
-
-@torch.no_grad()
-def vlb_terms(
-    denoiser: Denoiser,
-    schedule: NoiseSchedule,
-    x0: Tensor,
-    noise: Callable[[int], Tensor],
-    timesteps: Sequence[int],
-    *,
-    fixed: FixedVariance = "small",
-    levels: int = 256,
-) -> Tensor:
-    """L_t at each of `timesteps`, shape (len(timesteps), M), in bits per dimension; `noise(t)` gives the noise that makes x_t, of the shape of x0.
-
-    Over all T timesteps, the sum plus `prior_term` is the bound; over every k-th, k times the sum estimates its KL part.
-    """
-    terms = []
-    for t in timesteps:
-        t_M = torch.full((len(x0),), t, device=x0.device)
-        x_t = schedule.diffuse(x0, t, noise(t))
-        terms.append(vlb_term(schedule, denoiser(x_t, t_M), x0, x_t, t_M, fixed=fixed, levels=levels))
-    return torch.stack(terms)
