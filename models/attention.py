@@ -3,13 +3,11 @@
 Legend: B samples, T positions, S positions seen (T, or more with a cache), D model width, H query heads, J key-value heads, C head width.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.feedforward import Linear
+from models.feedforward import AutogradContext, Linear
 from models.norm import RMSNorm
 
 
@@ -57,7 +55,8 @@ class Attention(nn.Module):
         y_BHTC = F.scaled_dot_product_attention(
             q_BHTC, k_BJTC, v_BJTC, attn_mask=None if mask_BTT is None else mask_BTT[:, None], is_causal=causal, enable_gqa=self.kv_heads != self.heads
         )
-        return self.out(y_BHTC.transpose(1, 2).flatten(2))
+        y_BTD: Tensor = self.out(y_BHTC.transpose(1, 2).flatten(2))
+        return y_BTD
 
 
 def rotary_table(start: int, end: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -72,19 +71,20 @@ def rotary_table(start: int, end: int, head_dim: int, theta: float, device: torc
 def rotate(x_BTHC: Tensor, rotary_T1C: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate each pair (x_i, x_{i + C/2}) by its position's angle."""
     cos_T1C, sin_T1C = (table.to(x_BTHC.dtype) for table in rotary_T1C)
-    return _Rotate.apply(x_BTHC, cos_T1C, sin_T1C)
+    rotated_BTHC: Tensor = _Rotate.apply(x_BTHC, cos_T1C, sin_T1C)
+    return rotated_BTHC
 
 
 class _Rotate(torch.autograd.Function):
     """Its gradient is the opposite rotation; written out, as autograd's way through halves and their concatenation costs more than twice as much."""
 
     @staticmethod
-    def forward(ctx: Any, x_BTHC: Tensor, cos_T1C: Tensor, sin_T1C: Tensor) -> Tensor:
+    def forward(ctx: AutogradContext, x_BTHC: Tensor, cos_T1C: Tensor, sin_T1C: Tensor) -> Tensor:
         ctx.save_for_backward(cos_T1C, sin_T1C)
         return _rotated(x_BTHC, cos_T1C, sin_T1C, 1)
 
     @staticmethod
-    def backward(ctx: Any, grad_BTHC: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: AutogradContext, grad_BTHC: Tensor) -> tuple[Tensor, None, None]:
         cos_T1C, sin_T1C = ctx.saved_tensors
         return _rotated(grad_BTHC, cos_T1C, sin_T1C, -1), None, None
 

@@ -39,7 +39,8 @@ class GroupedBatchNorm(nn.Module):
         # Statistics in fp32 at least, whatever the activations are: means of bf16 lose three digits.
         var, mean = torch.var_mean(grouped.to(torch.promote_types(grouped.dtype, torch.float32)), dim=across, correction=0, keepdim=True)
         self._note(mean.detach(), var.detach())
-        return ((grouped - mean) * torch.rsqrt(var + self.eps)).to(x.dtype).flatten(0, 1)
+        y: Tensor = ((grouped - mean) * torch.rsqrt(var + self.eps)).to(x.dtype).flatten(0, 1)
+        return y
 
     def _note(self, mean: Tensor, var: Tensor) -> None:
         channels = len(self.running_mean)
@@ -86,7 +87,8 @@ class ConditionalBatchNorm(nn.Module):
 
     def forward(self, x: Tensor, condition_MD: Tensor) -> Tensor:
         shape = (len(x), -1, *[1] * (x.ndim - 2))
-        return self.norm(x) * (1 + self.gain(condition_MD).view(shape)) + self.bias(condition_MD).view(shape)
+        y: Tensor = self.norm(x) * (1 + self.gain(condition_MD).view(shape)) + self.bias(condition_MD).view(shape)
+        return y
 
 
 def fold_batch_statistics(network: nn.Module, reduce: Callable[[Tensor], Tensor] = lambda pending: pending) -> None:

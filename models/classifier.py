@@ -46,7 +46,8 @@ class Classifier(nn.Module):
         return F.relu(self.body(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
+        logits: Tensor = self.head(self.features(x))
+        return logits
 
 
 def classifier_loss(logits: Tensor, labels_M: Tensor) -> Tensor:

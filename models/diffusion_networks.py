@@ -43,7 +43,8 @@ class MLPBlock(nn.Module):
         self.linear_2 = ZeroLinear(hidden, hidden)
 
     def forward(self, h: Tensor, embedding_ME: Tensor) -> Tensor:
-        return h + self.linear_2(F.silu(self.linear_1(self.norm(h)) + self.embedding(embedding_ME)))
+        y: Tensor = h + self.linear_2(F.silu(self.linear_1(self.norm(h)) + self.embedding(embedding_ME)))
+        return y
 
 
 class MLPDenoiser(nn.Module):
@@ -69,7 +70,8 @@ class MLPDenoiser(nn.Module):
         h = self.input(x)
         for block in self.blocks:
             h = block(h, embedding_ME)
-        return self.output(self.norm(h))
+        y: Tensor = self.output(self.norm(h))
+        return y
 
 
 def build_diffusion_network(

@@ -3,10 +3,12 @@
 Legend: N tokens, K experts of a token, A assignments (rows sorted by expert), D model width, E experts.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from models.feedforward import AutogradContext
 
 
 class Sorted(NamedTuple):
@@ -40,37 +42,43 @@ def dispatch(x_ND: Tensor, rows: Sorted) -> Tensor:
 def combine(y_AD: Tensor, gate_A: Tensor, tokens: int, rows: Sorted) -> Tensor:
     """The sum over each token's sorted rows `y_AD`, weighted by `gate_A` (in the order of the assignments): (N, D)."""
     if rows.even:
-        return _Combine.apply(y_AD, gate_A.view(tokens, -1), rows.token_A, rows.order_A, rows.position_A)
+        y_ND: Tensor = _Combine.apply(y_AD, gate_A.view(tokens, -1), rows.token_A, rows.order_A, rows.position_A)
+        return y_ND
     weighted_AD = y_AD * gate_A.index_select(0, rows.order_A)[:, None]
     return y_AD.new_zeros(tokens, y_AD.shape[1]).index_add(0, rows.token_A, weighted_AD)
 
 
 def gather_rows(x_ND: Tensor, token_A: Tensor, position_A: Tensor) -> Tensor:
     """`x_ND[token_A]`, where each row is taken equally often, in places `position_A` (N K); its gradient is a gather too, and no scatter-add."""
-    return _Gather.apply(x_ND, token_A, position_A)
+    x_AD: Tensor = _Gather.apply(x_ND, token_A, position_A)
+    return x_AD
+
+
+class _GatherContext(AutogradContext):
+    tokens: int
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, token_A: Tensor, position_A: Tensor) -> Tensor:
+    def forward(ctx: _GatherContext, x_ND: Tensor, token_A: Tensor, position_A: Tensor) -> Tensor:
         ctx.save_for_backward(position_A)
         ctx.tokens = len(x_ND)
         return x_ND.index_select(0, token_A)
 
     @staticmethod
-    def backward(ctx: Any, grad_AD: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: _GatherContext, grad_AD: Tensor) -> tuple[Tensor, None, None]:
         (position_A,) = ctx.saved_tensors
         return _gather_sum(grad_AD, position_A.view(ctx.tokens, -1)), None, None
 
 
 class _Combine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y_AD: Tensor, gate_NK: Tensor, token_A: Tensor, order_A: Tensor, position_A: Tensor) -> Tensor:
+    def forward(ctx: AutogradContext, y_AD: Tensor, gate_NK: Tensor, token_A: Tensor, order_A: Tensor, position_A: Tensor) -> Tensor:
         ctx.save_for_backward(y_AD, gate_NK, token_A, order_A, position_A)
         return _gather_sum(y_AD, position_A.view_as(gate_NK), gate_NK)
 
     @staticmethod
-    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: AutogradContext, grad_ND: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         y_AD, gate_NK, token_A, order_A, position_A = ctx.saved_tensors
         grad_AD = grad_ND.index_select(0, token_A)
         grad_gate_A = torch.linalg.vecdot(grad_AD, y_AD)

@@ -30,7 +30,8 @@ def free_bits(kl_ML: Tensor, nats: float, group: int = 1) -> Tensor:
     if kl_ML.shape[0] % group:
         raise ValueError(f"a batch of {kl_ML.shape[0]} samples does not divide into free-bits groups of {group}: make the micro-batch a multiple of the group")
     mean_GL = kl_ML.unflatten(0, (-1, group)).mean(1)
-    return mean_GL.clamp_min(nats).sum(-1).repeat_interleave(group)
+    kl_M: Tensor = mean_GL.clamp_min(nats).sum(-1).repeat_interleave(group)
+    return kl_M
 
 
 def kl_weight(step: int, beta: float, warm_up_steps: int) -> float:

@@ -3,13 +3,12 @@
 Legend: N rows (token copies, sorted by expert), D model width, F expert width, E experts held here.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
+from models.feedforward import AutogradContext
 from models.init import stable_hash
 
 
@@ -81,7 +80,12 @@ def grouped_experts(x_ND: Tensor, counts_E: Tensor, gate_up: Tensor, down: Tenso
 @_disable_dynamo  # torch.compiler.disable, but without importing the compiler, which takes a second of every start
 def looped_experts(x_ND: Tensor, counts_E: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """The same, one expert after the other: any dtype; on a CPU faster, as an expert's activations stay in cache."""
-    return _Loop.apply(x_ND, gate_up, down, counts_E.tolist())
+    y_ND: Tensor = _Loop.apply(x_ND, gate_up, down, counts_E.tolist())
+    return y_ND
+
+
+class _LoopContext(AutogradContext):
+    counts: list[int]
 
 
 class _Loop(torch.autograd.Function):
@@ -89,7 +93,7 @@ class _Loop(torch.autograd.Function):
     again: on a CPU, touching a fresh large allocation costs more than the arithmetic on it."""
 
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, gate_up: Tensor, down: Tensor, counts: list[int]) -> Tensor:
+    def forward(ctx: _LoopContext, x_ND: Tensor, gate_up: Tensor, down: Tensor, counts: list[int]) -> Tensor:
         y_ND, saved = torch.empty_like(x_ND), []
         h_NF = x_ND.new_empty(max(counts), down.shape[2])
         x_parts, y_parts = x_ND[: sum(counts)].split(counts), y_ND[: sum(counts)].split(counts)
@@ -105,7 +109,7 @@ class _Loop(torch.autograd.Function):
         return y_ND
 
     @staticmethod
-    def backward(ctx: Any, grad_y_ND: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: _LoopContext, grad_y_ND: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x_ND, gate_up, down, *saved = ctx.saved_tensors
         counts, ffn = ctx.counts, down.shape[2]
         grad_x_ND, grad_gate_up, grad_down = torch.empty_like(x_ND), torch.empty_like(gate_up), torch.empty_like(down)

@@ -43,7 +43,8 @@ class Moments:
 def _root(matrix_DD: Tensor) -> Tensor:
     """Square root of a symmetric matrix without negative eigenvalues, but for rounding."""
     values_D, vectors_DD = torch.linalg.eigh(matrix_DD)
-    return (vectors_DD * values_D.clamp_min(0).sqrt()) @ vectors_DD.T
+    root_DD: Tensor = (vectors_DD * values_D.clamp_min(0).sqrt()) @ vectors_DD.T
+    return root_DD
 
 
 def frechet_distance(real: Moments, generated: Moments) -> float:
@@ -55,7 +56,8 @@ def frechet_distance(real: Moments, generated: Moments) -> float:
     values_D = torch.linalg.eigvalsh(root_DD @ generated.covariance() @ root_DD)
     cross = values_D.clamp_min(0).sqrt().sum()
     shift = (real.mean() - generated.mean()).square().sum()
-    return (shift + real.covariance().trace() + generated.covariance().trace() - 2 * cross).item()
+    distance: float = (shift + real.covariance().trace() + generated.covariance().trace() - 2 * cross).item()
+    return distance
 
 
 def _kernel_sum(x_ND: Tensor, y_MD: Tensor, chunk: int) -> Tensor:

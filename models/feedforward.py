@@ -3,6 +3,13 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+
+
+class AutogradContext(FunctionCtx):
+    """Type of `ctx` in a `torch.autograd.Function`, whose stub leaves out the saved tensors."""
+
+    saved_tensors: tuple[Tensor, ...]
 
 
 class Linear(nn.Linear):
@@ -29,4 +36,5 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        y: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return y

@@ -61,7 +61,8 @@ class DCGANGenerator(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor, labels_M: Tensor | None = None) -> Tensor:
-        return self.layers(self.condition(z, labels_M))
+        y: Tensor = self.layers(self.condition(z, labels_M))
+        return y
 
 
 def dcgan_discriminator(config: DCGANConfig, shape: Sequence[int], num_classes: int | None, pack: int) -> Discriminator:

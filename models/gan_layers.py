@@ -40,13 +40,14 @@ class Discriminator(nn.Module):
     def forward(self, x: Tensor, labels_M: Tensor | None = None) -> Tensor:
         """One logit for each pack, shape (P,). Labels are needed if and only if the network is class-conditional."""
         h_PF = self.trunk(pack_samples(x, self.pack))
-        logits_P = self.head(h_PF).squeeze(1)
+        logits_P: Tensor = self.head(h_PF).squeeze(1)
         if self.projection is None:
             return logits_P
         assert labels_M is not None, "a class-conditional discriminator needs labels"
         # Each position in the pack has its own class vectors.
         position = torch.arange(self.pack, device=labels_M.device) * self.num_classes
-        return logits_P + (self.projection(labels_M.unflatten(0, (-1, self.pack)) + position).sum(1) * h_PF).sum(1)
+        y: Tensor = logits_P + (self.projection(labels_M.unflatten(0, (-1, self.pack)) + position).sum(1) * h_PF).sum(1)
+        return y
 
 
 class LabelledLatent(nn.Module):
@@ -87,7 +88,8 @@ class ImageSelfAttention(nn.Module):
         # Written out, because a gradient penalty differentiates it twice and fused attention kernels cannot be.
         attention_MNN = torch.softmax(query_MNC @ key_MCN, dim=-1)
         attended = (value_MCN @ attention_MNN.transpose(1, 2)).unflatten(2, x.shape[2:])
-        return x + self.gain * self.output(attended)
+        y: Tensor = x + self.gain * self.output(attended)
+        return y
 
 
 def append_group_std(x: Tensor, group: int) -> Tensor:

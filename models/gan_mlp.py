@@ -45,7 +45,8 @@ class Maxout(nn.Module):
         self.linear = linear(inputs, outputs * pieces, spectral=spectral)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x).unflatten(-1, (-1, self.pieces)).amax(-1)
+        y: Tensor = self.linear(x).unflatten(-1, (-1, self.pieces)).amax(-1)
+        return y
 
 
 class Scale(nn.Module):
@@ -77,7 +78,8 @@ class MLPGenerator(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(width, math.prod(shape)), Scale(config.data_scale), nn.Unflatten(1, tuple(shape)))
 
     def forward(self, z: Tensor, labels_M: Tensor | None = None) -> Tensor:
-        return self.layers(self.condition(z, labels_M))
+        y: Tensor = self.layers(self.condition(z, labels_M))
+        return y
 
 
 def mlp_discriminator(config: MLPGanConfig, shape: Sequence[int], num_classes: int | None, pack: int) -> Discriminator:

@@ -56,7 +56,8 @@ class GeneratorBlock(nn.Module):
     def forward(self, x: Tensor, condition_MD: Tensor) -> Tensor:
         h = self.conv1(F.interpolate(F.relu(self.norm1(x, condition_MD)), scale_factor=2.0))
         h = self.conv2(F.relu(self.norm2(h, condition_MD)))
-        return h + self.shortcut(F.interpolate(x, scale_factor=2.0))
+        y: Tensor = h + self.shortcut(F.interpolate(x, scale_factor=2.0))
+        return y
 
 
 class ResidualGenerator(nn.Module):

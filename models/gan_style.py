@@ -62,7 +62,8 @@ class EqualConv2d(nn.Conv2d):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight * self.scale, self.bias)
+        y: Tensor = self._conv_forward(x, self.weight * self.scale, self.bias)
+        return y
 
 
 class ModulatedConv2d(EqualConv2d):
@@ -95,7 +96,7 @@ class Mapping(nn.Module):
         self.layers = nn.ModuleList([EqualLinear(i, o, rate=0.01) for i, o in pairwise(widths)])
 
     def forward(self, z: Tensor, labels_M: Tensor | None) -> Tensor:
-        h = self.condition(z, labels_M)
+        h: Tensor = self.condition(z, labels_M)
         h = h * torch.rsqrt(h.square().mean(dim=1, keepdim=True) + 1e-8)
         for layer in self.layers:
             h = F.leaky_relu(layer(h), 0.2) * math.sqrt(2)
@@ -163,7 +164,8 @@ class StyleBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = F.leaky_relu(self.conv1(x), 0.2) * math.sqrt(2)
         h = F.leaky_relu(self.conv2(F.avg_pool2d(h, 2)), 0.2) * math.sqrt(2)
-        return (h + self.shortcut(F.avg_pool2d(x, 2))) / math.sqrt(2)
+        y: Tensor = (h + self.shortcut(F.avg_pool2d(x, 2))) / math.sqrt(2)
+        return y
 
 
 class StyleTail(nn.Module):

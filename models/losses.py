@@ -57,7 +57,8 @@ def full_gaussian_kl(mean_p: Tensor, cov_p: Tensor, mean_q: Tensor, cov_q: Tenso
     ratio = torch.linalg.solve_triangular(root_q, root_p, upper=False)
     shift = torch.linalg.solve_triangular(root_q, (mean_q - mean_p).unsqueeze(-1), upper=False)
     log_det = 2 * (root_q.diagonal(dim1=-2, dim2=-1).log() - root_p.diagonal(dim1=-2, dim2=-1).log()).sum(-1)
-    return 0.5 * (ratio.square().sum((-2, -1)) + shift.square().sum((-2, -1)) - mean_p.shape[-1] + log_det)
+    kl: Tensor = 0.5 * (ratio.square().sum((-2, -1)) + shift.square().sum((-2, -1)) - mean_p.shape[-1] + log_det)
+    return kl
 
 
 def monte_carlo_kl(log_p_K: Tensor, log_q_K: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,11 +3,11 @@
 Legend: D width, ... any number of leading dimensions.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models.feedforward import AutogradContext
 
 
 class RMSNorm(nn.RMSNorm):
@@ -21,20 +21,22 @@ class RMSNorm(nn.RMSNorm):
         """(..., D) -> (..., D)."""
         x = x.to(self.weight.dtype)
         if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling():
-            return _RMSNorm.apply(x, self.weight, self.epsilon)
+            y: Tensor = _RMSNorm.apply(x, self.weight, self.epsilon)
+            return y
         return F.rms_norm(x, self.normalized_shape, self.weight, self.epsilon)
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    def forward(ctx: AutogradContext, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        normal = x * scale
+        normal: Tensor = x * scale
         ctx.save_for_backward(normal, scale, weight_D)
-        return normal * weight_D
+        y: Tensor = normal * weight_D
+        return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: AutogradContext, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         normal, scale, weight_D = ctx.saved_tensors
         product = grad * normal
         along = (product @ weight_D).div_(len(weight_D)).unsqueeze(-1)  # the mean over D of the gradient times the normalised input

@@ -76,7 +76,8 @@ class SpectralConv2d(nn.Conv2d):
         _orthogonal(self, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.spectral_norm(self.weight), self.bias)
+        y: Tensor = self._conv_forward(x, self.spectral_norm(self.weight), self.bias)
+        return y
 
 
 class SpectralEmbedding(nn.Embedding):

@@ -49,7 +49,8 @@ class _Block(nn.Module):
         self.residual = nn.Sequential(*halves[0], *halves[1])
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.residual(x)
+        y: Tensor = x + self.residual(x)
+        return y
 
 
 class ConvEncoder(nn.Sequential):
@@ -78,7 +79,8 @@ class TwoViews(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """What is kept after training: (M, F), before the projection."""
-        return self.encoder(x)
+        features_MF: Tensor = self.encoder(x)
+        return features_MF
 
     def forward(self, a: Tensor, b: Tensor) -> Embedded:
         a_MP, b_MP = F.normalize(self.head(self.encoder(torch.cat([a, b]))), dim=1).chunk(2)
@@ -119,7 +121,8 @@ class TwoTowers(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """What is kept of the image tower: (M, F), before the projection."""
-        return self.encoder(x)
+        features_MF: Tensor = self.encoder(x)
+        return features_MF
 
     def read(self, tokens_MT: Tensor, end_M: Tensor) -> Tensor:
         """Texts that end at position `end_M` -> (M, P); what comes behind their end is not seen."""

@@ -118,7 +118,8 @@ class ModeCoverage:
     def reverse_kl(self, mixture: GaussianMixture) -> float:
         """KL(share of the samples at each mode || its weight) in nats."""
         share_K = self.nearest_K.double() / self.nearest_K.sum()
-        return torch.special.xlogy(share_K, share_K / mixture.weights_K.double()).sum().item()
+        kl: float = torch.special.xlogy(share_K, share_K / mixture.weights_K.double()).sum().item()
+        return kl
 
 
 @dataclass(frozen=True, kw_only=True)

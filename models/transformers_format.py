@@ -1,7 +1,7 @@
 """Which layout of Hugging Face transformers holds a transformer of ours, and its config.json, both ways. The tensors' names: models/transformers_names.py."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from models.moe import MoEConfig
 from models.routing import BiasBalancedRouting, ExpertChoiceRouting, NoisyTopKRouting, RoutingConfig, SwitchRouting, TopKRouting
@@ -49,10 +49,10 @@ def gates(router: RoutingConfig) -> tuple[int, bool]:
             raise ValueError(f"model.moe.router: {router.name} has no layout in transformers that fits; only switch, top_k and noisy_top_k can be exchanged")
 
 
-def to_config(config: TransformerConfig, vocab_size: int, positions: int, end_of_text: int) -> dict[str, Any]:
+def to_config(config: TransformerConfig, vocab_size: int, positions: int, end_of_text: int) -> dict[str, object]:
     """config.json for weights under the names of `models.transformers_names`; `positions` is the length that the model was trained on."""
     kind, moe = layout(config), config.moe
-    values: dict[str, Any] = {
+    values: dict[str, object] = {
         "architectures": [ARCHITECTURES[kind]],
         "model_type": kind,
         "vocab_size": vocab_size,
@@ -89,13 +89,15 @@ def to_config(config: TransformerConfig, vocab_size: int, positions: int, end_of
     return values | ({"qkv_bias": False, "shared_expert_intermediate_size": moe.shared_expert} if kind == "qwen2_moe" else {})
 
 
-def from_config(values: Mapping[str, Any]) -> tuple[TransformerConfig, int]:
+def from_config(values: Mapping[str, object]) -> tuple[TransformerConfig, int]:
     """The transformer that a config.json describes, and its vocabulary's size. ValueError for what ours cannot compute."""
-    kind = values.get("model_type")
-    if kind not in ARCHITECTURES:
-        raise ValueError(f"config.json: model_type is {kind!r}; possible are {', '.join(ARCHITECTURES)}")
+    kind = next((kind for kind in ARCHITECTURES if kind == values.get("model_type")), None)
+    if kind is None:
+        raise ValueError(f"config.json: model_type is {values.get('model_type')!r}; possible are {', '.join(ARCHITECTURES)}")
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    fixed: list[tuple[str, Any, Any]] = [
+    if not isinstance(rope, Mapping):
+        raise ValueError(f"config.json: rope_parameters is {rope!r}; it must be an object")
+    fixed: list[tuple[str, object, object]] = [
         ("hidden_act", values.get("hidden_act", "silu"), "silu"),
         ("attention_bias", values.get("attention_bias", False), False),
         ("mlp_bias", values.get("mlp_bias", False), False),
@@ -108,49 +110,73 @@ def from_config(values: Mapping[str, Any]) -> tuple[TransformerConfig, int]:
         if value != possible:
             raise ValueError(f"config.json: {name} is {value!r}; only {possible!r} is possible")
     try:
-        return _transformer(kind, values, float(rope.get("rope_theta") or values["rope_theta"])), int(values["vocab_size"])
+        return _transformer(kind, values, _number(rope if rope.get("rope_theta") else values, "rope_theta")), _integer(values, "vocab_size")
     except KeyError as missing:
         raise ValueError(f"config.json: no {missing.args[0]}; it must be the one that was saved with the weights") from None
 
 
-def _transformer(kind: Layout, values: Mapping[str, Any], rope_theta: float) -> TransformerConfig:
-    layers, moe = int(values["num_hidden_layers"]), None
+def _transformer(kind: Layout, values: Mapping[str, object], rope_theta: float) -> TransformerConfig:
+    layers = _integer(values, "num_hidden_layers")
+    moe = None
     moe_layers: tuple[int, ...] = ()
     if kind in ("mixtral", "qwen2_moe", "qwen3_moe"):
         moe = _moe(kind, values)
-        every = values.get("decoder_sparse_step", 1)
-        moe_layers = tuple(index for index in range(layers) if index not in (values.get("mlp_only_layers") or ()) and (index + 1) % every == 0)
+        step = _integer(values, "decoder_sparse_step", 1)
+        dense = values.get("mlp_only_layers") or []
+        if not isinstance(dense, list):
+            raise ValueError(f"config.json: mlp_only_layers is {dense!r}; it must be a list")
+        moe_layers = tuple(index for index in range(layers) if index not in dense and (index + 1) % step == 0)
     return TransformerConfig(
         layers=layers,
-        d_model=values["hidden_size"],
-        heads=values["num_attention_heads"],
-        kv_heads=values.get("num_key_value_heads"),
-        head_dim=values["head_dim"] if kind == "qwen3" else values.get("head_dim"),
-        ffn=values["intermediate_size"],
+        d_model=_integer(values, "hidden_size"),
+        heads=_integer(values, "num_attention_heads"),
+        kv_heads=_integer_or_none(values, "num_key_value_heads"),
+        head_dim=_integer(values, "head_dim") if kind == "qwen3" else _integer_or_none(values, "head_dim"),
+        ffn=_integer(values, "intermediate_size"),
         qk_norm=kind in ("qwen3", "qwen3_moe"),
         rope_theta=rope_theta,
-        norm_eps=values["rms_norm_eps"],
-        tie_embeddings=values.get("tie_word_embeddings", False),
+        norm_eps=_number(values, "rms_norm_eps"),
+        tie_embeddings=bool(values.get("tie_word_embeddings", False)),
         moe=moe,
         moe_layers=moe_layers,
     )
 
 
-def _moe(kind: Layout, values: Mapping[str, Any]) -> MoEConfig:
-    k = values["num_experts_per_tok"]
+def _moe(kind: Layout, values: Mapping[str, object]) -> MoEConfig:
+    k = _integer(values, "num_experts_per_tok")
     normalised = kind == "mixtral" or bool(values["norm_topk_prob"])
     router: RoutingConfig = SwitchRouting() if (k, normalised) == (1, False) else TopKRouting(k=k, normalise=normalised)
     return MoEConfig(
-        experts=values["num_experts"] if "num_experts" in values else values["num_local_experts"],
-        ffn=values["intermediate_size"] if kind == "mixtral" else values["moe_intermediate_size"],
+        experts=_integer(values, "num_experts" if "num_experts" in values else "num_local_experts"),
+        ffn=_integer(values, "intermediate_size" if kind == "mixtral" else "moe_intermediate_size"),
         router=router,
-        shared_expert=values["shared_expert_intermediate_size"] if kind == "qwen2_moe" else 0,
+        shared_expert=_integer(values, "shared_expert_intermediate_size") if kind == "qwen2_moe" else 0,
     )
 
 
-def shape_of(config: TransformerConfig) -> dict[str, Any]:
+def _integer(values: Mapping[str, object], name: str, default: int | None = None) -> int:
+    """The whole number `name`. KeyError where it is missing without a default; ValueError for another type."""
+    value = values[name] if default is None else values.get(name, default)
+    if not isinstance(value, int):
+        raise ValueError(f"config.json: {name} is {value!r}; it must be a whole number")
+    return value
+
+
+def _integer_or_none(values: Mapping[str, object], name: str) -> int | None:
+    return None if values.get(name) is None else _integer(values, name)
+
+
+def _number(values: Mapping[str, object], name: str) -> float:
+    """The number `name`. KeyError where it is missing; ValueError for another type."""
+    value = values[name]
+    if not isinstance(value, int | float):
+        raise ValueError(f"config.json: {name} is {value!r}; it must be a number")
+    return float(value)
+
+
+def shape_of(config: TransformerConfig) -> dict[str, object]:
     """All fields of `config` that decide the shapes and the meaning of its weights, by their names in a job: equal ones can exchange weights."""
-    fields: dict[str, Any] = {
+    fields: dict[str, object] = {
         "layers": config.layers,
         "d_model": config.d_model,
         "heads": config.heads,

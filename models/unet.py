@@ -100,7 +100,8 @@ class Middle(nn.Module):
 
     def forward(self, x: Tensor, embedding_ME: Tensor) -> Tensor:
         x = self.attentions[0](self.resnets[0](x, embedding_ME))
-        return self.resnets[1](x, embedding_ME)
+        y: Tensor = self.resnets[1](x, embedding_ME)
+        return y
 
 
 class UNet(nn.Module):
@@ -147,4 +148,5 @@ class UNet(nn.Module):
         for level in self.up_blocks:
             left = len(skips) - self.config.layers_per_level - 1
             h, skips = level(h, skips[left:], embedding_ME), skips[:left]
-        return self.conv_out(F.silu(self.conv_norm_out(h)))
+        y: Tensor = self.conv_out(F.silu(self.conv_norm_out(h)))
+        return y

@@ -45,7 +45,8 @@ class TimeEmbedding(nn.Module):
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(embedding)))
+        y: Tensor = self.linear_2(F.silu(self.linear_1(embedding)))
+        return y
 
 
 class ResidualBlock(nn.Module):
@@ -63,7 +64,8 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, embedding_ME: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = h + self.time_emb_proj(F.silu(embedding_ME))[:, :, None, None]
-        return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+        y: Tensor = self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+        return y
 
 
 class SpatialAttention(nn.Module):
@@ -82,7 +84,8 @@ class SpatialAttention(nn.Module):
         h_MNC = self.group_norm(x).flatten(2).transpose(1, 2)
         q, k, v = (layer(h_MNC).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.to_q, self.to_k, self.to_v))
         attended_MNC = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return x + self.to_out[0](attended_MNC).transpose(1, 2).unflatten(2, x.shape[2:])
+        y: Tensor = x + self.to_out[0](attended_MNC).transpose(1, 2).unflatten(2, x.shape[2:])
+        return y
 
 
 class Resample(nn.Module):
@@ -94,4 +97,5 @@ class Resample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=1 if self.up else 2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest") if self.up else x)
+        y: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest") if self.up else x)
+        return y

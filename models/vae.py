@@ -90,7 +90,8 @@ class VAE(nn.Module):
         z_KML = reparameterise(mean_ML, log_var_ML, noise_KML)
         k = len(noise_KML)
         log_likelihood_KM = self.likelihood(self.decoder(z_KML.flatten(0, 1)), x.repeat(k, *[1] * (x.ndim - 1))).unflatten(0, (k, -1))
-        return log_likelihood_KM + log_normal(z_KML, z_KML.new_zeros(()), z_KML.new_zeros(())) - log_normal(z_KML, mean_ML, log_var_ML)
+        log_weight_KM: Tensor = log_likelihood_KM + log_normal(z_KML, z_KML.new_zeros(()), z_KML.new_zeros(())) - log_normal(z_KML, mean_ML, log_var_ML)
+        return log_weight_KM
 
     def generate(self, z_ML: Tensor) -> Tensor:
         """The expected image of each latent code, shape (M, C, H, W)."""

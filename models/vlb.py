@@ -42,7 +42,8 @@ def discretised_gaussian_log_prob(x: Tensor, mean: Tensor, log_var: Tensor, leve
     mirror = x > mean
     upper, lower = torch.where(mirror, -lower, upper), torch.where(mirror, -upper, lower)
     log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
-    return log_upper + torch.log1p(-torch.exp(log_lower - log_upper))
+    log_p: Tensor = log_upper + torch.log1p(-torch.exp(log_lower - log_upper))
+    return log_p
 
 
 def vlb_term(
