@@ -1,6 +1,8 @@
-"""Grouped-query attention with rotary positions (Su et al. 2021, in the half-split layout of Llama and Qwen) and optional QK norm.
+"""Grouped-query attention with rotary positions (Su et al. 2021, in the half-split layout of Llama
+and Qwen) and optional QK norm.
 
-Legend: B samples, T positions, S positions seen (T, or more with a cache), D model width, H query heads, J key-value heads, C head width.
+Legend: B samples, T positions, S positions seen (T, or more with a cache), D model width, H query
+heads, J key-value heads, C head width.
 """
 
 import torch
@@ -21,7 +23,8 @@ class KVCache:
         return 0 if self.keys_values is None else self.keys_values[0].shape[2]
 
     def extend(self, k_BJTC: Tensor, v_BJTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Append, and return all."""
+        """Append keys and values (B, J, T, C); return those of all positions so far, (B, J, S,
+        C)."""
         if self.keys_values is not None:
             k_BJTC, v_BJTC = (torch.cat(pair, dim=2) for pair in zip(self.keys_values, (k_BJTC, v_BJTC), strict=True))
         self.keys_values = (k_BJTC, v_BJTC)
@@ -29,7 +32,7 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """Softmax attention; query, key and value projections lie in one matrix, in this order."""
+    """Softmax attention. One matrix holds the query, key and value projections, in this order."""
 
     def __init__(
         self, d_model: int, heads: int, kv_heads: int, head_dim: int, causal: bool, qk_norm: bool, norm_eps: float, std: float = 0.02, out_std: float = 0.02
@@ -42,7 +45,11 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(head_dim, norm_eps) if qk_norm else None
 
     def forward(self, x_BTD: Tensor, rotary_T1C: tuple[Tensor, Tensor], mask_BTT: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """`mask_BTT` is true where a position (row) may see another (column), causality included; None: all, or all up to itself."""
+        """Attend from each position of `x_BTD`: (B, T, D) -> (B, T, D).
+
+        `mask_BTT` is true where a position (row) may see another (column), causality included.
+        Without it a position sees all, or all up to itself if `causal`.
+        """
         qkv_BTHC = self.qkv(x_BTD).unflatten(-1, (-1, self.head_dim))
         q_BTHC, k_BTJC, v_BTJC = qkv_BTHC.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
         if self.q_norm is not None and self.k_norm is not None:
@@ -60,8 +67,11 @@ class Attention(nn.Module):
 
 
 def rotary_table(start: int, end: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Tables (T, 1, C) for the positions from `start` to before `end`, in float32, with angles position * theta^(-2 i / C):
-    the cosines twice, and the sines, negative first."""
+    """Build the float32 tables (T, 1, C) of cosines and sines for positions `start` to `end` - 1.
+
+    Angles are position * theta^(-2 i / C) (Su et al. 2021, section 3.2.2). Cosines are repeated for
+    both halves; sines are negative in the first half.
+    """
     frequency_C = theta ** -(torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
     angle_TC = torch.arange(start, end, device=device, dtype=torch.float32)[:, None] * frequency_C
     cos_TC, sin_TC = angle_TC.cos(), angle_TC.sin()
@@ -69,14 +79,16 @@ def rotary_table(start: int, end: int, head_dim: int, theta: float, device: torc
 
 
 def rotate(x_BTHC: Tensor, rotary_T1C: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate each pair (x_i, x_{i + C/2}) by its position's angle."""
+    """Rotate each pair (x_i, x_{i + C/2}) by the angle of its position: (B, T, H, C) -> the same
+    shape."""
     cos_T1C, sin_T1C = (table.to(x_BTHC.dtype) for table in rotary_T1C)
     rotated_BTHC: Tensor = _Rotate.apply(x_BTHC, cos_T1C, sin_T1C)
     return rotated_BTHC
 
 
 class _Rotate(torch.autograd.Function):
-    """Its gradient is the opposite rotation; written out, as autograd's way through halves and their concatenation costs more than twice as much."""
+    """The rotation, with the opposite rotation as its gradient. Autograd's own path through halves
+    and their concatenation costs more than twice as much."""
 
     @staticmethod
     def forward(ctx: AutogradContext, x_BTHC: Tensor, cos_T1C: Tensor, sin_T1C: Tensor) -> Tensor:
@@ -90,7 +102,7 @@ class _Rotate(torch.autograd.Function):
 
 
 def _rotated(x_BTHC: Tensor, cos_T1C: Tensor, sin_T1C: Tensor, sign: int) -> Tensor:
-    """x cos + (x with its halves exchanged) sin * sign."""
+    """Return x cos + (x with its halves exchanged) sin * sign."""
     half = x_BTHC.shape[-1] // 2
     y_BTHC = x_BTHC * cos_T1C
     y_BTHC[..., :half].addcmul_(x_BTHC[..., half:], sin_T1C[..., :half], value=sign)

@@ -1,6 +1,8 @@
-"""A small convolutional classifier: its features judge the samples of generative models where no Inception weights are at hand.
+"""A small convolutional classifier, whose features score generative models where no Inception
+weights are available.
 
-M samples, images in [-1, 1], F features.
+Its objective is trainer/objectives/images/feature_network.py. M samples, images in [-1, 1], F
+features.
 """
 
 from collections.abc import Sequence
@@ -23,7 +25,7 @@ class ClassifierConfig:
     channels: tuple[int, ...] = (32, 64)
     """Channels of each level; every level halves the resolution."""
     features: int = 64
-    """Width of the last hidden layer, which the quality measures read."""
+    """Width of the last hidden layer, from which sample quality is measured."""
 
 
 class Classifier(nn.Module):
@@ -42,7 +44,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(config.features, num_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """The last hidden layer, shape (M, F)."""
+        """Return the last hidden layer of each image, shape (M, F)."""
         return F.relu(self.body(x))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""The arguments with which diffusers builds the same network and the same reverse process: what an export writes."""
+"""Arguments from which diffusers builds the same network and the same reverse process; an export
+writes them."""
 
 from models.diffusion import DiffusionConfig, HybridLossConfig
 from models.parameterisation import Target
@@ -7,7 +8,8 @@ from models.unet import UNet
 
 
 def unet_arguments(network: UNet, sample_size: int) -> dict[str, object]:
-    """Arguments of `diffusers.UNet2DModel` for which `network.state_dict()` loads as it is and gives the same output."""
+    """Return arguments of a `diffusers.UNet2DModel` that loads `network.state_dict()` unchanged and
+    gives the same output."""
     config = network.config
     attention = [level in config.attention_levels for level in range(len(config.channels))]
     return {
@@ -25,7 +27,11 @@ def unet_arguments(network: UNet, sample_size: int) -> dict[str, object]:
 
 
 def scheduler_arguments(config: DiffusionConfig) -> dict[str, object]:
-    """Arguments of `diffusers.DDPMScheduler` for the same steps as `samplers.ddpm` over all timesteps with `parameterisation.clipped`."""
+    """Return arguments of a `diffusers.DDPMScheduler` that takes the same steps as `samplers.ddpm`
+    over all timesteps with `parameterisation.clipped`.
+
+    Raises ValueError for a cosine schedule that diffusers cannot express.
+    """
     predictions: dict[Target, str] = {"noise": "epsilon", "x0": "sample", "v": "v_prediction"}
     match config.schedule:
         case LinearScheduleConfig(beta_start=start, beta_end=end):

@@ -1,6 +1,8 @@
-"""Moving token rows to their experts and back: gathers in both directions, forward and backward, where tokens have equally many experts.
+"""Moves token rows to their experts and back, by gathers in both directions, forward and backward,
+where all tokens have equally many experts.
 
-Legend: N tokens, K experts of a token, A assignments (rows sorted by expert), D model width, E experts.
+Legend: N tokens, K experts per token, A assignments (rows sorted by expert), D model width, E
+experts.
 """
 
 from typing import NamedTuple
@@ -12,7 +14,7 @@ from models.feedforward import AutogradContext
 
 
 class Sorted(NamedTuple):
-    """Where everything goes."""
+    """The assignments of tokens to experts, sorted by expert."""
 
     token_A: Tensor
     """Token of each sorted row."""
@@ -23,11 +25,13 @@ class Sorted(NamedTuple):
     counts_E: Tensor
     """Rows of each expert; the rows beyond their sum belong to dropped assignments."""
     even: bool
-    """Whether every token has the same number K of assignments, in turn: assignment a belongs to token a // K."""
+    """Whether every token has the same number K of assignments, in turn: assignment a belongs to
+    token a // K."""
 
 
 def sort_by_expert(expert_A: Tensor, token_A: Tensor, experts: int, even: bool) -> Sorted:
-    """Sort the assignments by expert, keeping their order within one; expert number `experts` marks a dropped assignment."""
+    """Sort the assignments by expert, keeping their order within an expert. Expert number `experts`
+    marks a dropped assignment."""
     order_A = expert_A.argsort(stable=True)
     position_A = torch.empty_like(order_A).scatter_(0, order_A, torch.arange(len(order_A), device=order_A.device))
     counts = torch.zeros(experts + 1, dtype=torch.int64, device=expert_A.device).scatter_add_(0, expert_A, torch.ones_like(expert_A))
@@ -35,12 +39,13 @@ def sort_by_expert(expert_A: Tensor, token_A: Tensor, experts: int, even: bool) 
 
 
 def dispatch(x_ND: Tensor, rows: Sorted) -> Tensor:
-    """The tokens' rows in the order of the plan: (A, D)."""
+    """Copy the tokens' rows into sorted order: (N, D) -> (A, D)."""
     return gather_rows(x_ND, rows.token_A, rows.position_A) if rows.even else x_ND.index_select(0, rows.token_A)
 
 
 def combine(y_AD: Tensor, gate_A: Tensor, tokens: int, rows: Sorted) -> Tensor:
-    """The sum over each token's sorted rows `y_AD`, weighted by `gate_A` (in the order of the assignments): (N, D)."""
+    """Sum each token's sorted rows `y_AD`, weighted by `gate_A` (in the order of the assignments):
+    (A, D) -> (N, D), for N = `tokens`."""
     if rows.even:
         y_ND: Tensor = _Combine.apply(y_AD, gate_A.view(tokens, -1), rows.token_A, rows.order_A, rows.position_A)
         return y_ND
@@ -49,7 +54,8 @@ def combine(y_AD: Tensor, gate_A: Tensor, tokens: int, rows: Sorted) -> Tensor:
 
 
 def gather_rows(x_ND: Tensor, token_A: Tensor, position_A: Tensor) -> Tensor:
-    """`x_ND[token_A]`, where each row is taken equally often, in places `position_A` (N K); its gradient is a gather too, and no scatter-add."""
+    """Return `x_ND[token_A]`, where every row is gathered equally often, to positions `position_A`
+    (N K). Its gradient is a gather as well, not a scatter-add."""
     x_AD: Tensor = _Gather.apply(x_ND, token_A, position_A)
     return x_AD
 
@@ -87,7 +93,7 @@ class _Combine(torch.autograd.Function):
 
 
 def _gather_sum(rows_AD: Tensor, position_NK: Tensor, weight_NK: Tensor | None = None) -> Tensor:
-    """sum_k weight[n, k] rows[position[n, k]] as (N, D)."""
+    """Return sum_k weight[n, k] rows[position[n, k]] as (N, D)."""
     tokens, k = position_NK.shape
     if tokens == 0 or k == 0:
         return rows_AD.new_zeros(tokens, rows_AD.shape[1])

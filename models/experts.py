@@ -1,4 +1,5 @@
-"""Stacked SwiGLU experts (Shazeer 2020, "GLU variants improve transformer", equation 6): y = W_down (silu(W_gate x) * W_up x).
+"""Stacked SwiGLU experts (Shazeer 2020, "GLU variants improve transformer", equation 6): y = W_down
+(silu(W_gate x) * W_up x).
 
 Legend: N rows (token copies, sorted by expert), D model width, F expert width, E experts held here.
 """
@@ -13,9 +14,10 @@ from models.init import stable_hash
 
 
 class Experts(nn.Module):
-    """`num_experts` experts of width `ffn`: all of them, or a slice of `total` that starts at `first_expert`.
+    """`num_experts` experts of width `ffn`: all experts, or a slice of `total` that starts at
+    `first_expert`.
 
-    `gate_up` is (E, 2F, D), gate first, and `down` is (E, D, F): Hugging Face's layout.
+    `gate_up` is (E, 2F, D), gate first, and `down` is (E, D, F), as in Hugging Face's layout.
     """
 
     def __init__(self, num_experts: int, d_model: int, ffn: int, first_expert: int = 0, total: int | None = None, std: float = 0.02, out_std: float = 0.02):
@@ -30,7 +32,8 @@ class Experts(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Fill each expert from (one draw of the global generator, its global number): a slice gets what the whole would hold there."""
+        """Fill each expert from one draw of the global generator and its global number, so that a
+        slice gets the same weights as the whole."""
         seed = int(torch.randint(1 << 62, (), device="cpu"))
         if self.gate_up.is_meta:
             return
@@ -40,7 +43,8 @@ class Experts(nn.Module):
             down_DF.normal_(0, self.out_std, generator=generator)
 
     def part(self, first_expert: int, num_experts: int) -> "Experts":
-        """A new module that holds copies of the `num_experts` experts from global number `first_expert` on."""
+        """Return a new module with copies of the `num_experts` experts from global number
+        `first_expert` on."""
         with torch.device("meta"):
             part = Experts(num_experts, self.d_model, self.ffn, first_expert, self.total, self.std, self.out_std)
         local = slice(first_expert - self.first_expert, first_expert - self.first_expert + num_experts)
@@ -49,9 +53,11 @@ class Experts(nn.Module):
         return part
 
     def forward(self, x_ND: Tensor, counts_E: Tensor) -> Tensor:
-        """Apply to the rows of `x_ND`, sorted by expert, expert e to `counts_E[e]` of them (int64, on the same device).
+        """Apply expert e to `counts_E[e]` rows of `x_ND`, which is sorted by expert (int64, same
+        device): (N, D) -> (N, D).
 
-        Rows beyond `counts_E.sum()` are padding: their output is zero and no gradient flows through them.
+        Rows beyond `counts_E.sum()` are padding: their output is zero and no gradient flows through
+        them.
         """
         autocast = torch.is_autocast_enabled(x_ND.device.type)
         dtype = torch.get_autocast_dtype(x_ND.device.type) if autocast else self.gate_up.dtype
@@ -62,24 +68,27 @@ class Experts(nn.Module):
 
 
 def _grouped_kernel(x_ND: Tensor, gate_up: Tensor) -> bool:
-    """Whether one grouped kernel serves all experts: on CUDA, for rows that it can load in strides of 16 bytes."""
+    """Whether one grouped kernel can serve all experts: on CUDA, for rows that it can load in
+    strides of 16 bytes."""
     aligned = all(size * x_ND.element_size() % 16 == 0 for size in (gate_up.shape[-1], gate_up.shape[-2] // 2))
     return x_ND.is_cuda and x_ND.dtype in (torch.bfloat16, torch.float16, torch.float32) and aligned
 
 
 def grouped_experts(x_ND: Tensor, counts_E: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """All experts in two grouped matmuls, without the host knowing the counts."""
+    """Apply all experts in two grouped matrix products, without the host knowing the counts."""
     ends_E = counts_E.cumsum(0).to(torch.int32)
-    # The kernel writes nothing to padding rows, forward or backward; masking both ends keeps what lies there out.
+    # The kernel writes nothing to padding rows, forward or backward; masking both ends keeps stale
+    # memory out.
     padding_N1 = (torch.arange(len(x_ND), device=x_ND.device) >= ends_E[-1])[:, None]
     x_ND = x_ND.masked_fill(padding_N1, 0)
     gate_NF, up_NF = F.grouped_mm(x_ND, gate_up.transpose(-2, -1), offs=ends_E).chunk(2, dim=-1)
     return F.grouped_mm(F.silu(gate_NF) * up_NF, down.transpose(-2, -1), offs=ends_E).masked_fill(padding_N1, 0)
 
 
-@_disable_dynamo  # torch.compiler.disable, but without importing the compiler, which takes a second of every start
+@_disable_dynamo  # torch.compiler.disable would import the compiler: a second per start
 def looped_experts(x_ND: Tensor, counts_E: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """The same, one expert after the other: any dtype; on a CPU faster, as an expert's activations stay in cache."""
+    """Apply one expert after the other, in any dtype. Faster on a CPU, because an expert's
+    activations stay in cache."""
     y_ND: Tensor = _Loop.apply(x_ND, gate_up, down, counts_E.tolist())
     return y_ND
 
@@ -89,8 +98,8 @@ class _LoopContext(AutogradContext):
 
 
 class _Loop(torch.autograd.Function):
-    """One expert after the other, forward and backward. Gradients are written where they belong, and buffers stay small and are used
-    again: on a CPU, touching a fresh large allocation costs more than the arithmetic on it."""
+    """The experts one after the other, forward and backward, in place. Buffers stay small and are
+    reused: on a CPU, touching fresh memory costs more than the arithmetic."""
 
     @staticmethod
     def forward(ctx: _LoopContext, x_ND: Tensor, gate_up: Tensor, down: Tensor, counts: list[int]) -> Tensor:
@@ -126,7 +135,8 @@ class _Loop(torch.autograd.Function):
 
 
 def _swiglu_backward(grad_h: Tensor, hidden: Tensor, h: Tensor, grad: Tensor) -> None:
-    """For h = silu(gate) * up, with both in `hidden` (n, 2F): write h once more (n, F), and the gradient of `hidden` to `grad`; spoils `grad_h`."""
+    """For h = silu(gate) * up with both in `hidden` (n, 2F), write h again (n, F), and the gradient
+    of `hidden` to `grad`. Overwrites `grad_h`."""
     gate, up = hidden.chunk(2, dim=-1)
     grad_gate, grad_up = grad.chunk(2, dim=-1)
     torch.ops.aten.silu.out(gate, out=h)

@@ -1,4 +1,5 @@
-"""DCGAN (Radford et al. 2016): strided convolutions, batch norm, N(0, 0.02) weights. Images are in [-1, 1]."""
+"""DCGAN (Radford et al. 2016): strided convolutions, batch norm, initial weights from N(0, 0.02).
+Images are in [-1, 1]."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,18 +15,19 @@ from models.spectral import SpectralConv2d
 
 @dataclass(frozen=True, kw_only=True)
 class DCGANConfig:
-    """Strided convolutions with batch norm."""
+    """DCGAN's generator and discriminator: strided convolutions with batch norm."""
 
     name: Literal["dcgan"] = "dcgan"
     """Selects this network."""
     latent: int = 100
     """Dimensions of z."""
     channels: tuple[int, ...] = (64, 128)
-    """Channels of each level, at 1/2, 1/4, ... of the image's resolution, of both networks."""
+    """Channels of each level of both networks, at 1/2, 1/4, ... of the image's resolution."""
     batch_norm_group: int = 32
     """Consecutive samples that share batch-norm statistics."""
     discriminator_norm: Literal["batch", "spectral", "none"] = "batch"
-    """Normalisation in the discriminator; use `none` or `spectral` with gradient penalties, which batch norm would mix over samples."""
+    """Normalisation in the discriminator. Use `none` or `spectral` with gradient penalties, which
+    batch norm would mix across samples."""
 
 
 class _Conv2d(nn.Conv2d):
@@ -45,7 +47,7 @@ def _small_normal(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
 
 
 class DCGANGenerator(nn.Module):
-    """z (M, L) -> images (M, C, H, W)."""
+    """Maps z (M, L) to images (M, C, H, W)."""
 
     def __init__(self, config: DCGANConfig, shape: Sequence[int], num_classes: int | None) -> None:
         super().__init__()
@@ -66,7 +68,8 @@ class DCGANGenerator(nn.Module):
 
 
 def dcgan_discriminator(config: DCGANConfig, shape: Sequence[int], num_classes: int | None, pack: int) -> Discriminator:
-    """Images (M, C, H, W) -> logits (M / pack,). Batch-norm groups count packs."""
+    """Build a discriminator that maps images (M, C, H, W) to logits (M / pack,). Batch-norm groups
+    count packs."""
     check_halvings(shape, len(config.channels))
     spectral = config.discriminator_norm == "spectral"
     inputs, layers = shape[0] * pack, list[nn.Module]()

@@ -1,6 +1,9 @@
-"""The style-based GAN (Karras et al. 2020, StyleGAN2): mapping network, modulated convolutions, residual discriminator. Images are in [-1, 1].
+"""The style-based GAN (Karras et al. 2020, StyleGAN2): mapping network, modulated convolutions,
+residual discriminator.
 
-There is no noise input: StyleGAN3 (Karras et al. 2021) drops it, and then an image depends on z alone.
+Images are in [-1, 1]. Noise inputs are left out, as in StyleGAN3 (Karras et al. 2021), so an image
+depends on z alone.
+
 M samples, W style width, C channels.
 """
 
@@ -20,22 +23,24 @@ from models.shapes import check_halvings
 
 @dataclass(frozen=True, kw_only=True)
 class StyleGanConfig:
-    """Mapping network and modulated convolutions."""
+    """StyleGAN2's generator and discriminator: mapping network and modulated convolutions."""
 
     name: Literal["style"] = "style"
     """Selects this network."""
     latent: int = 128
     """Dimensions of z and of the style w."""
     mapping_layers: int = 2
-    """Layers of the mapping network; its learning rate is a hundredth of the others' (Karras et al. 2019, appendix C)."""
+    """Layers of the mapping network, whose learning rate is a hundredth of the other layers'
+    (Karras et al. 2019, appendix C)."""
     channels: tuple[int, ...] = (64, 128)
-    """Channels of each level, at the image's resolution and at 1/2, ... of it, of both networks."""
+    """Channels of each level of both networks, at the image's resolution, 1/2 of it, and so on."""
     std_group: int = 4
-    """Consecutive packs over which the discriminator sees a standard deviation."""
+    """Number of consecutive packs over which the discriminator computes a standard deviation."""
 
 
 class EqualLinear(nn.Linear):
-    """Weights are stored as N(0, 1) / rate and scaled when used (Karras et al. 2018, section 4.1), so that Adam moves all layers alike."""
+    """A linear layer whose weights are stored as N(0, 1) / rate and scaled when used, so that Adam
+    moves all layers alike (Karras et al. 2018, section 4.1)."""
 
     def __init__(self, inputs: int, outputs: int, rate: float = 1.0, bias: float = 0.0) -> None:
         self.rate, self.start = rate, bias
@@ -50,7 +55,8 @@ class EqualLinear(nn.Linear):
 
 
 class EqualConv2d(nn.Conv2d):
-    """A convolution of odd kernel that keeps the resolution, with weights scaled when used."""
+    """A convolution with an odd kernel that keeps the resolution; its weights are scaled when
+    used."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
         super().__init__(inputs, outputs, kernel, padding=kernel // 2)
@@ -67,7 +73,8 @@ class EqualConv2d(nn.Conv2d):
 
 
 class ModulatedConv2d(EqualConv2d):
-    """A convolution whose input channels are scaled by a style and whose output is scaled back to unit variance (Karras et al. 2020, eq. 1 to 3)."""
+    """A convolution whose input channels are scaled by a style, and whose output is rescaled to
+    unit variance (Karras et al. 2020, eq. 1 to 3)."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, style: int, demodulate: bool = True) -> None:
         super().__init__(inputs, outputs, kernel)
@@ -78,7 +85,8 @@ class ModulatedConv2d(EqualConv2d):
         assert w_MW is not None
         style_MC = self.affine(w_MW)
         weight = self.weight * self.scale
-        # Scaling the activations is the same as scaling each sample's kernel, and needs one convolution for all samples.
+        # Scaling the activations equals scaling each sample's kernel, and needs one convolution for
+        # all samples.
         y = F.conv2d(x * style_MC[:, :, None, None], weight, padding=self.padding)
         if self.demodulate:
             y = y * torch.rsqrt(style_MC.square() @ weight.square().sum(dim=(2, 3)).T + 1e-8)[:, :, None, None]
@@ -87,7 +95,7 @@ class ModulatedConv2d(EqualConv2d):
 
 
 class Mapping(nn.Module):
-    """(z, label) -> style w (M, W)."""
+    """Maps (z, label) to the style w (M, W)."""
 
     def __init__(self, config: StyleGanConfig, num_classes: int | None) -> None:
         super().__init__()
@@ -117,7 +125,8 @@ class StyledPair(nn.Module):
 
 
 class StyleGenerator(nn.Module):
-    """z (M, L) -> images (M, C, H, W); the images of all resolutions are added up (Karras et al. 2020, figure 7)."""
+    """Maps z (M, L) to images (M, C, H, W), as the sum of the images of all resolutions (Karras et
+    al. 2020, figure 7)."""
 
     def __init__(self, config: StyleGanConfig, shape: Sequence[int], num_classes: int | None) -> None:
         super().__init__()
@@ -153,7 +162,7 @@ def _double(x: Tensor) -> Tensor:
 
 
 class StyleBlock(nn.Module):
-    """Residual block that halves the resolution (Karras et al. 2020, section 4.1)."""
+    """A residual block that halves the resolution (Karras et al. 2020, section 4.1)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -169,7 +178,8 @@ class StyleBlock(nn.Module):
 
 
 class StyleTail(nn.Module):
-    """(P, C, h, w) -> features (P, F), with the standard deviation over groups of packs."""
+    """Maps (P, C, h, w) to features (P, F), with the standard deviation over groups of packs as an
+    extra channel."""
 
     def __init__(self, channels: int, positions: int, features: int, group: int) -> None:
         super().__init__()
@@ -183,7 +193,7 @@ class StyleTail(nn.Module):
 
 
 def style_discriminator(config: StyleGanConfig, shape: Sequence[int], num_classes: int | None, pack: int) -> Discriminator:
-    """Images (M, C, H, W) -> logits (M / pack,)."""
+    """Build a discriminator that maps images (M, C, H, W) to logits (M / pack,)."""
     levels = len(config.channels)
     check_halvings(shape, levels - 1)
     layers: list[nn.Module] = [EqualConv2d(shape[0] * pack, config.channels[0], 1), nn.LeakyReLU(0.2)]

@@ -1,6 +1,8 @@
-"""Inception v3 (Szegedy et al. 2016) up to its pooled features, with torchvision's names, so that its published weights load.
+"""Inception v3 (Szegedy et al. 2016) up to its pooled features, with torchvision's names, so that
+the published weights load.
 
-M images in [-1, 1] of 1 or 3 channels and any size; 2048 features. These are what a Frechet distance is usually made of.
+M images in [-1, 1] of 1 or 3 channels and any size; 2048 features. The FID is the Frechet distance
+of these features.
 """
 
 import torch
@@ -11,7 +13,7 @@ Size = int | tuple[int, int]
 
 
 class BasicConv2d(nn.Module):
-    """Convolution that keeps the resolution unless `shrink`s, batch norm, ReLU."""
+    """A convolution that keeps the resolution unless `shrink`, then batch norm and ReLU."""
 
     def __init__(self, inputs: int, outputs: int, kernel: Size, stride: int = 1, shrink: bool = False) -> None:
         super().__init__()
@@ -29,7 +31,7 @@ def _average(x: Tensor) -> Tensor:
 
 
 class InceptionA(nn.Module):
-    """Figure 5 of the paper."""
+    """Convolutions of up to two 3 x 3 in sequence (figure 5 of the paper)."""
 
     def __init__(self, inputs: int, pooled: int) -> None:
         super().__init__()
@@ -44,7 +46,7 @@ class InceptionA(nn.Module):
 
 
 class InceptionB(nn.Module):
-    """Halves the resolution (figure 10)."""
+    """A block that halves the resolution (figure 10)."""
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
@@ -58,7 +60,7 @@ class InceptionB(nn.Module):
 
 
 class InceptionC(nn.Module):
-    """Convolutions of 7 x 7 in two factors (figure 6)."""
+    """Convolutions of 7 x 7, each in two factors (figure 6)."""
 
     def __init__(self, inputs: int, inner: int) -> None:
         super().__init__()
@@ -79,7 +81,7 @@ class InceptionC(nn.Module):
 
 
 class InceptionD(nn.Module):
-    """Halves the resolution again."""
+    """A block that halves the resolution a second time."""
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
@@ -110,7 +112,7 @@ class InceptionE(nn.Module):
 
 
 class InceptionFeatures(nn.Module):
-    """Images (M, C, H, W) -> features (M, 2048)."""
+    """Maps images (M, C, H, W) to features (M, 2048)."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,10 +1,26 @@
-"""The mixture-of-experts layer on one device: route, sort tokens by expert, apply the experts, combine.
+"""The mixture-of-experts layer on one device. A forward pass takes eight steps:
 
-The layer knows its experts only as `self.experts(x_AD, counts_E) -> y_AD`; trainer/expert_parallel.py replaces that module by
-one that sends the rows to other ranks. Whatever looks at more than one token (capacity, drops, balance loss) does so within a
-routing group of `group` consecutive samples, so the result does not depend on how a batch is split into micro-batches.
+    1 group    samples into routing groups   layer.py                            x_BTD -> x_GND
+    2 score    every token for every expert  router.py                           logits_GNE
+    3 choose   experts and gates per token   policies.py                         expert_GA, gate_GA
+    4 keep     assignments within capacity   policies.py                         keep_GA
+    5 sort     tokens' rows by expert        dispatch.py                         x_AD, counts_E
+    6 send     rows to their experts' ranks  trainer/engines/expert_parallel.py  x_AD
+    7 apply    each expert to its own rows   experts.py                          y_AD
+    8 combine  rows of each token by gate    dispatch.py                         y_AD -> y_BTD
 
-Legend: B samples, T positions, D model width, G routing groups, N tokens of a group, A assignments, E experts, K experts of a token.
+Step 4 is needed only with a capacity. Step 6 is needed only with experts on several ranks: it sends
+the rows there and returns the results. Then a shared expert, if configured, is added, and the
+router's losses and statistics are computed.
+
+The layer knows its experts only as `self.experts(x_AD, counts_E) -> y_AD`:
+trainer/engines/expert_parallel.py replaces that module by one that exchanges rows with other ranks.
+Every computation across tokens (capacity, drops, balance loss) stays within a routing group of
+`group` consecutive samples, so the result does not depend on how a batch is split into
+micro-batches.
+
+Legend: B samples, T positions, D model width, G routing groups, N tokens per group, A assignments,
+E experts, K experts per token.
 """
 
 import math
@@ -36,35 +52,41 @@ from models.routing import (
 
 @dataclass(frozen=True, kw_only=True)
 class MoEConfig:
-    """One mixture-of-experts layer."""
+    """Sizes, routing and losses of a mixture-of-experts layer."""
 
     experts: int
     """Number of experts."""
     ffn: int
     """Inner width of each expert."""
     router: RoutingConfig = field(default_factory=SwitchRouting)
-    """How tokens find their experts."""
+    """Routing that assigns tokens to experts."""
     capacity_factor: float | None = None
-    """Room of an expert in a routing group, in multiples of the mean load; what exceeds it is dropped. None: dropless."""
+    """Capacity of an expert per routing group, in multiples of the mean load; assignments beyond it
+    are dropped. null: dropless."""
     eval_capacity_factor: float | None = None
-    """The same in evaluation."""
+    """Capacity factor in evaluation; null: dropless."""
     drop_policy: Literal["position", "probability"] = "position"
-    """Who finds room first: first choices before second ones, early tokens before late ones; or the larger gate (V-MoE's batch priority)."""
+    """Order in which assignments fill the capacity. `position`: first choices before second
+    choices, early tokens before late ones; `probability`: larger gates first (batch priority of
+    V-MoE)."""
     jitter: float = 0.0
-    """In training the router's input is multiplied by uniform noise from [1 - jitter, 1 + jitter]."""
+    """Half-width of the uniform noise from [1 - jitter, 1 + jitter] that multiplies the router's
+    input in training."""
     balance_loss: float = 0.01
-    """Factor of the balance loss."""
+    """Weight of the balance loss."""
     z_loss: float = 0.001
-    """Factor of the router z-loss."""
+    """Weight of the router z-loss."""
     balance: Literal["group", "global"] = "group"
-    """Whose load the balance loss evens out: each routing group's own, or that of the whole batch, taken from the step before."""
+    """Load that the balance loss evens out: each routing group's own, or the whole batch's, taken
+    from the previous step."""
     shared_expert: int = 0
-    """Inner width of an expert that serves every token, beside the routed ones (DeepSeekMoE); 0 for none."""
+    """Inner width of an expert that serves every token in addition to the routed experts
+    (DeepSeekMoE); 0 for none."""
     group: int = 1
-    """Consecutive samples that form one routing group; a micro-batch holds whole groups."""
+    """Number of consecutive samples that form a routing group; a micro-batch holds whole groups."""
     control: Literal["none", "frozen", "permuted"] = "none"
-    """What a proof compares routing with: a router whose weights stay as they start, or one whose choices, gates included, are handed to
-    other tokens of the group at random."""
+    """Control of a proof, with which routing is compared. `frozen`: the router keeps its initial
+    weights; `permuted`: the tokens of a group exchange their choices, gates included, at random."""
 
     def __post_init__(self) -> None:
         if self.experts < 1 or self.ffn < 1 or self.group < 1:
@@ -83,23 +105,27 @@ class MoEConfig:
             if factor is not None and factor <= 0:
                 raise ValueError(f"moe.{name}: {factor} must be above 0, or null for dropless")
             if factor is not None and isinstance(self.router, ExpertChoiceRouting):
-                raise ValueError(f"moe.{name}: {factor} does not go with expert_choice, whose room is set by experts_per_token; use null")
+                raise ValueError(f"moe.{name}: {factor} does not go with expert_choice, whose capacity is set by experts_per_token; use null")
         if self.balance == "global" and isinstance(self.router, NoisyTopKRouting | ExpertChoiceRouting):
             raise ValueError(f"moe.balance: global does not go with {self.router.name}, which has no such balance loss; use group")
 
 
 class RouteStats(NamedTuple):
-    """What one layer reports. The two losses are means over each group's tokens; the rest are float32 sums without gradient that
-    add up over micro-batches and ranks."""
+    """Losses and statistics of one layer.
+
+    The two losses are means over each group's tokens. The other values are float32 sums without
+    gradient, which add up over micro-batches and ranks.
+    """
 
     balance_G: Tensor
-    """Balance loss of each group, without its factor."""
+    """Balance loss of each group, without its weight."""
     z_G: Tensor
-    """Router z-loss of each group, without its factor."""
+    """Router z-loss of each group, without its weight."""
     load_E: Tensor
-    """Assignments of each expert, before drops."""
+    """Number of assignments of each expert, before drops."""
     dropped: Tensor
-    """Assignments that found no room; for expert_choice the tokens that no expert chose."""
+    """Number of assignments dropped for lack of capacity; for expert_choice, of tokens that no
+    expert chose."""
     entropy: Tensor
     """Entropy of the router's distribution in nats, summed over tokens."""
     gate: Tensor
@@ -107,13 +133,15 @@ class RouteStats(NamedTuple):
     tokens: Tensor
     """Number of tokens."""
     max_rows: Tensor
-    """Rows (assignments that found room) of the busiest expert in this forward pass."""
+    """Number of rows (assignments within capacity) of the expert that has most, in this forward
+    pass."""
     rows: Tensor
-    """Rows of all experts."""
+    """Number of rows of all experts."""
 
 
 def permuted(routing: Assignments, keys_G: Tensor) -> Assignments:
-    """`routing` with the choices and gates of a group's tokens dealt out anew among them, by a permutation drawn from `keys_G` (G,)."""
+    """Exchange the choices and gates of a group's tokens among them, by a permutation drawn from
+    `keys_G` (G,)."""
     groups, tokens, _ = routing.probs_GNE.shape
     order_GN = uniform(keys_G, (tokens,)).argsort(dim=1, stable=True)
     if routing.token_GA is not None:
@@ -126,7 +154,8 @@ def permuted(routing: Assignments, keys_G: Tensor) -> Assignments:
 
 
 def router_loss(config: MoEConfig, stats: Sequence[RouteStats], balance_factor_L: Tensor | None = None) -> Tensor:
-    """balance_loss * balance + z_loss * z, summed over layers: (G,). `balance_factor_L` are factors on the layers' balance losses, default 1."""
+    """Return balance_loss * balance + z_loss * z, summed over layers: (G,). `balance_factor_L`
+    multiplies each layer's balance loss; default 1."""
     balance_LG, z_LG = torch.stack([layer.balance_G for layer in stats]), torch.stack([layer.z_G for layer in stats])
     if balance_factor_L is not None:
         balance_LG = balance_LG * balance_factor_L[:, None]
@@ -134,7 +163,8 @@ def router_loss(config: MoEConfig, stats: Sequence[RouteStats], balance_factor_L
 
 
 class MoELayer(nn.Module):
-    """Routed SwiGLU experts, and a shared one if configured. A dropped token's output is zero: only the residual path carries it."""
+    """Routed SwiGLU experts, and a shared expert if configured. The output of a dropped token is
+    zero: only the residual path carries the token."""
 
     def __init__(self, config: MoEConfig, d_model: int, std: float = 0.02, out_std: float = 0.02):
         super().__init__()
@@ -144,13 +174,14 @@ class MoELayer(nn.Module):
         self.shared = SwiGLU(d_model, config.shared_expert, std, out_std) if config.shared_expert else None
 
     def forward(self, x_BTD: Tensor, keys_B: Tensor) -> tuple[Tensor, RouteStats]:
-        """`keys_B` (int64) are random keys of the samples, from `models.random.sample_keys`; they serve jitter and noise.
+        """Return the layer's output (B, T, D), and its losses and statistics.
 
-        ValueError if B is no multiple of the group's size.
+        `keys_B` (int64) are the samples' random keys, from `models.random.sample_keys`, for jitter
+        and noise. Raises ValueError if B is not a multiple of the group's size.
         """
         samples, group = len(x_BTD), self._group()
         if samples % group:
-            raise ValueError(f"moe.group: {group} consecutive samples form a routing group, but {samples} came; use a multiple of {group}")
+            raise ValueError(f"moe.group: {group} consecutive samples form a routing group, but the micro-batch has {samples}; use a multiple of {group}")
         routing = self.router(x_BTD.reshape(samples // group, -1, x_BTD.shape[-1]), keys_B)
         if self.config.control == "permuted":
             routing = permuted(routing, derive(keys_B[::group], "permuted choices"))
@@ -162,22 +193,24 @@ class MoELayer(nn.Module):
         return y_BTD, self._stats(routing, keep_GA, counts_E)
 
     def after_step(self, load_E: Tensor) -> None:
-        """Tell the layer the load (E,) of the whole global batch, after each optimiser step, the same on all ranks."""
+        """Update the router from the load (E,) of the whole global batch. Call it after each
+        optimiser step, with the same load on all ranks."""
         self.router.update_bias(load_E)
         self.router.remember_load(load_E)
 
     def _group(self) -> int:
-        """Samples of a routing group: one in an evaluation where no token depends on others, so that any number of samples will do."""
+        """Return the number of samples per routing group: one in an evaluation where tokens are
+        independent, so that any number of samples is accepted."""
         alone = self.config.eval_capacity_factor is None and not isinstance(self.config.router, ExpertChoiceRouting)
         return 1 if alone and not self.training else self.config.group
 
     def _keep(self, routing: Assignments) -> Tensor | None:
-        """Which assignments (G, A) find room; None for all."""
+        """Return a mask (G, A) of the assignments within capacity; None if all are."""
         factor = self.config.capacity_factor if self.training else self.config.eval_capacity_factor
         if factor is None:
             return None
         tokens, assignments = routing.probs_GNE.shape[1], routing.expert_GA.shape[1]
-        # Fedus et al. 2021, equation 3; the small number undoes rounding such as 1.1 * 80 = 88.00000000000001.
+        # Fedus et al. 2021, equation 3; 1e-6 undoes rounding such as 1.1 * 80 = 88.00000000000001.
         capacity = math.ceil(factor * assignments / self.config.experts - 1e-6)
         if self.config.drop_policy == "probability":
             order_GA = -routing.gate_GA.detach()
@@ -188,9 +221,11 @@ class MoELayer(nn.Module):
         return within_capacity(routing.expert_GA, order_GA, capacity, self.config.experts)
 
     def _experts(self, x_ND: Tensor, routing: Assignments, keep_GA: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Output (all tokens, D) of the routed experts, and the rows (E,) of each."""
+        """Return the output (all tokens, D) of the routed experts, and the number of rows (E,) of
+        each."""
         if torch.is_autocast_enabled(x_ND.device.type):
-            x_ND = x_ND.to(torch.get_autocast_dtype(x_ND.device.type))  # here and not in the experts: rows then travel in this type
+            # Cast here rather than in the experts, so that rows are sent in this type.
+            x_ND = x_ND.to(torch.get_autocast_dtype(x_ND.device.type))
         groups, tokens, _ = routing.probs_GNE.shape
         expert_GA, gate_GA = routing.expert_GA, routing.gate_GA.to(x_ND.dtype)
         if keep_GA is not None:

@@ -1,4 +1,5 @@
-"""Root mean square normalisation (Zhang and Sennrich 2019, equation 4), with a quick path for CPUs, where torch composes it of a dozen passes.
+"""Root mean square normalisation (Zhang & Sennrich 2019, equation 4), with a fast path for CPUs,
+where torch makes a dozen passes over the data.
 
 Legend: D width, ... any number of leading dimensions.
 """
@@ -11,14 +12,15 @@ from models.feedforward import AutogradContext
 
 
 class RMSNorm(nn.RMSNorm):
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, in the weight's dtype."""
+    """Computes x / sqrt(mean(x^2) + eps) * weight over the last dimension, in the weight's
+    dtype."""
 
     def __init__(self, width: int, eps: float):
         super().__init__(width, eps)
         self.epsilon = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
+        """Normalise the last dimension: (..., D) -> (..., D)."""
         x = x.to(self.weight.dtype)
         if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling():
             y: Tensor = _RMSNorm.apply(x, self.weight, self.epsilon)

@@ -1,6 +1,7 @@
-"""The router: scores of all tokens for all experts in float32, then one of the routings of models/routing.py.
+"""The router: scores of all tokens for all experts in float32, then one of the routings of
+models/moe/policies.py.
 
-Legend: B samples, G groups, N tokens of a group, D model width, E experts.
+Legend: B samples, G groups, N tokens per group, D model width, E experts.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,8 @@ from models.routing import (
 
 
 class Router(nn.Module):
-    """Scores `x W^T` and the choice made from them. Computes in float32 at least, whatever autocast or the module's dtype says."""
+    """Scores `x W^T`, and the choice of experts made from them. Computes in at least float32,
+    whatever autocast or the module's dtype."""
 
     bias_E: Tensor
     last_load_E: Tensor
@@ -44,14 +46,17 @@ class Router(nn.Module):
             self.register_buffer("bias_E", torch.empty(experts))
         if remembers:
             self.register_buffer("last_load_E", torch.empty(experts))
-        if frozen:  # a gradient of zero (see `_linear`) and no decay leave them alone; they are saved and sharded as ever
+        # A zero gradient (see `_linear`) and no decay leave frozen weights unchanged; saving and
+        # sharding need no exception.
+        if frozen:
             for parameter in self.parameters():
                 no_decay(parameter)
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Small random scores; the noise's weight starts at zero (Shazeer et al. 2017, appendix A)."""
+        """Draw small random weights; the noise's weights start at zero (Shazeer et al. 2017,
+        appendix A)."""
         self.weight.normal_(0, self.std)
         if self.noise_weight is not None:
             self.noise_weight.zero_()
@@ -61,14 +66,16 @@ class Router(nn.Module):
             self.last_load_E.fill_(1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Router":
-        """As in any module, but the buffers stay float32 when the module is cast: in bfloat16 the bias's small steps would be lost."""
+        """Cast the module, but keep the buffers in float32: in bfloat16 the bias's small steps
+        would be lost."""
         super()._apply(fn, recurse)
         for name, buffer in self.named_buffers(recurse=False):
             setattr(self, name, buffer.float())
         return self
 
     def forward(self, x_GND: Tensor, keys_B: Tensor) -> Assignments:
-        """The decision; `keys_B` are the random keys of the samples that lie in the groups in turn."""
+        """Assign the tokens of `x_GND` to experts. `keys_B` are the random keys of the samples,
+        which fill the groups in order."""
         with torch.autocast(x_GND.device.type, enabled=False):
             x_GND = x_GND.to(torch.promote_types(x_GND.dtype, torch.float32))
             if self.jitter and self.training:
@@ -77,7 +84,8 @@ class Router(nn.Module):
             return self._choose(x_GND, self._linear(x_GND, self.weight), keys_B)
 
     def _linear(self, x_GND: Tensor, weight_ED: Tensor) -> Tensor:
-        """x W^T. Where the router is frozen the gradient of its weights is zero, and not missing: DDP waits for that of every parameter."""
+        """Return x W^T. A frozen router's gradient must be zero rather than absent, because DDP
+        waits for every parameter."""
         if self.frozen:
             weight_ED = weight_ED.detach() + 0 * weight_ED
         return F.linear(x_GND, weight_ED.to(x_GND.dtype))
@@ -102,9 +110,10 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def update_bias(self, load_E: Tensor) -> None:
-        """Raise the bias of experts below the mean load and lower it above (DeepSeek-V3, section 2.1.2); `load_E` is the global batch's.
+        """Raise the bias of experts below the mean load and lower it above (DeepSeek-V3, section
+        2.1.2). `load_E` is the global batch's.
 
-        Does nothing for the other routings, and where the router is frozen.
+        Does nothing for the other routings, or if the router is frozen.
         """
         if isinstance(self.config, BiasBalancedRouting) and not self.frozen:
             load_E = load_E.to(self.bias_E)
@@ -112,6 +121,6 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def remember_load(self, load_E: Tensor) -> None:
-        """Keep the global batch's load for the balance loss of the next step, where that loss is global."""
+        """Keep the global batch's load for the next step's balance loss, if that loss is global."""
         if self.remembers:
             self.last_load_E.copy_(load_E)

@@ -1,4 +1,4 @@
-"""Checks of what a user asks of the shape of the samples."""
+"""Checks of the shape of samples."""
 
 from collections.abc import Sequence
 

@@ -1,6 +1,8 @@
-"""A transformer over tokens, dense or with mixture-of-experts layers: decoder-only, or bidirectional with `causal: false`.
+"""A transformer over tokens, dense or with mixture-of-experts layers: decoder-only, or
+bidirectional with `causal: false`.
 
-Norms, positions and order of operations are those of Qwen3 and Qwen3-MoE, so that weights can be exchanged with Hugging Face.
+Norms, positions and order of operations are those of Qwen3 and Qwen3-MoE, so that weights can be
+exchanged with Hugging Face. The objectives are in trainer/objectives/language/.
 
 Legend: B samples, T positions, D model width, V vocabulary.
 """
@@ -33,30 +35,33 @@ class TransformerConfig:
     heads: int
     """Query heads."""
     kv_heads: int | None = None
-    """Key-value heads (grouped-query attention, Ainslie et al. 2023); null: as many as query heads."""
+    """Key-value heads (grouped-query attention, Ainslie et al. 2023); null: as many as query
+    heads."""
     head_dim: int | None = None
     """Width of a head; null: d_model / heads."""
     ffn: int
     """Inner width of the dense SwiGLU layers."""
     qk_norm: bool = False
-    """RMSNorm on the queries and keys of each head (Qwen3)."""
+    """Whether the queries and keys of each head pass through RMSNorm (Qwen3)."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
     norm_eps: float = 1e-6
-    """Added to the mean square in RMSNorm."""
+    """Constant added to the mean square in RMSNorm."""
     init_std: float | None = None
-    """Standard deviation of initial weights; null: sqrt(2 / (5 d_model)) (Nguyen and Salazar 2019), which is 0.02 at d_model 1000.
-    Output projections have it divided by sqrt(2 layers)."""
+    """Standard deviation of initial weights; null: sqrt(2 / (5 d_model)) (Nguyen & Salazar 2019),
+    which is 0.02 at d_model 1000. For output projections it is divided by sqrt(2 layers)."""
     tie_embeddings: bool = False
-    """Use the token embedding as the output matrix too."""
+    """Whether the token embedding is also the output matrix."""
     causal: bool = True
     """Whether a position sees only itself and the past."""
     moe: MoEConfig | None = None
     """The mixture-of-experts layers; null: dense."""
     moe_layers: Literal["all", "alternate"] | tuple[int, ...] = "all"
-    """Which blocks have one: all, every second (1, 3, ...) as in GShard and Switch, or these, counted from 0."""
+    """Blocks with a mixture of experts: all, every second block (1, 3, ...) as in GShard and
+    Switch, or a list counted from 0."""
     activation_checkpointing: bool = False
-    """Keep only the blocks' inputs and compute the rest again in the backward pass: a third more work, far less memory."""
+    """Whether only the blocks' inputs are kept and the rest is recomputed in the backward pass: a
+    third more work, far less memory."""
 
     def __post_init__(self) -> None:
         if min(self.layers, self.d_model, self.heads, self.ffn) < 1:
@@ -64,7 +69,7 @@ class TransformerConfig:
         if self.head_dim is None and self.d_model % self.heads:
             raise ValueError(f"model.heads: {self.heads} does not divide d_model {self.d_model}; choose a divisor, or set head_dim")
         if self.head_width % 2:
-            raise ValueError(f"model.head_dim: {self.head_width} is odd, but rotary positions turn pairs; choose an even one")
+            raise ValueError(f"model.head_dim: {self.head_width} is odd, but rotary positions rotate pairs; choose an even number")
         if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
             raise ValueError(f"model.kv_heads: {self.kv_heads} does not divide heads {self.heads}; choose a divisor")
         if isinstance(self.moe_layers, tuple) and any(not 0 <= index < self.layers for index in self.moe_layers):
@@ -89,7 +94,7 @@ class TransformerConfig:
 
     @property
     def moe_indices(self) -> tuple[int, ...]:
-        """Numbers of the blocks that have a mixture of experts, ascending."""
+        """Indices of the blocks with a mixture of experts, ascending."""
         match self.moe_layers:
             case _ if self.moe is None:
                 return ()
@@ -102,7 +107,7 @@ class TransformerConfig:
 
 
 class Embedding(nn.Embedding):
-    """A token embedding that starts as normal numbers of standard deviation `std`."""
+    """A token embedding with normal initial weights of standard deviation `std`."""
 
     def __init__(self, vocab_size: int, d_model: int, std: float):
         self.std = std
@@ -114,7 +119,7 @@ class Embedding(nn.Embedding):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x))."""
+    """Computes x + attention(norm(x)), then x + feed-forward(norm(x)): (B, T, D) -> (B, T, D)."""
 
     def __init__(self, config: TransformerConfig, index: int):
         super().__init__()
@@ -152,7 +157,7 @@ class Transformer(nn.Module):
 
     @property
     def moe_layers(self) -> tuple[MoELayer, ...]:
-        """The mixture-of-experts layers, in the order of `forward`'s stats."""
+        """Mixture-of-experts layers, in the order of `forward`'s statistics."""
         return tuple(block.ffn for block in self.blocks if isinstance(block.ffn, MoELayer))
 
     def forward(
@@ -163,7 +168,8 @@ class Transformer(nn.Module):
         seed: int = 0,
         caches: list[KVCache] | None = None,
     ) -> tuple[Tensor, tuple[RouteStats, ...]]:
-        """Logits (B, T, V) and the statistics of each mixture-of-experts layer. See `hidden` for the arguments."""
+        """Return the logits (B, T, V) and the statistics of each mixture-of-experts layer. The
+        arguments are those of `hidden`."""
         x_BTD, stats = self.hidden(tokens_BT, samples_B, segments_BT, seed, caches)
         return F.linear(x_BTD, self.embedding.weight) if self.head is None else self.head(x_BTD), stats
 
@@ -175,11 +181,13 @@ class Transformer(nn.Module):
         seed: int = 0,
         caches: list[KVCache] | None = None,
     ) -> tuple[Tensor, tuple[RouteStats, ...]]:
-        """What the output matrix reads (B, T, D), and the statistics of each mixture-of-experts layer.
+        """Return the output matrix's input (B, T, D), and the statistics of each mixture-of-experts
+        layer.
 
-        `samples_B` are the samples' numbers in the run (int64; default 0, 1, ...), which with `seed` decide jitter and noise.
-        `segments_BT` numbers the documents in a sample: positions see their own document only.
-        `caches`, one for each block, hold what came before; then `tokens_BT` is one more position, or the whole prompt of an empty cache.
+        `samples_B` are the samples' numbers in the run (int64; default 0, 1, ...); with `seed` they
+        determine jitter and noise. `segments_BT` numbers the documents in a sample: positions see
+        only their own document. `caches`, one per block, hold the previous positions; `tokens_BT`
+        is then one more position, or the whole prompt if the caches are empty.
         """
         samples_B = torch.arange(len(tokens_BT), device=tokens_BT.device) if samples_B is None else samples_B
         keys_B = sample_keys(seed, samples_B, "transformer")

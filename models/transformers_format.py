@@ -1,4 +1,8 @@
-"""Which layout of Hugging Face transformers holds a transformer of ours, and its config.json, both ways. The tensors' names: models/transformers_names.py."""
+"""The layout of Hugging Face transformers for one of our transformers, and its config.json, in both
+directions.
+
+The tensors' names are in models/transformer/hf_names.py.
+"""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -20,7 +24,10 @@ ARCHITECTURES: dict[Layout, str] = {
 
 
 def layout(config: TransformerConfig) -> Layout:
-    """The layout that gives the same logits in evaluation. ValueError, naming the field and what is possible, where there is none."""
+    """Return the layout that gives the same logits in evaluation.
+
+    Raises ValueError, naming the field and the possible values, if there is none.
+    """
     if not config.causal:
         raise ValueError("model.causal: false has no layout in transformers, whose decoders are causal; only causal: true can be exchanged")
     if config.moe is None or not config.moe_indices:
@@ -37,7 +44,11 @@ def layout(config: TransformerConfig) -> Layout:
 
 
 def gates(router: RoutingConfig) -> tuple[int, bool]:
-    """Experts of a token, and whether their softmax gates are divided by their sum, in evaluation. ValueError for gates of another kind."""
+    """Return the number of experts per token, and whether their softmax gates are divided by their
+    sum, in evaluation.
+
+    Raises ValueError for gates of another kind.
+    """
     match router:
         case SwitchRouting():
             return 1, False
@@ -50,7 +61,8 @@ def gates(router: RoutingConfig) -> tuple[int, bool]:
 
 
 def to_config(config: TransformerConfig, vocab_size: int, positions: int, end_of_text: int) -> dict[str, object]:
-    """config.json for weights under the names of `models.transformers_names`; `positions` is the length that the model was trained on."""
+    """Return the config.json for weights named by models/transformer/hf_names.py. `positions` is
+    the length that the model was trained on."""
     kind, moe = layout(config), config.moe
     values: dict[str, object] = {
         "architectures": [ARCHITECTURES[kind]],
@@ -90,7 +102,10 @@ def to_config(config: TransformerConfig, vocab_size: int, positions: int, end_of
 
 
 def from_config(values: Mapping[str, object]) -> tuple[TransformerConfig, int]:
-    """The transformer that a config.json describes, and its vocabulary's size. ValueError for what ours cannot compute."""
+    """Return the transformer that a config.json describes, and the size of its vocabulary.
+
+    Raises ValueError for a model that ours cannot compute.
+    """
     kind = next((kind for kind in ARCHITECTURES if kind == values.get("model_type")), None)
     if kind is None:
         raise ValueError(f"config.json: model_type is {values.get('model_type')!r}; possible are {', '.join(ARCHITECTURES)}")
@@ -155,7 +170,8 @@ def _moe(kind: Layout, values: Mapping[str, object]) -> MoEConfig:
 
 
 def _integer(values: Mapping[str, object], name: str, default: int | None = None) -> int:
-    """The whole number `name`. KeyError where it is missing without a default; ValueError for another type."""
+    """Return the integer `name`. Raises KeyError if it is missing without a default, ValueError for
+    another type."""
     value = values[name] if default is None else values.get(name, default)
     if not isinstance(value, int):
         raise ValueError(f"config.json: {name} is {value!r}; it must be a whole number")
@@ -167,7 +183,7 @@ def _integer_or_none(values: Mapping[str, object], name: str) -> int | None:
 
 
 def _number(values: Mapping[str, object], name: str) -> float:
-    """The number `name`. KeyError where it is missing; ValueError for another type."""
+    """Return the number `name`. Raises KeyError if it is missing, ValueError for another type."""
     value = values[name]
     if not isinstance(value, int | float):
         raise ValueError(f"config.json: {name} is {value!r}; it must be a number")
@@ -175,7 +191,8 @@ def _number(values: Mapping[str, object], name: str) -> float:
 
 
 def shape_of(config: TransformerConfig) -> dict[str, object]:
-    """All fields of `config` that decide the shapes and the meaning of its weights, by their names in a job: equal ones can exchange weights."""
+    """Return all fields of `config` that decide the shapes and the meaning of its weights, by their
+    names in a job. Models with equal fields can exchange weights."""
     fields: dict[str, object] = {
         "layers": config.layers,
         "d_model": config.d_model,

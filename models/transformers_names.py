@@ -1,6 +1,8 @@
-"""Our weights under the names that transformers' published files have, for each layout of models/transformers_format.py.
+"""Names of our weights in transformers' published files, for each layout of
+models/transformer/hf_layout.py.
 
-Each of ours, flattened, is one or more of theirs, flattened, one behind the other: so any range of ours is ranges of theirs.
+Each of our tensors, flattened, is one or more of theirs, flattened and concatenated. So any range
+of ours is a list of ranges of theirs.
 
 Legend: V vocabulary, D model width, C head width, E experts, F inner width.
 """
@@ -18,21 +20,21 @@ from models.transformers_format import Layout, layout
 
 
 class Part(NamedTuple):
-    """One tensor of theirs."""
+    """One of their tensors."""
 
     name: str
     """Its name in the file."""
     shape: tuple[int, ...]
     """Its shape."""
     scale: float = 1.0
-    """It holds `scale` times our values: a power of two, so that both ways are exact."""
+    """Ratio of their values to ours: a power of two, so that both directions are exact."""
 
 
 def tensors(config: TransformerConfig, vocab_size: int, stacked: bool = False) -> dict[str, tuple[Part, ...]]:
-    """For each of our parameters that takes part in evaluation the tensors that make it up, in this order.
+    """Return, for each of our parameters used in evaluation, the tensors that make it up, in order.
 
-    `stacked`: experts in one tensor, as transformers 5 has them in memory, instead of one by one, as all published files have them.
-    ValueError where transformers has no layout for `config`.
+    `stacked` puts experts in one tensor, as transformers 5 holds them in memory, instead of one by
+    one, as all published files do. Raises ValueError if transformers has no layout for `config`.
     """
     kind, width = layout(config), config.d_model
     parts_of: dict[str, tuple[Part, ...]] = {
@@ -54,7 +56,8 @@ def tensors(config: TransformerConfig, vocab_size: int, stacked: bool = False) -
 
 
 def zeros(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
-    """Tensors that the layout has and we have not, which must be zero: the gate of Qwen2-MoE's shared expert, sigmoid(0) = 1/2."""
+    """Return the shapes of the tensors that the layout has in addition to ours and that must be
+    zero: the gate of Qwen2-MoE's shared expert, sigmoid(0) = 1/2."""
     if config.moe is None or layout(config) != "qwen2_moe":
         return {}
     shapes: dict[str, tuple[int, ...]] = {"shared_expert_gate.weight": (1, config.d_model)}
@@ -64,7 +67,8 @@ def zeros(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
 
 
 def to_transformers(weights: Mapping[str, Tensor], config: TransformerConfig, vocab_size: int, stacked: bool = False) -> dict[str, Tensor]:
-    """Copies of our `weights` under their names, each with memory of its own, as safetensors wants it."""
+    """Return copies of our `weights` under their names, each with memory of its own, as safetensors
+    requires."""
     theirs = {name: torch.zeros(shape) for name, shape in zeros(config).items()}
     for name, parts in tensors(config, vocab_size, stacked).items():
         pieces = weights[name].detach().flatten().split([prod(part.shape) for part in parts])
@@ -95,12 +99,13 @@ def _swiglu(ours: str, theirs: str, width: int, ffn: int, scale: float = 1.0) ->
 
 
 def _shared(moe: MoEConfig, width: int) -> dict[str, tuple[Part, ...]]:
-    """Qwen2-MoE multiplies by a sigmoid, which `zeros` makes 1/2: so its weights are twice ours."""
+    """Return the shared expert's tensors. Qwen2-MoE multiplies its output by a sigmoid, which
+    `zeros` makes 1/2, so their output matrix is twice ours."""
     return _swiglu("ffn.shared.", "mlp.shared_expert.", width, moe.shared_expert, scale=2.0) if moe.shared_expert else {}
 
 
 def _experts(moe: MoEConfig, width: int, kind: Layout) -> dict[str, tuple[Part, ...]]:
-    """Experts one by one: (F, D), (F, D) and (D, F) each."""
+    """Return the router and the experts one by one: (F, D), (F, D) and (D, F) each."""
     block, (gate, up, down) = ("block_sparse_moe", ("w1", "w3", "w2")) if kind == "mixtral" else ("mlp", ("gate_proj", "up_proj", "down_proj"))
     experts = [f"{block}.experts.{expert}" for expert in range(moe.experts)]
     return {
@@ -111,7 +116,7 @@ def _experts(moe: MoEConfig, width: int, kind: Layout) -> dict[str, tuple[Part, 
 
 
 def _stacked(moe: MoEConfig, width: int) -> dict[str, tuple[Part, ...]]:
-    """Experts in one tensor: (E, 2F, D) and (E, D, F), as ours."""
+    """Return the router and the experts in one tensor: (E, 2F, D) and (E, D, F), as ours."""
     return {
         "ffn.router.weight": (Part("mlp.gate.weight", (moe.experts, width)),),
         "ffn.experts.gate_up": (Part("mlp.experts.gate_up_proj", (moe.experts, 2 * moe.ffn, width)),),

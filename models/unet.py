@@ -1,6 +1,8 @@
-"""The U-Net of DDPM (Ho et al. 2020, appendix B), built and named like diffusers' `UNet2DModel`: their state dicts are interchangeable.
+"""The U-Net of DDPM (Ho et al. 2020, appendix B), built and named like diffusers' `UNet2DModel`:
+their state dicts are interchangeable.
 
-M samples, E time-embedding width. The network predicts noise, x0 or v at (x_t, t); it does not care which.
+M samples, E time-embedding width. The network predicts noise, x0 or v at (x_t, t), and is the same
+for all three.
 """
 
 from dataclasses import dataclass
@@ -22,11 +24,12 @@ class UNetConfig:
     channels: tuple[int, ...] = (128, 256, 256)
     """Channels of each level; every level but the last halves the resolution."""
     layers_per_level: int = 2
-    """Residual blocks of each level on the way down; one more on the way up."""
+    """Residual blocks per level on the way down; the way up has one more."""
     attention_levels: tuple[int, ...] = (1,)
-    """Levels with self-attention after each residual block, 0 being the full resolution; the middle always has it."""
+    """Levels with self-attention after each residual block, 0 being the full resolution; the middle
+    always has it."""
     head_channels: int | None = None
-    """Channels of an attention head; one head if not given."""
+    """Channels per attention head; null: one head."""
     norm_groups: int = 32
     """Groups of each group normalisation."""
 
@@ -45,27 +48,28 @@ class Level(nn.Module):
     """The residual blocks of one resolution."""
 
     def __init__(self, config: UNetConfig, inputs: list[int], outputs: int, attention: bool) -> None:
-        """`inputs` holds the channels that come into each block."""
+        """`inputs` are the input channels of each block."""
         super().__init__()
         width = 4 * config.channels[0]
         self.resnets = nn.ModuleList([ResidualBlock(i, outputs, width, config.norm_groups) for i in inputs])
         self.attentions = nn.ModuleList([SpatialAttention(outputs, config.head_channels, config.norm_groups) for _ in inputs] if attention else [])
 
     def block(self, index: int, x: Tensor, embedding_ME: Tensor) -> Tensor:
-        """Residual block `index`, and its attention if there is one."""
+        """Apply residual block `index`, and its attention if there is one."""
         x = self.resnets[index](x, embedding_ME)
         return self.attentions[index](x) if self.attentions else x
 
 
 class DownLevel(Level):
-    """On the way down, with a downsampler unless it is the last."""
+    """A level on the way down, with a downsampler unless it is the last."""
 
     def __init__(self, config: UNetConfig, inputs: list[int], outputs: int, attention: bool, last: bool) -> None:
         super().__init__(config, inputs, outputs, attention)
         self.downsamplers = nn.ModuleList([] if last else [Resample(outputs, "down")])
 
     def forward(self, x: Tensor, embedding_ME: Tensor) -> list[Tensor]:
-        """What each block and the downsampler give; the last is the input of the next level."""
+        """Return the outputs of each block and of the downsampler; the last is the input of the
+        next level."""
         steps = []
         for i in range(len(self.resnets)):
             x = self.block(i, x, embedding_ME)
@@ -74,14 +78,15 @@ class DownLevel(Level):
 
 
 class UpLevel(Level):
-    """On the way up, with an upsampler unless it is the last."""
+    """A level on the way up, with an upsampler unless it is the last."""
 
     def __init__(self, config: UNetConfig, inputs: list[int], outputs: int, attention: bool, last: bool) -> None:
         super().__init__(config, inputs, outputs, attention)
         self.upsamplers = nn.ModuleList([] if last else [Resample(outputs, "up")])
 
     def forward(self, x: Tensor, skips: list[Tensor], embedding_ME: Tensor) -> Tensor:
-        """`skips` are the connections that its blocks take, the last one first."""
+        """Return the level's output. `skips` are the skip connections of its blocks, used from last
+        to first."""
         for i, skip in enumerate(reversed(skips)):
             x = self.block(i, torch.cat([x, skip], dim=1), embedding_ME)
         for upsample in self.upsamplers:
@@ -90,7 +95,7 @@ class UpLevel(Level):
 
 
 class Middle(nn.Module):
-    """Residual block, attention, residual block at the lowest resolution."""
+    """Residual block, attention and residual block at the lowest resolution."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -105,7 +110,8 @@ class Middle(nn.Module):
 
 
 class UNet(nn.Module):
-    """(x_t, t, labels) -> prediction. With `num_classes`, label `num_classes` is the null label of classifier-free guidance."""
+    """Maps (x_t, t, labels) to a prediction. With `num_classes`, label `num_classes` is the null
+    label of classifier-free guidance."""
 
     def __init__(self, config: UNetConfig, in_channels: int, out_channels: int, num_classes: int | None = None) -> None:
         super().__init__()
@@ -134,7 +140,11 @@ class UNet(nn.Module):
         self.conv_out = ZeroConv2d(channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, t_M: Tensor, labels_M: Tensor | None = None) -> Tensor:
-        """The prediction for x_t of shape (M, C, H, W) at timesteps t (M,); without labels a class-conditional network takes the null label."""
+        """Return the prediction for x_t of shape (M, C, H, W) at timesteps t (M,). Without labels,
+        a class-conditional network uses the null label.
+
+        Raises ValueError if the levels cannot halve the images.
+        """
         if (x.shape[2] | x.shape[3]) % 2 ** (len(self.config.channels) - 1):
             raise ValueError(f"images of {x.shape[2]}x{x.shape[3]} cannot be halved {len(self.config.channels) - 1} times: give network.channels fewer levels")
         embedding_ME = self.time_embedding(timestep_embedding(t_M, self.config.channels[0]).to(x.dtype))

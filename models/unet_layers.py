@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 
 class ZeroConv2d(nn.Conv2d):
-    """A convolution that starts at 0, so that its block starts as the identity (Ho et al. 2020, their code)."""
+    """A convolution that starts at 0, so that its block starts as the identity (Ho et al. 2020,
+    their code)."""
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
@@ -29,7 +30,8 @@ class ZeroLinear(nn.Linear):
 
 
 def timestep_embedding(t_M: Tensor, channels: int) -> Tensor:
-    """Cosines, then sines, of t at wavelengths from 2 pi to 20000 pi, shape (M, channels)."""
+    """Return cosines, then sines, of t at wavelengths from 2 pi to 20000 pi, shape (M, channels)
+    (Vaswani et al. 2017, section 3.5)."""
     half = channels // 2
     frequencies = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32, device=t_M.device) / half)
     angles = t_M[:, None].float() * frequencies
@@ -37,7 +39,7 @@ def timestep_embedding(t_M: Tensor, channels: int) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """Two layers on the sinusoidal embedding."""
+    """Two linear layers after the sinusoidal embedding."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -89,7 +91,8 @@ class SpatialAttention(nn.Module):
 
 
 class Resample(nn.Module):
-    """Halves (a strided convolution) or doubles (nearest neighbour, then a convolution) the resolution."""
+    """Halves the resolution by a strided convolution, or doubles it by nearest neighbours and a
+    convolution."""
 
     def __init__(self, channels: int, direction: Literal["down", "up"]) -> None:
         super().__init__()

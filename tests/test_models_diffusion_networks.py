@@ -61,7 +61,7 @@ def test_mlp_takes_labels_and_learns_a_variance(multiple: int) -> None:
 
 
 def test_a_network_of_the_wrong_shape_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"network unet takes images of shape \(C, H, W\), but the samples have the shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"network unet accepts images of shape \(C, H, W\), but the samples have shape \(2,\)"):
         build_diffusion_network(UNetConfig(), (2,))
-    with pytest.raises(ValueError, match=r"network mlp takes vectors"):
+    with pytest.raises(ValueError, match=r"network mlp accepts vectors"):
         build_diffusion_network(MLPDenoiserConfig(), (1, 8, 8))

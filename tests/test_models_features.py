@@ -79,7 +79,7 @@ def test_gathered_features_come_in_sample_order_once_each() -> None:
 
 
 def test_too_few_samples_are_refused() -> None:
-    with pytest.raises(ValueError, match="got 1 and 5"):
+    with pytest.raises(ValueError, match="there are 1 real and 5 generated"):
         frechet_distance(Moments.of(features(1, 3, 0)), Moments.of(features(5, 3, 0)))
-    with pytest.raises(ValueError, match="got 5 real and 9 generated"):
+    with pytest.raises(ValueError, match="there are 5 real and 9 generated"):
         manifold_overlap(features(5, 3, 0), features(9, 3, 0), neighbours=5)

@@ -1,6 +1,6 @@
 """Denoising diffusion (Ho et al. 2020; Nichol & Dhariwal 2021) as an objective.
 
-M samples with values in [-1, 1], T timesteps.
+The mathematics is in models/diffusion/. M samples with values in [-1, 1], T timesteps.
 """
 
 from collections.abc import Mapping
