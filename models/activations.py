@@ -66,7 +66,14 @@ class Kept(NamedTuple):
 
 
 def kept(
-    config: TransformerConfig, vocab_size: int, samples: int, seq_len: int, kernels: Kernels, ep: int = 1, load: float = 1.0, document_mask: bool = False
+    config: TransformerConfig,
+    vocab_size: int,
+    samples: int,
+    seq_len: int,
+    kernels: Kernels,
+    ep: int = 1,
+    load: float = 1.0,
+    document_mask: bool = False,
 ) -> Kept:
     """Compute the bytes that one rank keeps for `samples` windows of `seq_len` tokens.
 
@@ -77,11 +84,13 @@ def kept(
     mask = kernels.size * seq_len if document_mask else 0
     dense = _attention(config, kernels) + mask
     attention = config.d_model * config.head_width * (2 * config.heads + 2 * config.kv_head_count)
-    blocks, copies = [dense + _dense(config.d_model, config.ffn, kernels)], [2 * (attention + 3 * config.d_model * config.ffn) * kernels.casts]
+    blocks = [dense + _dense(config.d_model, config.ffn, kernels)]
+    copies = [2 * (attention + 3 * config.d_model * config.ffn) * kernels.casts]
     if config.moe is not None:
         blocks.append(dense + _moe(config.moe, config.d_model, kernels, ep > 1, load))
         experts = 3 * config.d_model * config.moe.experts // ep * config.moe.ffn
-        copies.append(2 * (attention + 3 * config.d_model * config.moe.shared_expert) * kernels.casts + 2 * experts * kernels.bf16)
+        shared = 3 * config.d_model * config.moe.shared_expert
+        copies.append(2 * (attention + shared) * kernels.casts + 2 * experts * kernels.bf16)
     ends = tokens * _ends(config.d_model, vocab_size, kernels)
     head = 2 * vocab_size * config.d_model * kernels.casts
     counts = [config.layers - len(config.moe_indices), len(config.moe_indices)]
@@ -101,8 +110,11 @@ def _norm(width: int) -> float:
 def _attention(config: TransformerConfig, kernels: Kernels) -> float:
     """Bytes per token of attention: the norm; its output, as input of the first product; that
     product; rotated queries and keys; log-sum-exp and output of the softmax."""
-    c, width = kernels.size, config.head_width
-    heads, kv_heads, inner = config.heads, config.kv_head_count, config.heads * width
+    c = kernels.size
+    width = config.head_width
+    heads = config.heads
+    kv_heads = config.kv_head_count
+    inner = config.heads * width
     total = _norm(config.d_model) + kernels.normed * config.d_model + c * (heads + 2 * kv_heads) * width
     if config.qk_norm:
         # CUDA keeps the norm's input, which in fp32 is a part of the first product's output and
@@ -121,7 +133,8 @@ def _moe(moe: MoEConfig, d_model: int, kernels: Kernels, sharded: bool, load: fl
     """Bytes per token of a mixture of experts: the norm; the router's fp32 input and scores; rows
     sorted by expert and inner rows, both proportional to `load`; rows that come back; indices of
     the sorting."""
-    c, k = kernels.size, experts_per_token(moe.router)
+    c = kernels.size
+    k = experts_per_token(moe.router)
     total = _norm(d_model) + _FP32 * d_model + _router(moe, k)
     inner = (4 if kernels.cuda else 2) * moe.ffn
     total += load * k * c * (d_model + inner) + k * (c * d_model + c + 3 * _INT64)

@@ -35,16 +35,34 @@ class Attention(nn.Module):
     """Softmax attention. One matrix holds the query, key and value projections, in this order."""
 
     def __init__(
-        self, d_model: int, heads: int, kv_heads: int, head_dim: int, causal: bool, qk_norm: bool, norm_eps: float, std: float = 0.02, out_std: float = 0.02
+        self,
+        d_model: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        causal: bool,
+        qk_norm: bool,
+        norm_eps: float,
+        std: float = 0.02,
+        out_std: float = 0.02,
     ):
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim, self.causal = heads, kv_heads, head_dim, causal
+        self.heads = heads
+        self.kv_heads = kv_heads
+        self.head_dim = head_dim
+        self.causal = causal
         self.qkv = Linear(d_model, (heads + 2 * kv_heads) * head_dim, std)
         self.out = Linear(heads * head_dim, d_model, out_std)
         self.q_norm = RMSNorm(head_dim, norm_eps) if qk_norm else None
         self.k_norm = RMSNorm(head_dim, norm_eps) if qk_norm else None
 
-    def forward(self, x_BTD: Tensor, rotary_T1C: tuple[Tensor, Tensor], mask_BTT: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotary_T1C: tuple[Tensor, Tensor],
+        mask_BTT: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
         """Attend from each position of `x_BTD`: (B, T, D) -> (B, T, D).
 
         `mask_BTT` is true where a position (row) may see another (column), causality included.
@@ -53,14 +71,21 @@ class Attention(nn.Module):
         qkv_BTHC = self.qkv(x_BTD).unflatten(-1, (-1, self.head_dim))
         q_BTHC, k_BTJC, v_BTJC = qkv_BTHC.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
         if self.q_norm is not None and self.k_norm is not None:
-            q_BTHC, k_BTJC = self.q_norm(q_BTHC).to(v_BTJC.dtype), self.k_norm(k_BTJC).to(v_BTJC.dtype)
-        q_BTHC, k_BTJC = rotate(q_BTHC, rotary_T1C), rotate(k_BTJC, rotary_T1C)
+            q_BTHC = self.q_norm(q_BTHC).to(v_BTJC.dtype)
+            k_BTJC = self.k_norm(k_BTJC).to(v_BTJC.dtype)
+        q_BTHC = rotate(q_BTHC, rotary_T1C)
+        k_BTJC = rotate(k_BTJC, rotary_T1C)
         q_BHTC, k_BJTC, v_BJTC = (x.transpose(1, 2) for x in (q_BTHC, k_BTJC, v_BTJC))
         if cache is not None:
             k_BJTC, v_BJTC = cache.extend(k_BJTC, v_BJTC)
         causal = self.causal and mask_BTT is None and x_BTD.shape[1] > 1
         y_BHTC = F.scaled_dot_product_attention(
-            q_BHTC, k_BJTC, v_BJTC, attn_mask=None if mask_BTT is None else mask_BTT[:, None], is_causal=causal, enable_gqa=self.kv_heads != self.heads
+            q_BHTC,
+            k_BJTC,
+            v_BJTC,
+            attn_mask=None if mask_BTT is None else mask_BTT[:, None],
+            is_causal=causal,
+            enable_gqa=self.kv_heads != self.heads,
         )
         y_BTD: Tensor = self.out(y_BHTC.transpose(1, 2).flatten(2))
         return y_BTD
@@ -74,7 +99,8 @@ def rotary_table(start: int, end: int, head_dim: int, theta: float, device: torc
     """
     frequency_C = theta ** -(torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
     angle_TC = torch.arange(start, end, device=device, dtype=torch.float32)[:, None] * frequency_C
-    cos_TC, sin_TC = angle_TC.cos(), angle_TC.sin()
+    cos_TC = angle_TC.cos()
+    sin_TC = angle_TC.sin()
     return torch.cat((cos_TC, cos_TC), dim=-1)[:, None], torch.cat((-sin_TC, sin_TC), dim=-1)[:, None]
 
 

@@ -44,7 +44,7 @@ class AugmentConfig:
         if not 0 < self.crop[0] <= self.crop[1] <= 1:
             raise ValueError(f"augment.crop is {list(self.crop)}; give two shares of the area, ascending, above 0 and at most 1, such as [0.3, 1.0]")
         if self.ratio < 1:
-            raise ValueError(f"augment.ratio is {self.ratio}; it must be at least 1")
+            raise ValueError(f"augment.ratio is {self.ratio}, which must be at least 1")
         for name in ("brightness", "contrast", "saturation", "grey"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"augment.{name} is {getattr(self, name)}; it must be between 0 and 1")
@@ -65,7 +65,8 @@ def _cut(config: AugmentConfig, x: Tensor, keys_M: Tensor) -> Tensor:
     area_M, ratio_M, turn_M, flip_M, row_M, column_M = uniform(derive(keys_M, "crop"), (6,)).unbind(1)
     area_M = config.crop[0] + (config.crop[1] - config.crop[0]) * area_M
     ratio_M = torch.exp((2 * ratio_M - 1) * math.log(config.ratio))
-    width_M, height_M = (area_M * ratio_M).sqrt().clamp(max=1), (area_M / ratio_M).sqrt().clamp(max=1)
+    width_M = (area_M * ratio_M).sqrt().clamp(max=1)
+    height_M = (area_M / ratio_M).sqrt().clamp(max=1)
     angle_M = (2 * turn_M - 1) * math.radians(config.rotate)
     side_M = torch.where(flip_M < 0.5, -1.0, 1.0) if config.flip else torch.ones_like(flip_M)
     across = torch.stack([side_M * width_M * angle_M.cos(), -width_M * angle_M.sin(), (2 * column_M - 1) * (1 - width_M)], dim=1)

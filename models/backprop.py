@@ -2,7 +2,7 @@
 Williams 1986, "Learning representations by back-propagating errors", equations 4 to 7; the notation
 is Nielsen's, "Neural networks and deep learning", chapter 2).
 
-    forward    a_0 = x,    z_l = W_l a_(l-1) + b_l,    a_l = f(z_l)    (the last layer is linear: a_L = z_L)
+    forward    a_0 = x,    z_l = W_l a_(l-1) + b_l,    a_l = f(z_l)    (linear at last: a_L = z_L)
     backward   delta_L = dL / dz_L,    delta_l = (W_(l+1)^T delta_(l+1)) * f'(z_l)
                dL / dW_l = delta_l a_(l-1)^T,    dL / db_l = delta_l    (summed over samples)
 
@@ -61,7 +61,9 @@ class Gradients:
 def forward(layers: Sequence[Layer], x_MI: Tensor, activation: Activation) -> Trace:
     """Run the forward pass on `x_MI`, recording every z and every layer's input; the network's
     output is the last z."""
-    z, inputs, a = [], [], x_MI
+    z = []
+    inputs = []
+    a = x_MI
     for layer in layers:
         inputs.append(a)
         z.append(a @ layer.weight_OI.T + layer.bias_O)

@@ -37,7 +37,13 @@ class Classifier(nn.Module):
         layers: list[nn.Module] = []
         inputs = shape[0]
         for channels in config.channels:
-            layers += [nn.Conv2d(inputs, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+            layers += [
+                nn.Conv2d(inputs, channels, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(channels, channels, 3, padding=1),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
             inputs = channels
         width = inputs * (shape[1] >> len(config.channels)) * (shape[2] >> len(config.channels))
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(width, config.features))

@@ -56,6 +56,8 @@ class PairLoss(NamedTuple):
 
 
 class _Rows(NamedTuple):
+    """Embeddings of this process, with the ids of their candidates."""
+
     z_RP: Tensor
     id_R: Tensor
     positive_R: Tensor
@@ -73,7 +75,8 @@ def clamped(log_scale: Tensor, least_temperature: float) -> Tensor:
 def leads_out(log_scale: Tensor, gradient: Tensor, least_temperature: float) -> Tensor:
     """Return whether descent along the whole batch's `gradient` would move a clamped temperature
     further out, in which case the gradient must be dropped."""
-    above, below = log_scale >= -math.log(least_temperature), log_scale <= 0
+    above = log_scale >= -math.log(least_temperature)
+    below = log_scale <= 0
     return (above & (gradient < 0)) | (below & (gradient > 0))
 
 
@@ -82,7 +85,8 @@ def nt_xent(z: Embedded, number_M: Tensor, scale: Tensor, chunk: int, gather: Ga
     both views (Chen et al. 2020, equation 1)."""
     id_R = torch.cat([2 * number_M, 2 * number_M + 1])
     own = _Rows(_precise(torch.cat([z.a_MP, z.b_MP])), id_R, id_R ^ 1, id_R)
-    others_NP, id_N = gather(own.z_RP), gather(id_R)
+    others_NP = gather(own.z_RP)
+    id_N = gather(id_R)
     lse_R, positive_R = _normalisers(own, others_NP, id_N, scale, chunk)
     gradient_RP, scale_R = _softmax_gradient(own, lse_R, others_NP, id_N, gather(lse_R), scale, chunk)
     a_MP, b_MP = gradient_RP.chunk(2)
@@ -107,9 +111,11 @@ def sigmoid_pairs(z: Embedded, number_M: Tensor, scale: Tensor, chunk: int, gath
     partner and -1 for all others (Zhai et al. 2023, algorithm 1)."""
     own_a, own_b, all_a_NP, all_b_NP, number_N = _two_sides(z, number_M, gather)
     loss_M, scale_M, bias_M = (torch.zeros_like(own_a.z_RP[:, 0]) for _ in range(3))
-    a_MP, b_MP = torch.zeros_like(own_a.z_RP), torch.zeros_like(own_b.z_RP)
+    a_MP = torch.zeros_like(own_a.z_RP)
+    b_MP = torch.zeros_like(own_b.z_RP)
     for part, similar_MC, positive_MC in _blocks(own_a, all_b_NP, number_N, chunk):
-        logits_MC, target_MC = scale * similar_MC + z.bias, positive_MC.to(similar_MC)
+        logits_MC = scale * similar_MC + z.bias
+        target_MC = positive_MC.to(similar_MC)
         slope_MC = logits_MC.sigmoid() - target_MC
         loss_M += binary_cross_entropy(logits_MC, target_MC).sum(1)
         a_MP += scale * slope_MC @ all_b_NP[part]
@@ -121,13 +127,15 @@ def sigmoid_pairs(z: Embedded, number_M: Tensor, scale: Tensor, chunk: int, gath
 
 
 def _precise(z: Tensor) -> Tensor:
+    """Cast to at least float32."""
     return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
 def _two_sides(z: Embedded, number_M: Tensor, gather: Gather) -> tuple[_Rows, _Rows, Tensor, Tensor, Tensor]:
     """Return the own rows of both sides, then all a, all b and their sample numbers."""
     never_M = torch.full_like(number_M, -1)
-    own_a, own_b = _Rows(_precise(z.a_MP), number_M, number_M, never_M), _Rows(_precise(z.b_MP), number_M, number_M, never_M)
+    own_a = _Rows(_precise(z.a_MP), number_M, number_M, never_M)
+    own_b = _Rows(_precise(z.b_MP), number_M, number_M, never_M)
     return own_a, own_b, gather(own_a.z_RP), gather(own_b.z_RP), gather(number_M)
 
 
@@ -147,17 +155,20 @@ def _normalisers(own: _Rows, others_NP: Tensor, id_N: Tensor, scale: Tensor, chu
     for part, similar_RC, positive_RC in _blocks(own, others_NP, id_N, chunk):
         logits_RC = scale * similar_RC
         positive_R += torch.where(positive_RC, logits_RC, 0.0).sum(1)
-        lse_R = torch.logaddexp(lse_R, logits_RC.masked_fill_(own.never_R[:, None] == id_N[part], -math.inf).logsumexp(1))
+        logits_RC.masked_fill_(own.never_R[:, None] == id_N[part], -math.inf)
+        lse_R = torch.logaddexp(lse_R, logits_RC.logsumexp(1))
     return lse_R, positive_R
 
 
 def _softmax_gradient(own: _Rows, lse_R: Tensor, others_NP: Tensor, id_N: Tensor, lse_N: Tensor, scale: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """Return the gradient with respect to each own row, as anchor and as candidate, (R, P), and
     each row's term of the gradient with respect to the scale, (R,)."""
-    gradient_RP, scale_R = torch.zeros_like(own.z_RP), torch.zeros_like(lse_R)
+    gradient_RP = torch.zeros_like(own.z_RP)
+    scale_R = torch.zeros_like(lse_R)
     for part, similar_RC, positive_RC in _blocks(own, others_NP, id_N, chunk):
         logits_RC = (scale * similar_RC).masked_fill_(own.never_R[:, None] == id_N[part], -math.inf)
-        slope_RC = 0.5 * ((logits_RC - lse_R[:, None]).exp() + (logits_RC - lse_N[part]).exp()) - positive_RC.to(similar_RC)
+        softmaxes_RC = (logits_RC - lse_R[:, None]).exp() + (logits_RC - lse_N[part]).exp()
+        slope_RC = 0.5 * softmaxes_RC - positive_RC.to(similar_RC)
         gradient_RP += scale * slope_RC @ others_NP[part]
         scale_R += (slope_RC * similar_RC).sum(1)
     return gradient_RP, scale_R

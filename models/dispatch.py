@@ -34,7 +34,8 @@ def sort_by_expert(expert_A: Tensor, token_A: Tensor, experts: int, even: bool) 
     marks a dropped assignment."""
     order_A = expert_A.argsort(stable=True)
     position_A = torch.empty_like(order_A).scatter_(0, order_A, torch.arange(len(order_A), device=order_A.device))
-    counts = torch.zeros(experts + 1, dtype=torch.int64, device=expert_A.device).scatter_add_(0, expert_A, torch.ones_like(expert_A))
+    counts = torch.zeros(experts + 1, dtype=torch.int64, device=expert_A.device)
+    counts.scatter_add_(0, expert_A, torch.ones_like(expert_A))
     return Sorted(token_A[order_A], order_A, position_A, counts[:experts], even)
 
 

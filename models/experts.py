@@ -20,12 +20,25 @@ class Experts(nn.Module):
     `gate_up` is (E, 2F, D), gate first, and `down` is (E, D, F), as in Hugging Face's layout.
     """
 
-    def __init__(self, num_experts: int, d_model: int, ffn: int, first_expert: int = 0, total: int | None = None, std: float = 0.02, out_std: float = 0.02):
+    def __init__(
+        self,
+        num_experts: int,
+        d_model: int,
+        ffn: int,
+        first_expert: int = 0,
+        total: int | None = None,
+        std: float = 0.02,
+        out_std: float = 0.02,
+    ):
         super().__init__()
-        self.num_experts, self.d_model, self.ffn = num_experts, d_model, ffn
-        self.first_expert, self.total = first_expert, num_experts if total is None else total
+        self.num_experts = num_experts
+        self.d_model = d_model
+        self.ffn = ffn
+        self.first_expert = first_expert
+        self.total = num_experts if total is None else total
         assert first_expert + num_experts <= self.total, (first_expert, num_experts, self.total)
-        self.std, self.out_std = std, out_std
+        self.std = std
+        self.out_std = out_std
         self.gate_up = nn.Parameter(torch.empty(num_experts, 2 * ffn, d_model))
         self.down = nn.Parameter(torch.empty(num_experts, d_model, ffn))
         self.reset_parameters()
@@ -61,7 +74,9 @@ class Experts(nn.Module):
         """
         autocast = torch.is_autocast_enabled(x_ND.device.type)
         dtype = torch.get_autocast_dtype(x_ND.device.type) if autocast else self.gate_up.dtype
-        x_ND, gate_up, down = x_ND.to(dtype), self.gate_up.to(dtype), self.down.to(dtype)
+        x_ND = x_ND.to(dtype)
+        gate_up = self.gate_up.to(dtype)
+        down = self.down.to(dtype)
         if _grouped_kernel(x_ND, gate_up):
             return grouped_experts(x_ND, counts_E, gate_up, down)
         return looped_experts(x_ND, counts_E, gate_up, down)
@@ -103,9 +118,11 @@ class _Loop(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: _LoopContext, x_ND: Tensor, gate_up: Tensor, down: Tensor, counts: list[int]) -> Tensor:
-        y_ND, saved = torch.empty_like(x_ND), []
+        y_ND = torch.empty_like(x_ND)
+        saved = []
         h_NF = x_ND.new_empty(max(counts), down.shape[2])
-        x_parts, y_parts = x_ND[: sum(counts)].split(counts), y_ND[: sum(counts)].split(counts)
+        x_parts = x_ND[: sum(counts)].split(counts)
+        y_parts = y_ND[: sum(counts)].split(counts)
         for x, y, w_gate_up, w_down in zip(x_parts, y_parts, gate_up.unbind(), down.unbind(), strict=True):
             hidden = x @ w_gate_up.T
             gate, up = hidden.chunk(2, dim=-1)
@@ -120,8 +137,11 @@ class _Loop(torch.autograd.Function):
     @staticmethod
     def backward(ctx: _LoopContext, grad_y_ND: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x_ND, gate_up, down, *saved = ctx.saved_tensors
-        counts, ffn = ctx.counts, down.shape[2]
-        grad_x_ND, grad_gate_up, grad_down = torch.empty_like(x_ND), torch.empty_like(gate_up), torch.empty_like(down)
+        counts = ctx.counts
+        ffn = down.shape[2]
+        grad_x_ND = torch.empty_like(x_ND)
+        grad_gate_up = torch.empty_like(gate_up)
+        grad_down = torch.empty_like(down)
         h_NF, grad_h_NF, grad_N2F = (x_ND.new_empty(max(counts), width) for width in (ffn, ffn, 2 * ffn))
         rows = [rows_ND[: sum(counts)].split(counts) for rows_ND in (x_ND, grad_x_ND, grad_y_ND)]
         for expert, (hidden, x, grad_x, grad_y) in enumerate(zip(saved, *rows, strict=True)):

@@ -30,7 +30,11 @@ class Moments:
         return Moments(count=features.new_tensor(len(features)), sum_D=features.sum(0), product_DD=features.T @ features)
 
     def __add__(self, other: "Moments") -> "Moments":
-        return Moments(count=self.count + other.count, sum_D=self.sum_D + other.sum_D, product_DD=self.product_DD + other.product_DD)
+        return Moments(
+            count=self.count + other.count,
+            sum_D=self.sum_D + other.sum_D,
+            product_DD=self.product_DD + other.product_DD,
+        )
 
     def mean(self) -> Tensor:
         """Return the mean of the features, shape (D,)."""
@@ -80,8 +84,10 @@ def kernel_distance(real_ND: Tensor, generated_MD: Tensor, chunk: int = 4096) ->
 
     Raises ValueError for fewer than 2 samples.
     """
-    x, y = real_ND.detach().double(), generated_MD.detach().double()
-    n, m = len(x), len(y)
+    x = real_ND.detach().double()
+    y = generated_MD.detach().double()
+    n = len(x)
+    m = len(y)
     if n < 2 or m < 2:
         raise ValueError(f"a kernel distance needs at least 2 samples of both kinds, but there are {n} real and {m} generated")
 
@@ -119,10 +125,12 @@ def manifold_overlap(real_ND: Tensor, generated_MD: Tensor, neighbours: int = 5,
 
     Raises ValueError unless both sets have more than `neighbours` samples.
     """
-    x, y = real_ND.detach().double(), generated_MD.detach().double()
+    x = real_ND.detach().double()
+    y = generated_MD.detach().double()
     if min(len(x), len(y)) <= neighbours:
         raise ValueError(f"{neighbours} neighbours need more than {neighbours} samples of both kinds, but there are {len(x)} real and {len(y)} generated")
-    real_radii_N, generated_radii_M = _radii(x, neighbours, chunk), _radii(y, neighbours, chunk)
+    real_radii_N = _radii(x, neighbours, chunk)
+    generated_radii_M = _radii(y, neighbours, chunk)
     inside_real_M = y.new_zeros(len(y))
     recalled = covered = 0.0
     for part, radii in zip(x.split(chunk), real_radii_N.split(chunk), strict=True):

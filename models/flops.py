@@ -27,7 +27,9 @@ class Parameters(NamedTuple):
 
 def parameters(config: TransformerConfig, vocab_size: int) -> Parameters:
     """Count the parameters of `Transformer(config, vocab_size)`."""
-    layers, moe_layers, width = config.layers, len(config.moe_indices), config.d_model
+    layers = config.layers
+    moe_layers = len(config.moe_indices)
+    width = config.d_model
     head_width = config.head_width
     # D (H + 2J) C for query, key and value, H C D for the output.
     attention = layers * width * head_width * (2 * config.heads + 2 * config.kv_head_count)
@@ -50,7 +52,8 @@ def non_embedding(config: TransformerConfig) -> int:
 def _moe_parameters(moe: MoEConfig, width: int) -> tuple[float, float]:
     """Count the parameters of one mixture-of-experts layer: (used per token, all)."""
     expert = 3 * width * moe.ffn
-    always = width * moe.experts * (2 if isinstance(moe.router, NoisyTopKRouting) else 1) + 3 * width * moe.shared_expert
+    matrices = 2 if isinstance(moe.router, NoisyTopKRouting) else 1
+    always = width * moe.experts * matrices + 3 * width * moe.shared_expert
     return always + experts_per_token(moe.router) * expert, always + moe.experts * expert
 
 

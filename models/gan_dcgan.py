@@ -55,11 +55,23 @@ class DCGANGenerator(nn.Module):
         height, width = (side >> len(config.channels) for side in shape[1:])
         *finer, inputs = config.channels
         self.condition = LabelledLatent(config.latent, num_classes)
-        layers: list[nn.Module] = [nn.Linear(self.condition.width, inputs * height * width), nn.Unflatten(1, (inputs, height, width))]
+        layers: list[nn.Module] = [
+            nn.Linear(self.condition.width, inputs * height * width),
+            nn.Unflatten(1, (inputs, height, width)),
+        ]
         for outputs in reversed(finer):
-            layers += [ScaledBatchNorm(inputs, config.batch_norm_group), nn.ReLU(), _ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=False)]
+            layers += [
+                ScaledBatchNorm(inputs, config.batch_norm_group),
+                nn.ReLU(),
+                _ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=False),
+            ]
             inputs = outputs
-        layers += [ScaledBatchNorm(inputs, config.batch_norm_group), nn.ReLU(), _ConvTranspose2d(inputs, shape[0], 4, stride=2, padding=1), nn.Tanh()]
+        layers += [
+            ScaledBatchNorm(inputs, config.batch_norm_group),
+            nn.ReLU(),
+            _ConvTranspose2d(inputs, shape[0], 4, stride=2, padding=1),
+            nn.Tanh(),
+        ]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor, labels_M: Tensor | None = None) -> Tensor:
@@ -72,7 +84,8 @@ def dcgan_discriminator(config: DCGANConfig, shape: Sequence[int], num_classes: 
     count packs."""
     check_halvings(shape, len(config.channels))
     spectral = config.discriminator_norm == "spectral"
-    inputs, layers = shape[0] * pack, list[nn.Module]()
+    inputs = shape[0] * pack
+    layers = list[nn.Module]()
     for level, outputs in enumerate(config.channels):
         layers.append((SpectralConv2d if spectral else _Conv2d)(inputs, outputs, 4, stride=2, padding=1))
         if config.discriminator_norm == "batch" and level > 0:

@@ -18,7 +18,7 @@ def pack_samples(x: Tensor, pack: int) -> Tensor:
     Raises ValueError if M is not a multiple of `pack`.
     """
     if x.shape[0] % pack:
-        raise ValueError(f"a batch of {x.shape[0]} samples does not divide into packs of {pack}: make the micro-batch a multiple of the pack")
+        raise ValueError(f"a batch of {x.shape[0]} samples does not divide into packs of {pack}; make the micro-batch a multiple of the pack")
     return x.reshape(x.shape[0] // pack, pack * x.shape[1], *x.shape[2:])
 
 
@@ -108,7 +108,9 @@ def append_group_std(x: Tensor, group: int) -> Tensor:
     Raises ValueError if the number of samples is not a multiple of `group`.
     """
     if x.shape[0] % group:
-        raise ValueError(f"a batch of {x.shape[0]} packs does not divide into groups of {group} for the standard deviation: make the micro-batch a multiple")
+        raise ValueError(
+            f"a batch of {x.shape[0]} packs does not divide into groups of {group} for the standard deviation; make the micro-batch a multiple of it"
+        )
     variance = x.unflatten(0, (-1, group)).var(dim=1, correction=0)
     std = (variance + 1e-8).sqrt().flatten(1).mean(1).repeat_interleave(group)
     return torch.cat([x, std.view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])], dim=1)

@@ -33,7 +33,7 @@ class PenaltyConfig:
 
     def __post_init__(self) -> None:
         if self.every < 1:
-            raise ValueError(f"penalty.every is {self.every}: choose 1 or more discriminator steps")
+            raise ValueError(f"penalty.every is {self.every}; choose 1 or more discriminator steps")
 
 
 def discriminator_loss(kind: GanLoss, real_M: Tensor, fake_M: Tensor) -> Tensor:

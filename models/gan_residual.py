@@ -35,7 +35,7 @@ class ResidualGanConfig:
     def __post_init__(self) -> None:
         if self.attention_level is not None and not 0 <= self.attention_level < len(self.channels):
             levels = len(self.channels)
-            raise ValueError(f"network.attention_level is {self.attention_level}, but channels has {levels} levels: choose 0 to {levels - 1}")
+            raise ValueError(f"network.attention_level is {self.attention_level}, but channels has {levels} levels; choose 0 to {levels - 1}")
 
 
 class GeneratorBlock(nn.Module):
@@ -78,7 +78,9 @@ class ResidualGenerator(nn.Module):
             self.blocks.append(GeneratorBlock(inputs, outputs, self.condition.width, config.batch_norm_group))
             inputs = outputs
         self.attend_after = None if config.attention_level is None else levels - 1 - config.attention_level
-        self.attention = nn.Identity() if config.attention_level is None else ImageSelfAttention(config.channels[config.attention_level])
+        self.attention: nn.Module = nn.Identity()
+        if config.attention_level is not None:
+            self.attention = ImageSelfAttention(config.channels[config.attention_level])
         self.norm = ScaledBatchNorm(inputs, config.batch_norm_group)
         self.to_image = SpectralConv2d(inputs, shape[0], 3, padding=1)
 
@@ -118,7 +120,8 @@ class SumPool(nn.Module):
 def residual_discriminator(config: ResidualGanConfig, shape: Sequence[int], num_classes: int | None, pack: int) -> Discriminator:
     """Build a discriminator that maps images (M, C, H, W) to logits (M / pack,)."""
     check_halvings(shape, len(config.channels))
-    inputs, layers = shape[0] * pack, list[nn.Module]()
+    inputs = shape[0] * pack
+    layers = list[nn.Module]()
     for level, outputs in enumerate(config.channels):
         if level == config.attention_level and level > 0:
             layers.append(ImageSelfAttention(inputs))

@@ -43,7 +43,8 @@ class EqualLinear(nn.Linear):
     moves all layers alike (Karras et al. 2018, section 4.1)."""
 
     def __init__(self, inputs: int, outputs: int, rate: float = 1.0, bias: float = 0.0) -> None:
-        self.rate, self.start = rate, bias
+        self.rate = rate
+        self.start = bias
         super().__init__(inputs, outputs)
 
     def reset_parameters(self) -> None:
@@ -134,7 +135,8 @@ class StyleGenerator(nn.Module):
         check_halvings(shape, levels - 1)
         self.mapping = Mapping(config, num_classes)
         self.constant = nn.Parameter(torch.empty(config.channels[-1], shape[1] >> (levels - 1), shape[2] >> (levels - 1)))
-        self.convolutions, self.to_image = nn.ModuleList(), nn.ModuleList()
+        self.convolutions = nn.ModuleList()
+        self.to_image = nn.ModuleList()
         inputs = config.channels[-1]
         for outputs in reversed(config.channels):
             self.convolutions.append(StyledPair(inputs, outputs, config.latent))
@@ -151,7 +153,8 @@ class StyleGenerator(nn.Module):
         image = x.new_zeros(())
         for level, (pair, to_image) in enumerate(zip(self.convolutions, self.to_image, strict=True)):
             if level > 0:
-                x, image = _double(x), _double(image)
+                x = _double(x)
+                image = _double(image)
             x = pair(x, w_MW)
             image = image + to_image(x, w_MW)
         return image

@@ -33,7 +33,8 @@ def generate(
     training = model.training
     model.eval()
     caches = [KVCache() for _ in model.blocks]
-    tokens_BT, new_BT = prompt_BT, prompt_BT
+    tokens_BT = prompt_BT
+    new_BT = prompt_BT
     for _ in range(n):
         logits_BV = model(new_BT, caches=caches)[0][:, -1].float()
         new_BT = choose(logits_BV, temperature, top_k, generator)

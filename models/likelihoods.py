@@ -153,7 +153,8 @@ class DiscretisedLogistic(Likelihood):
         lower = (x - mean - half) * inverse_scale
         # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)): no cancellation far
         # from the mean. The outermost values include the whole tail.
-        first, last = x < half, x > 1 - half
+        first = x < half
+        last = x > 1 - half
         log_width = torch.log(-torch.expm1(-2 * half * inverse_scale))
         log_p = F.logsigmoid(upper).masked_fill(last, 0.0) + F.logsigmoid(-lower).masked_fill(first, 0.0) + log_width.masked_fill(first | last, 0.0)
         return log_p.flatten(1).sum(1)

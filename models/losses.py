@@ -31,7 +31,12 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def cross_entropy_sum(logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
     """Return the cross-entropy of (..., V) and (...) in at least float32, summed over the targets
     that are not `ignore`: a scalar in nats."""
-    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2), targets.flatten(), ignore_index=ignore, reduction="sum")
+    return F.cross_entropy(
+        logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2),
+        targets.flatten(),
+        ignore_index=ignore,
+        reduction="sum",
+    )
 
 
 def binary_cross_entropy(logits: Tensor, x: Tensor) -> Tensor:
@@ -66,7 +71,8 @@ def full_gaussian_kl(mean_p: Tensor, cov_p: Tensor, mean_q: Tensor, cov_q: Tenso
     0.5 (tr(S_q^-1 S_p) + (m_q - m_p)^T S_q^-1 (m_q - m_p) - D + log det S_q / det S_p), by Cholesky
     factors.
     """
-    root_p, root_q = torch.linalg.cholesky(cov_p), torch.linalg.cholesky(cov_q)
+    root_p = torch.linalg.cholesky(cov_p)
+    root_q = torch.linalg.cholesky(cov_q)
     ratio = torch.linalg.solve_triangular(root_q, root_p, upper=False)
     shift = torch.linalg.solve_triangular(root_q, (mean_q - mean_p).unsqueeze(-1), upper=False)
     log_det = 2 * (root_q.diagonal(dim1=-2, dim2=-1).log() - root_p.diagonal(dim1=-2, dim2=-1).log()).sum(-1)

@@ -92,16 +92,20 @@ class MoEConfig:
         if self.experts < 1 or self.ffn < 1 or self.group < 1:
             raise ValueError(f"moe: experts {self.experts}, ffn {self.ffn} and group {self.group} must all be at least 1")
         if not 0 <= self.jitter < 1 or min(self.balance_loss, self.z_loss, self.shared_expert) < 0:
-            given = f"jitter {self.jitter}, balance_loss {self.balance_loss}, z_loss {self.z_loss} and shared_expert {self.shared_expert}"
-            raise ValueError(f"moe: {given} must not be below 0, and jitter must be below 1")
+            raise ValueError(
+                f"moe: jitter {self.jitter}, balance_loss {self.balance_loss}, z_loss {self.z_loss} "
+                f"and shared_expert {self.shared_expert} must not be below 0, and jitter must be below 1"
+            )
         max_experts_per_token = self.experts - isinstance(self.router, NoisyTopKRouting)
         mean = experts_per_token(self.router)
         if mean > max_experts_per_token:
             raise ValueError(
-                f"moe.router: {mean:g} experts for each token are too many for {self.router.name} over {self.experts} experts; "
-                f"use at most {max_experts_per_token}"
+                f"moe.router: {mean:g} experts per token are too many for {self.router.name} with {self.experts} experts; use at most {max_experts_per_token}"
             )
-        for name, factor in (("capacity_factor", self.capacity_factor), ("eval_capacity_factor", self.eval_capacity_factor)):
+        for name, factor in (
+            ("capacity_factor", self.capacity_factor),
+            ("eval_capacity_factor", self.eval_capacity_factor),
+        ):
             if factor is not None and factor <= 0:
                 raise ValueError(f"moe.{name}: {factor} must be above 0, or null for dropless")
             if factor is not None and isinstance(self.router, ExpertChoiceRouting):
@@ -156,7 +160,8 @@ def permuted(routing: Assignments, keys_G: Tensor) -> Assignments:
 def router_loss(config: MoEConfig, stats: Sequence[RouteStats], balance_factor_L: Tensor | None = None) -> Tensor:
     """Return balance_loss * balance + z_loss * z, summed over layers: (G,). `balance_factor_L`
     multiplies each layer's balance loss; default 1."""
-    balance_LG, z_LG = torch.stack([layer.balance_G for layer in stats]), torch.stack([layer.z_G for layer in stats])
+    balance_LG = torch.stack([layer.balance_G for layer in stats])
+    z_LG = torch.stack([layer.z_G for layer in stats])
     if balance_factor_L is not None:
         balance_LG = balance_LG * balance_factor_L[:, None]
     return (config.balance_loss * balance_LG + config.z_loss * z_LG).sum(0)
@@ -169,7 +174,15 @@ class MoELayer(nn.Module):
     def __init__(self, config: MoEConfig, d_model: int, std: float = 0.02, out_std: float = 0.02):
         super().__init__()
         self.config = config
-        self.router = Router(config.router, config.experts, d_model, config.jitter, config.balance == "global", std, config.control == "frozen")
+        self.router = Router(
+            config.router,
+            config.experts,
+            d_model,
+            config.jitter,
+            config.balance == "global",
+            std,
+            config.control == "frozen",
+        )
         self.experts: nn.Module = Experts(config.experts, d_model, config.ffn, std=std, out_std=out_std)
         self.shared = SwiGLU(d_model, config.shared_expert, std, out_std) if config.shared_expert else None
 
@@ -179,7 +192,8 @@ class MoELayer(nn.Module):
         `keys_B` (int64) are the samples' random keys, from `models.random.sample_keys`, for jitter
         and noise. Raises ValueError if B is not a multiple of the group's size.
         """
-        samples, group = len(x_BTD), self._group()
+        samples = len(x_BTD)
+        group = self._group()
         if samples % group:
             raise ValueError(f"moe.group: {group} consecutive samples form a routing group, but the micro-batch has {samples}; use a multiple of {group}")
         routing = self.router(x_BTD.reshape(samples // group, -1, x_BTD.shape[-1]), keys_B)
@@ -209,7 +223,8 @@ class MoELayer(nn.Module):
         factor = self.config.capacity_factor if self.training else self.config.eval_capacity_factor
         if factor is None:
             return None
-        tokens, assignments = routing.probs_GNE.shape[1], routing.expert_GA.shape[1]
+        tokens = routing.probs_GNE.shape[1]
+        assignments = routing.expert_GA.shape[1]
         # Fedus et al. 2021, equation 3; 1e-6 undoes rounding such as 1.1 * 80 = 88.00000000000001.
         capacity = math.ceil(factor * assignments / self.config.experts - 1e-6)
         if self.config.drop_policy == "probability":
@@ -227,21 +242,27 @@ class MoELayer(nn.Module):
             # Cast here rather than in the experts, so that rows are sent in this type.
             x_ND = x_ND.to(torch.get_autocast_dtype(x_ND.device.type))
         groups, tokens, _ = routing.probs_GNE.shape
-        expert_GA, gate_GA = routing.expert_GA, routing.gate_GA.to(x_ND.dtype)
+        expert_GA = routing.expert_GA
+        gate_GA = routing.gate_GA.to(x_ND.dtype)
         if keep_GA is not None:
-            expert_GA, gate_GA = expert_GA.where(keep_GA, self.config.experts), gate_GA.where(keep_GA, 0)
+            expert_GA = expert_GA.where(keep_GA, self.config.experts)
+            gate_GA = gate_GA.where(keep_GA, 0)
         if routing.token_GA is None:
             token_A = torch.arange(expert_GA.numel(), device=x_ND.device) // (expert_GA.shape[1] // tokens)
         else:
             token_A = (routing.token_GA + tokens * torch.arange(groups, device=x_ND.device)[:, None]).flatten()
         rows = sort_by_expert(expert_GA.flatten(), token_A, self.config.experts, even=routing.token_GA is None)
-        return combine(self.experts(dispatch(x_ND, rows), rows.counts_E), gate_GA.flatten(), len(x_ND), rows), rows.counts_E
+        y_AD = self.experts(dispatch(x_ND, rows), rows.counts_E)
+        return combine(y_AD, gate_GA.flatten(), len(x_ND), rows), rows.counts_E
 
     def _stats(self, routing: Assignments, keep_GA: Tensor | None, counts_E: Tensor) -> RouteStats:
+        """Compute the losses and statistics of one forward pass."""
         load_GE = count(routing.expert_GA, self.config.experts).to(routing.gate_GA.dtype)
         balance_G = routing.balance_G
         if balance_G is None:
-            share_GE = load_GE if self.config.balance == "group" else self.router.last_load_E.to(load_GE).expand_as(load_GE)
+            share_GE = load_GE
+            if self.config.balance == "global":
+                share_GE = self.router.last_load_E.to(load_GE).expand_as(load_GE)
             balance_G = load_balance(share_GE / share_GE.sum(-1, keepdim=True), routing.probs_GNE)
         z_G = router_z(routing.log_z_GN)
         with torch.no_grad():
@@ -250,6 +271,15 @@ class MoELayer(nn.Module):
                 dropped = (count(routing.token_GA, tokens) == 0).sum()
             else:
                 dropped = load_GE.new_zeros(()) if keep_GA is None else (~keep_GA).sum()
-            entropy, gate = torch.special.entr(routing.probs_GNE).sum(), routing.gate_GA.sum()
-            sums = (load_GE.sum(0), dropped, entropy, gate, load_GE.new_full((), groups * tokens), counts_E.max(), counts_E.sum())
+            entropy = torch.special.entr(routing.probs_GNE).sum()
+            gate = routing.gate_GA.sum()
+            sums = (
+                load_GE.sum(0),
+                dropped,
+                entropy,
+                gate,
+                load_GE.new_full((), groups * tokens),
+                counts_E.max(),
+                counts_E.sum(),
+            )
         return RouteStats(balance_G, z_G, *(value.detach().float() for value in sums))

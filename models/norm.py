@@ -41,6 +41,7 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: AutogradContext, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         normal, scale, weight_D = ctx.saved_tensors
         product = grad * normal
-        along = (product @ weight_D).div_(len(weight_D)).unsqueeze(-1)  # the mean over D of the gradient times the normalised input
+        # The mean over D of the gradient times the normalised input.
+        along = (product @ weight_D).div_(len(weight_D)).unsqueeze(-1)
         grad_x = torch.mul(grad, weight_D).addcmul_(normal, along, value=-1).mul_(scale)
         return grad_x, product.flatten(0, -2).sum(0), None

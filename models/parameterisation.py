@@ -23,7 +23,9 @@ class Prediction:
     holds."""
 
     x0: Tensor
+    """Estimate of the clean sample."""
     noise: Tensor
+    """Estimate of the noise."""
     variance_fraction: Tensor | None = None
     """Position of the learned log variance between log beta tilde (0) and log beta (1) (Nichol &
     Dhariwal 2021, eq. 15)."""

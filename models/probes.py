@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def knn_accuracy(known_NF: Tensor, label_N: Tensor, asked_MF: Tensor, label_M: Tensor, neighbours: int, temperature: float = 0.07, chunk: int = 1024) -> float:
+def knn_accuracy(
+    known_NF: Tensor,
+    label_N: Tensor,
+    asked_MF: Tensor,
+    label_M: Tensor,
+    neighbours: int,
+    temperature: float = 0.07,
+    chunk: int = 1024,
+) -> float:
     """Return the share of queries whose class wins a vote of the nearest known samples, each with
     weight exp(cosine / temperature) (Wu et al. 2018, section 3.4)."""
     known_NF = F.normalize(known_NF, dim=1)
@@ -16,7 +24,8 @@ def knn_accuracy(known_NF: Tensor, label_N: Tensor, asked_MF: Tensor, label_M: T
     correct = 0
     for asked, labels in zip(F.normalize(asked_MF, dim=1).split(chunk), label_M.split(chunk), strict=True):
         cosine, nearest = (asked @ known_NF.T).topk(min(neighbours, len(known_NF)), dim=1)
-        votes_MK = torch.zeros(len(asked), classes, device=asked.device).scatter_add_(1, label_N[nearest], (cosine / temperature).exp())
+        votes_MK = torch.zeros(len(asked), classes, device=asked.device)
+        votes_MK.scatter_add_(1, label_N[nearest], (cosine / temperature).exp())
         correct += int((votes_MK.argmax(1) == labels).sum())
     return correct / len(asked_MF)
 

@@ -36,12 +36,24 @@ class Router(nn.Module):
     last_load_E: Tensor
 
     def __init__(
-        self, config: RoutingConfig, experts: int, d_model: int, jitter: float = 0.0, remembers: bool = False, std: float = 0.02, frozen: bool = False
+        self,
+        config: RoutingConfig,
+        experts: int,
+        d_model: int,
+        jitter: float = 0.0,
+        remembers: bool = False,
+        std: float = 0.02,
+        frozen: bool = False,
     ):
         super().__init__()
-        self.config, self.jitter, self.remembers, self.std, self.frozen = config, jitter, remembers, std, frozen
+        self.config = config
+        self.jitter = jitter
+        self.remembers = remembers
+        self.std = std
+        self.frozen = frozen
         self.weight = nn.Parameter(torch.empty(experts, d_model))
-        self.noise_weight = nn.Parameter(torch.empty(experts, d_model)) if isinstance(config, NoisyTopKRouting) else None
+        noisy = isinstance(config, NoisyTopKRouting)
+        self.noise_weight = nn.Parameter(torch.empty(experts, d_model)) if noisy else None
         if isinstance(config, BiasBalancedRouting):
             self.register_buffer("bias_E", torch.empty(experts))
         if remembers:
@@ -79,7 +91,8 @@ class Router(nn.Module):
         with torch.autocast(x_GND.device.type, enabled=False):
             x_GND = x_GND.to(torch.promote_types(x_GND.dtype, torch.float32))
             if self.jitter and self.training:
-                noise_GND = uniform(derive(keys_B, "router jitter"), (x_GND.shape[0] * x_GND.shape[1] // len(keys_B), x_GND.shape[2])).view_as(x_GND)
+                tokens = x_GND.shape[0] * x_GND.shape[1] // len(keys_B)
+                noise_GND = uniform(derive(keys_B, "router jitter"), (tokens, x_GND.shape[2])).view_as(x_GND)
                 x_GND = x_GND * (1 + self.jitter * (2 * noise_GND - 1))
             return self._choose(x_GND, self._linear(x_GND, self.weight), keys_B)
 
@@ -101,7 +114,8 @@ class Router(nn.Module):
                 std_GNE = F.softplus(self._linear(x_GND, self.noise_weight))
                 noise_GNE = None
                 if self.training:
-                    noise_GNE = normal(derive(keys_B, "router noise"), (logits_GNE[..., 0].numel() // len(keys_B), logits_GNE.shape[-1])).view_as(logits_GNE)
+                    shape = (logits_GNE[..., 0].numel() // len(keys_B), logits_GNE.shape[-1])
+                    noise_GNE = normal(derive(keys_B, "router noise"), shape).view_as(logits_GNE)
                 return noisy_top_k(logits_GNE, noise_GNE, std_GNE, config)
             case ExpertChoiceRouting(experts_per_token=mean):
                 return expert_choice(logits_GNE, mean)

@@ -166,7 +166,8 @@ def noisy_top_k(logits_GNE: Tensor, noise_GNE: Tensor | None, std_GNE: Tensor, c
     """
     noisy_GNE = logits_GNE if noise_GNE is None else logits_GNE + noise_GNE * std_GNE
     top, top_expert = noisy_GNE.topk(config.k + 1)
-    gate_GNK, expert_GNK = top[..., : config.k].softmax(-1), top_expert[..., : config.k]
+    gate_GNK = top[..., : config.k].softmax(-1)
+    expert_GNK = top_expert[..., : config.k]
     gates_GNE = torch.zeros_like(logits_GNE).scatter(-1, expert_GNK, gate_GNK)
     balance_G = config.importance_loss * squared_cv(gates_GNE.sum(1))
     if noise_GNE is not None:
@@ -187,7 +188,14 @@ def expert_choice(logits_GNE: Tensor, per_token: float) -> Assignments:
     probs_GNE, log_z_GN = softmax(logits_GNE)
     gate_GEC, token_GEC = probs_GNE.transpose(1, 2).topk(capacity)
     expert_GEC = torch.arange(experts, device=logits_GNE.device)[:, None].expand_as(token_GEC)
-    return Assignments(probs_GNE, log_z_GN, expert_GEC.flatten(1), gate_GEC.flatten(1), token_GEC.flatten(1), logits_GNE.new_zeros(len(logits_GNE)))
+    return Assignments(
+        probs_GNE,
+        log_z_GN,
+        expert_GEC.flatten(1),
+        gate_GEC.flatten(1),
+        token_GEC.flatten(1),
+        logits_GNE.new_zeros(len(logits_GNE)),
+    )
 
 
 def bias_balanced(logits_GNE: Tensor, bias_E: Tensor, config: BiasBalancedRouting) -> Assignments:

@@ -19,7 +19,10 @@ from models.schedules import NoiseSchedule, expand
 from models.vlb import FixedVariance, log_variance
 
 Noise = Callable[[int], Tensor]
+"""Maps a timestep to the standard normal noise of its step."""
+
 Watch = Callable[[int, Tensor], None]
+"""Receives (timestep, estimate of the clean sample) at each step."""
 
 
 def _unwatched(t: int, x0: Tensor) -> None:
@@ -33,7 +36,7 @@ def timesteps(train_steps: int, steps: int, spacing: Literal["trailing", "leadin
     Raises ValueError unless 1 <= steps <= train_steps.
     """
     if not 1 <= steps <= train_steps:
-        raise ValueError(f"{steps} sampling steps for a diffusion of {train_steps} timesteps: choose 1 to {train_steps}")
+        raise ValueError(f"{steps} sampling steps for a diffusion of {train_steps} timesteps; choose 1 to {train_steps}")
     if spacing == "leading":
         return [i * (train_steps // steps) for i in reversed(range(steps))]
     return [round(train_steps - i * train_steps / steps) - 1 for i in range(steps)]
@@ -43,7 +46,15 @@ def _predict(denoiser: Denoiser, x: Tensor, t: int) -> Prediction:
     return denoiser(x, torch.full((len(x),), t, device=x.device))
 
 
-def ddpm_step(schedule: NoiseSchedule, prediction: Prediction, x: Tensor, t: int, previous: int, noise: Tensor, variance: FixedVariance = "small") -> Tensor:
+def ddpm_step(
+    schedule: NoiseSchedule,
+    prediction: Prediction,
+    x: Tensor,
+    t: int,
+    previous: int,
+    noise: Tensor,
+    variance: FixedVariance = "small",
+) -> Tensor:
     """Draw x_previous from p(x_previous | x_t) (Ho et al. 2020, algorithm 2). `variance` is used if
     the prediction has none."""
     mean = schedule.posterior_mean(prediction.x0, x, t, previous)
@@ -52,7 +63,13 @@ def ddpm_step(schedule: NoiseSchedule, prediction: Prediction, x: Tensor, t: int
 
 @torch.no_grad()
 def ddpm(
-    denoiser: Denoiser, schedule: NoiseSchedule, x: Tensor, timesteps: Sequence[int], noise: Noise, variance: FixedVariance = "small", watch: Watch = _unwatched
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    x: Tensor,
+    timesteps: Sequence[int],
+    noise: Noise,
+    variance: FixedVariance = "small",
+    watch: Watch = _unwatched,
 ) -> Tensor:
     """Sample by ancestral sampling (Ho et al. 2020, algorithm 2), over all or some of the
     timesteps."""
@@ -73,7 +90,15 @@ def ddim_step(schedule: NoiseSchedule, prediction: Prediction, x: Tensor, t: int
 
 
 @torch.no_grad()
-def ddim(denoiser: Denoiser, schedule: NoiseSchedule, x: Tensor, timesteps: Sequence[int], noise: Noise, eta: float = 0.0, watch: Watch = _unwatched) -> Tensor:
+def ddim(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    x: Tensor,
+    timesteps: Sequence[int],
+    noise: Noise,
+    eta: float = 0.0,
+    watch: Watch = _unwatched,
+) -> Tensor:
     """Sample by DDIM (Song et al. 2021) with any number of steps; `noise` is called only if eta >
     0."""
     for t, previous in pairwise([*timesteps, -1]):
@@ -91,14 +116,17 @@ def _half_log_snr(schedule: NoiseSchedule, t: int) -> float:
 def dpm_solver(denoiser: Denoiser, schedule: NoiseSchedule, x: Tensor, timesteps: Sequence[int], watch: Watch = _unwatched) -> Tensor:
     """Sample by DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): deterministic, second order, good
     from about 15 steps. The first and the last step are first order."""
-    earlier_x0, earlier_h = x, math.inf
+    earlier_x0 = x
+    earlier_h = math.inf
     for t, following in pairwise([*timesteps, -1]):
         x0 = _predict(denoiser, x, t).x0
         watch(t, x0)
         h = _half_log_snr(schedule, following) - _half_log_snr(schedule, t)
         multistep = math.isfinite(earlier_h) and following >= 0
         estimate = x0 + h / (2 * earlier_h) * (x0 - earlier_x0) if multistep else x0
-        (signal, spread), (_, spread_now) = schedule.scales(following, x), schedule.scales(t, x)
+        (signal, spread) = schedule.scales(following, x)
+        (_, spread_now) = schedule.scales(t, x)
         x = spread / spread_now * x - signal * math.expm1(-h) * estimate
-        earlier_x0, earlier_h = x0, h
+        earlier_x0 = x0
+        earlier_h = h
     return x

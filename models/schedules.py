@@ -119,7 +119,8 @@ class NoiseSchedule:
     def posterior_mean(self, x0: Tensor, x_t: Tensor, t: Tensor | int, previous: Tensor | int) -> Tensor:
         """Return the mean of q(x_previous | x_t, x_0) (Ho et al. 2020, eq. 7), for any earlier
         timestep `previous`."""
-        now, before = self.alpha_bar(t), self.alpha_bar(previous)
+        now = self.alpha_bar(t)
+        before = self.alpha_bar(previous)
         alpha = now / before
         from_x0 = before.sqrt() * (1 - alpha) / (1 - now)
         from_x_t = alpha.sqrt() * (1 - before) / (1 - now)

@@ -75,7 +75,15 @@ class SpectralConv2d(nn.Conv2d):
     """A convolution whose kernel, as a matrix of shape (outputs, inputs * height * width), has
     spectral norm 1."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0, bias: bool = True) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+    ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=bias)
         self.spectral_norm = SpectralNorm(self.weight)
         self.spectral_norm.restart(self.weight)

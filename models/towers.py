@@ -96,7 +96,8 @@ class Temperature(nn.Module):
 
     def __init__(self, temperature: float, bias: float | None) -> None:
         super().__init__()
-        self.start, self.start_bias = -math.log(temperature), bias
+        self.start = -math.log(temperature)
+        self.start_bias = bias
         self.log_scale = no_decay(nn.Parameter(torch.empty(1)))
         self.bias = None if bias is None else no_decay(nn.Parameter(torch.empty(1)))
         self.reset_parameters()
@@ -116,12 +117,20 @@ class TwoTowers(nn.Module):
     projected onto one sphere (Radford et al. 2021, section 2.4)."""
 
     def __init__(
-        self, image: ConvEncoderConfig, text: TransformerConfig, shape: Sequence[int], vocab_size: int, width: int, temperature: float, bias: float | None
+        self,
+        image: ConvEncoderConfig,
+        text: TransformerConfig,
+        shape: Sequence[int],
+        vocab_size: int,
+        width: int,
+        temperature: float,
+        bias: float | None,
     ) -> None:
         super().__init__()
         self.encoder = ConvEncoder(image, shape)
         self.text = Transformer(replace(text, tie_embeddings=True), vocab_size)
-        self.image_head, self.text_head = Linear(self.encoder.width, width, self.encoder.width**-0.5), Linear(text.d_model, width, text.d_model**-0.5)
+        self.image_head = Linear(self.encoder.width, width, self.encoder.width**-0.5)
+        self.text_head = Linear(text.d_model, width, text.d_model**-0.5)
         self.temperature = Temperature(temperature, bias)
 
     def features(self, x: Tensor) -> Tensor:

@@ -110,7 +110,10 @@ class ModeCoverage:
         nearest_M = distances_MK.argmin(1)
         within_M = distances_MK.gather(1, nearest_M[:, None]).squeeze(1) <= 3 * mixture.stds_K.double().cpu()[nearest_M]
         modes = len(mixture.weights_K)
-        return ModeCoverage(nearest_K=torch.bincount(nearest_M, minlength=modes), high_quality_K=torch.bincount(nearest_M[within_M], minlength=modes))
+        return ModeCoverage(
+            nearest_K=torch.bincount(nearest_M, minlength=modes),
+            high_quality_K=torch.bincount(nearest_M[within_M], minlength=modes),
+        )
 
     def __add__(self, other: "ModeCoverage") -> "ModeCoverage":
         return ModeCoverage(nearest_K=self.nearest_K + other.nearest_K, high_quality_K=self.high_quality_K + other.high_quality_K)

@@ -124,9 +124,21 @@ class Block(nn.Module):
     def __init__(self, config: TransformerConfig, index: int):
         super().__init__()
         self.index = index
-        d_model, std, out_std = config.d_model, config.weight_std, config.weight_std / math.sqrt(2 * config.layers)
+        d_model = config.d_model
+        std = config.weight_std
+        out_std = config.weight_std / math.sqrt(2 * config.layers)
         self.attention_norm = RMSNorm(d_model, config.norm_eps)
-        self.attention = Attention(d_model, config.heads, config.kv_head_count, config.head_width, config.causal, config.qk_norm, config.norm_eps, std, out_std)
+        self.attention = Attention(
+            d_model,
+            config.heads,
+            config.kv_head_count,
+            config.head_width,
+            config.causal,
+            config.qk_norm,
+            config.norm_eps,
+            std,
+            out_std,
+        )
         self.ffn_norm = RMSNorm(d_model, config.norm_eps)
         self.ffn: MoELayer | SwiGLU
         if config.moe is not None and index in config.moe_indices:
@@ -135,7 +147,12 @@ class Block(nn.Module):
             self.ffn = SwiGLU(d_model, config.ffn, std, out_std)
 
     def forward(
-        self, x_BTD: Tensor, rotary_T1C: tuple[Tensor, Tensor], keys_B: Tensor, mask_BTT: Tensor | None, cache: KVCache | None
+        self,
+        x_BTD: Tensor,
+        rotary_T1C: tuple[Tensor, Tensor],
+        keys_B: Tensor,
+        mask_BTT: Tensor | None,
+        cache: KVCache | None,
     ) -> tuple[Tensor, RouteStats | None]:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary_T1C, mask_BTT, cache)
         if isinstance(self.ffn, MoELayer):
@@ -149,7 +166,8 @@ class Transformer(nn.Module):
 
     def __init__(self, config: TransformerConfig, vocab_size: int):
         super().__init__()
-        self.config, self.vocab_size = config, vocab_size
+        self.config = config
+        self.vocab_size = vocab_size
         self.embedding = Embedding(vocab_size, config.d_model, config.weight_std)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
@@ -194,7 +212,8 @@ class Transformer(nn.Module):
         start = len(caches[0]) if caches else 0
         rotary_T1C = rotary_table(start, start + tokens_BT.shape[1], self.config.head_width, self.config.rope_theta, tokens_BT.device)
         mask_BTT = None if segments_BT is None else self._mask(segments_BT)
-        x_BTD, stats = self.embedding(tokens_BT), []
+        x_BTD = self.embedding(tokens_BT)
+        stats = []
         for index, block in enumerate(self.blocks):
             inputs = (x_BTD, rotary_T1C, keys_B, mask_BTT, caches[index] if caches else None)
             if self.config.activation_checkpointing and torch.is_grad_enabled():
@@ -206,5 +225,6 @@ class Transformer(nn.Module):
         return self.norm(x_BTD), tuple(stats)
 
     def _mask(self, segments_BT: Tensor) -> Tensor:
+        """Return a mask (B, T, T) that is true where a position may see another of its document."""
         same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
         return same_BTT.tril() if self.config.causal else same_BTT

@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from typing import Literal
 
 from models.moe import MoEConfig
-from models.routing import BiasBalancedRouting, ExpertChoiceRouting, NoisyTopKRouting, RoutingConfig, SwitchRouting, TopKRouting
+from models.routing import (
+    BiasBalancedRouting,
+    ExpertChoiceRouting,
+    NoisyTopKRouting,
+    RoutingConfig,
+    SwitchRouting,
+    TopKRouting,
+)
 from models.transformer import TransformerConfig
 
 Layout = Literal["llama", "qwen3", "mixtral", "qwen2_moe", "qwen3_moe"]
@@ -29,15 +36,15 @@ def layout(config: TransformerConfig) -> Layout:
     Raises ValueError, naming the field and the possible values, if there is none.
     """
     if not config.causal:
-        raise ValueError("model.causal: false has no layout in transformers, whose decoders are causal; only causal: true can be exchanged")
+        raise ValueError("model.causal: false has no layout in transformers, whose decoders are causal; export a model with causal: true")
     if config.moe is None or not config.moe_indices:
         return "qwen3" if config.qk_norm else "llama"
     if config.moe.control == "permuted":
-        raise ValueError("model.moe.control: permuted has no layout in transformers; only none and frozen can be exchanged")
+        raise ValueError("model.moe.control: permuted has no layout in transformers; use none or frozen")
     _, normalised = gates(config.moe.router)
     shared = config.moe.shared_expert
     if config.qk_norm and shared:
-        raise ValueError(f"model.moe.shared_expert: {shared} beside qk_norm true has no layout in transformers; only shared_expert: 0, or qk_norm: false")
+        raise ValueError(f"model.moe.shared_expert: {shared} together with qk_norm: true has no layout in transformers; use shared_expert: 0 or qk_norm: false")
     if config.qk_norm:
         return "qwen3_moe"
     return "mixtral" if normalised and not shared and len(config.moe_indices) == config.layers else "qwen2_moe"
@@ -57,13 +64,13 @@ def gates(router: RoutingConfig) -> tuple[int, bool]:
         case NoisyTopKRouting(k=k):
             return k, True  # without the noise, a softmax over the chosen
         case BiasBalancedRouting() | ExpertChoiceRouting():
-            raise ValueError(f"model.moe.router: {router.name} has no layout in transformers that fits; only switch, top_k and noisy_top_k can be exchanged")
+            raise ValueError(f"model.moe.router: {router.name} has no fitting layout in transformers; use switch, top_k or noisy_top_k")
 
 
 def to_config(config: TransformerConfig, vocab_size: int, positions: int, end_of_text: int) -> dict[str, object]:
     """Return the config.json for weights named by models/transformer/hf_names.py. `positions` is
     the length that the model was trained on."""
-    kind, moe = layout(config), config.moe
+    kind = layout(config)
     values: dict[str, object] = {
         "architectures": [ARCHITECTURES[kind]],
         "model_type": kind,
@@ -90,15 +97,28 @@ def to_config(config: TransformerConfig, vocab_size: int, positions: int, end_of
         "pad_token_id": end_of_text,
         "torch_dtype": "float32",
     }
-    if moe is None or kind in ("llama", "qwen3"):
+    if config.moe is None or kind in ("llama", "qwen3"):
         return values
+    return values | _moe_values(kind, config, config.moe)
+
+
+def _moe_values(kind: Layout, config: TransformerConfig, moe: MoEConfig) -> dict[str, object]:
+    """Return the entries of config.json that describe the mixture of experts."""
     k, normalised = gates(moe.router)
-    values |= {"num_experts_per_tok": k, "router_aux_loss_coef": moe.balance_loss}
+    values: dict[str, object] = {"num_experts_per_tok": k, "router_aux_loss_coef": moe.balance_loss}
     if kind == "mixtral":
         return values | {"intermediate_size": moe.ffn, "num_local_experts": moe.experts}
     dense = [index for index in range(config.layers) if index not in config.moe_indices]
-    values |= {"num_experts": moe.experts, "moe_intermediate_size": moe.ffn, "norm_topk_prob": normalised, "decoder_sparse_step": 1, "mlp_only_layers": dense}
-    return values | ({"qkv_bias": False, "shared_expert_intermediate_size": moe.shared_expert} if kind == "qwen2_moe" else {})
+    values |= {
+        "num_experts": moe.experts,
+        "moe_intermediate_size": moe.ffn,
+        "norm_topk_prob": normalised,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": dense,
+    }
+    if kind == "qwen2_moe":
+        values |= {"qkv_bias": False, "shared_expert_intermediate_size": moe.shared_expert}
+    return values
 
 
 def from_config(values: Mapping[str, object]) -> tuple[TransformerConfig, int]:
@@ -125,7 +145,8 @@ def from_config(values: Mapping[str, object]) -> tuple[TransformerConfig, int]:
         if value != possible:
             raise ValueError(f"config.json: {name} is {value!r}; only {possible!r} is possible")
     try:
-        return _transformer(kind, values, _number(rope if rope.get("rope_theta") else values, "rope_theta")), _integer(values, "vocab_size")
+        theta = _number(rope if rope.get("rope_theta") else values, "rope_theta")
+        return _transformer(kind, values, theta), _integer(values, "vocab_size")
     except KeyError as missing:
         raise ValueError(f"config.json: no {missing.args[0]}; it must be the one that was saved with the weights") from None
 
@@ -209,11 +230,17 @@ def shape_of(config: TransformerConfig) -> dict[str, object]:
         fields["ffn"] = config.ffn
     if config.moe is not None and config.moe_indices:
         moe = config.moe
-        fields |= {"moe.experts": moe.experts, "moe.ffn": moe.ffn, "moe.shared_expert": moe.shared_expert, "moe.router": _meaning(moe.router)}
+        fields |= {
+            "moe.experts": moe.experts,
+            "moe.ffn": moe.ffn,
+            "moe.shared_expert": moe.shared_expert,
+            "moe.router": _meaning(moe.router),
+        }
     return fields
 
 
 def _meaning(router: RoutingConfig) -> str:
+    """Describe a routing in evaluation; routings that choose alike have equal descriptions."""
     match router:
         case BiasBalancedRouting(k=k, normalise=normalise, scale=scale):
             return f"bias_balanced with k {k}, normalise {str(normalise).lower()}, scale {scale:g}"

@@ -8,6 +8,7 @@ Legend: V vocabulary, D model width, C head width, E experts, F inner width.
 """
 
 from collections.abc import Mapping
+from itertools import product
 from math import prod
 from typing import NamedTuple
 
@@ -36,7 +37,8 @@ def tensors(config: TransformerConfig, vocab_size: int, stacked: bool = False) -
     `stacked` puts experts in one tensor, as transformers 5 holds them in memory, instead of one by
     one, as all published files do. Raises ValueError if transformers has no layout for `config`.
     """
-    kind, width = layout(config), config.d_model
+    kind = layout(config)
+    width = config.d_model
     parts_of: dict[str, tuple[Part, ...]] = {
         "embedding.weight": (Part("model.embed_tokens.weight", (vocab_size, width)),),
         "norm.weight": (Part("model.norm.weight", (width,)),),
@@ -63,7 +65,7 @@ def zeros(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"shared_expert_gate.weight": (1, config.d_model)}
     if not config.moe.shared_expert:
         shapes |= {part.name.removeprefix("mlp."): part.shape for (part,) in _swiglu("", "mlp.shared_expert.", config.d_model, 0).values()}
-    return {f"model.layers.{index}.mlp.{name}": shape for index in config.moe_indices for name, shape in shapes.items()}
+    return {f"model.layers.{index}.mlp.{name}": shapes[name] for index, name in product(config.moe_indices, shapes)}
 
 
 def to_transformers(weights: Mapping[str, Tensor], config: TransformerConfig, vocab_size: int, stacked: bool = False) -> dict[str, Tensor]:
@@ -77,7 +79,8 @@ def to_transformers(weights: Mapping[str, Tensor], config: TransformerConfig, vo
 
 
 def _attention(config: TransformerConfig) -> dict[str, tuple[Part, ...]]:
-    width, head = config.d_model, config.head_width
+    width = config.d_model
+    head = config.head_width
     rows = {"q": config.heads * head, "k": config.kv_head_count * head, "v": config.kv_head_count * head}
     parts_of: dict[str, tuple[Part, ...]] = {
         "attention_norm.weight": (Part("input_layernorm.weight", (width,)),),
@@ -106,11 +109,12 @@ def _shared(moe: MoEConfig, width: int) -> dict[str, tuple[Part, ...]]:
 
 def _experts(moe: MoEConfig, width: int, kind: Layout) -> dict[str, tuple[Part, ...]]:
     """Return the router and the experts one by one: (F, D), (F, D) and (D, F) each."""
-    block, (gate, up, down) = ("block_sparse_moe", ("w1", "w3", "w2")) if kind == "mixtral" else ("mlp", ("gate_proj", "up_proj", "down_proj"))
+    block = "block_sparse_moe" if kind == "mixtral" else "mlp"
+    gate, up, down = ("w1", "w3", "w2") if kind == "mixtral" else ("gate_proj", "up_proj", "down_proj")
     experts = [f"{block}.experts.{expert}" for expert in range(moe.experts)]
     return {
         "ffn.router.weight": (Part(f"{block}.gate.weight", (moe.experts, width)),),
-        "ffn.experts.gate_up": tuple(Part(f"{expert}.{name}.weight", (moe.ffn, width)) for expert in experts for name in (gate, up)),
+        "ffn.experts.gate_up": tuple(Part(f"{expert}.{name}.weight", (moe.ffn, width)) for expert, name in product(experts, (gate, up))),
         "ffn.experts.down": tuple(Part(f"{expert}.{down}.weight", (width, moe.ffn)) for expert in experts),
     }
 

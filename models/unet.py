@@ -36,12 +36,12 @@ class UNetConfig:
     def __post_init__(self) -> None:
         for channels in self.channels:
             if channels % self.norm_groups:
-                raise ValueError(f"network.channels has {channels}, not a multiple of norm_groups {self.norm_groups}: change either")
+                raise ValueError(f"network.channels has {channels}, not a multiple of norm_groups {self.norm_groups}; change either")
             if channels % (self.head_channels or channels):
-                raise ValueError(f"network.channels has {channels}, not a multiple of head_channels {self.head_channels}: change either")
+                raise ValueError(f"network.channels has {channels}, not a multiple of head_channels {self.head_channels}; change either")
         for level in self.attention_levels:
             if not 0 <= level < len(self.channels):
-                raise ValueError(f"network.attention_levels has {level}, but channels has {len(self.channels)} levels: choose 0 to {len(self.channels) - 1}")
+                raise ValueError(f"network.attention_levels has {level}, but channels has {len(self.channels)} levels; choose 0 to {len(self.channels) - 1}")
 
 
 class Level(nn.Module):
@@ -99,7 +99,8 @@ class Middle(nn.Module):
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        channels, width = config.channels[-1], 4 * config.channels[0]
+        channels = config.channels[-1]
+        width = 4 * config.channels[0]
         self.resnets = nn.ModuleList([ResidualBlock(channels, channels, width, config.norm_groups) for _ in range(2)])
         self.attentions = nn.ModuleList([SpatialAttention(channels, config.head_channels, config.norm_groups)])
 
@@ -117,7 +118,8 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         self.null_label = num_classes
-        width, levels = 4 * config.channels[0], len(config.channels)
+        width = 4 * config.channels[0]
+        levels = len(config.channels)
         self.conv_in = nn.Conv2d(in_channels, config.channels[0], 3, padding=1)
         self.time_embedding = TimeEmbedding(config.channels[0], width)
         self.class_embedding = nn.Embedding(num_classes + 1, width) if num_classes is not None else None
@@ -146,7 +148,7 @@ class UNet(nn.Module):
         Raises ValueError if the levels cannot halve the images.
         """
         if (x.shape[2] | x.shape[3]) % 2 ** (len(self.config.channels) - 1):
-            raise ValueError(f"images of {x.shape[2]}x{x.shape[3]} cannot be halved {len(self.config.channels) - 1} times: give network.channels fewer levels")
+            raise ValueError(f"images of {x.shape[2]}x{x.shape[3]} cannot be halved {len(self.config.channels) - 1} times; give network.channels fewer levels")
         embedding_ME = self.time_embedding(timestep_embedding(t_M, self.config.channels[0]).to(x.dtype))
         if self.class_embedding is not None and self.null_label is not None:
             labels_M = torch.full_like(t_M, self.null_label) if labels_M is None else labels_M
@@ -157,6 +159,7 @@ class UNet(nn.Module):
         h = self.mid_block(skips[-1], embedding_ME)
         for level in self.up_blocks:
             left = len(skips) - self.config.layers_per_level - 1
-            h, skips = level(h, skips[left:], embedding_ME), skips[:left]
+            h = level(h, skips[left:], embedding_ME)
+            skips = skips[:left]
         y: Tensor = self.conv_out(F.silu(self.conv_norm_out(h)))
         return y

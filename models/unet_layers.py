@@ -84,7 +84,8 @@ class SpatialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h_MNC = self.group_norm(x).flatten(2).transpose(1, 2)
-        q, k, v = (layer(h_MNC).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.to_q, self.to_k, self.to_v))
+        projections = (layer(h_MNC) for layer in (self.to_q, self.to_k, self.to_v))
+        q, k, v = (rows.unflatten(2, (self.heads, -1)).transpose(1, 2) for rows in projections)
         attended_MNC = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         y: Tensor = x + self.to_out[0](attended_MNC).transpose(1, 2).unflatten(2, x.shape[2:])
         return y

@@ -14,7 +14,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from models.routing import BiasBalancedRouting, ExpertChoiceRouting, NoisyTopKRouting, RoutingConfig, SwitchRouting, TopKRouting
+from models.routing import (
+    BiasBalancedRouting,
+    ExpertChoiceRouting,
+    NoisyTopKRouting,
+    RoutingConfig,
+    SwitchRouting,
+    TopKRouting,
+)
 from models.transformer import TransformerConfig
 
 FLAT = 7e-7
@@ -57,7 +64,8 @@ def upcycled(config: TransformerConfig, names: Iterable[str]) -> dict[str, Origi
         return origins
     gates, flat = _sum_of_gates(config.moe.router, config.moe.experts)
     for index in config.moe_indices:
-        ffn, copies = f"blocks.{index}.ffn.", config.moe.experts
+        ffn = f"blocks.{index}.ffn."
+        copies = config.moe.experts
         made = {
             "router.weight": Origin((), FLAT / (config.weight_std * math.sqrt(config.d_model)) if flat else 1.0),
             "router.noise_weight": Origin(()),

@@ -53,9 +53,13 @@ class Elbo(NamedTuple):
     log_likelihood_M - kl_ML.sum(1)."""
 
     log_likelihood_M: Tensor
+    """log p(x | z) of each sample."""
     kl_ML: Tensor
+    """KL divergence of the posterior from the prior, for each latent dimension."""
     mean_ML: Tensor
+    """Mean of the posterior."""
     log_var_ML: Tensor
+    """Log variance of the posterior."""
 
 
 class VAE(nn.Module):
@@ -118,7 +122,12 @@ def _conv_encoder(config: ConvVAEConfig, shape: Sequence[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
     inputs = shape[0]
     for channels in config.channels:
-        layers += [nn.Conv2d(inputs, channels, 3, padding=1), nn.SiLU(), nn.Conv2d(channels, channels, 4, stride=2, padding=1), nn.SiLU()]
+        layers += [
+            nn.Conv2d(inputs, channels, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 4, stride=2, padding=1),
+            nn.SiLU(),
+        ]
         inputs = channels
     features = inputs * math.prod(shape[1:]) // 4 ** len(config.channels)
     return nn.Sequential(*layers, nn.Flatten(), mlp((features, config.hidden, 2 * config.latent)))
@@ -126,9 +135,21 @@ def _conv_encoder(config: ConvVAEConfig, shape: Sequence[int]) -> nn.Sequential:
 
 def _conv_decoder(config: ConvVAEConfig, shape: Sequence[int]) -> nn.Sequential:
     levels = len(config.channels)
-    inputs, height, width = config.channels[-1], shape[1] >> levels, shape[2] >> levels
-    layers: list[nn.Module] = [mlp((config.latent, config.hidden, inputs * height * width)), nn.Unflatten(1, (inputs, height, width)), nn.SiLU()]
+    inputs = config.channels[-1]
+    height = shape[1] >> levels
+    width = shape[2] >> levels
+    layers: list[nn.Module] = [
+        mlp((config.latent, config.hidden, inputs * height * width)),
+        nn.Unflatten(1, (inputs, height, width)),
+        nn.SiLU(),
+    ]
     for channels in reversed(config.channels):
-        layers += [nn.Upsample(scale_factor=2), nn.Conv2d(inputs, channels, 3, padding=1), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1), nn.SiLU()]
+        layers += [
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(inputs, channels, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.SiLU(),
+        ]
         inputs = channels
     return nn.Sequential(*layers, nn.Conv2d(inputs, shape[0], 3, padding=1))

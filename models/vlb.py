@@ -48,13 +48,21 @@ def discretised_gaussian_log_prob(x: Tensor, mean: Tensor, log_var: Tensor, leve
     # exact.
     mirror = x > mean
     upper, lower = torch.where(mirror, -lower, upper), torch.where(mirror, -upper, lower)
-    log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
+    log_upper = torch.special.log_ndtr(upper)
+    log_lower = torch.special.log_ndtr(lower)
     log_p: Tensor = log_upper + torch.log1p(-torch.exp(log_lower - log_upper))
     return log_p
 
 
 def vlb_term(
-    schedule: NoiseSchedule, prediction: Prediction, x0: Tensor, x_t: Tensor, t_M: Tensor, *, fixed: FixedVariance = "small", levels: int = 256
+    schedule: NoiseSchedule,
+    prediction: Prediction,
+    x0: Tensor,
+    x_t: Tensor,
+    t_M: Tensor,
+    *,
+    fixed: FixedVariance = "small",
+    levels: int = 256,
 ) -> Tensor:
     """Return L_t of each sample in bits per dimension, shape (M,).
 

@@ -1,4 +1,5 @@
-"""An exported diffusion gives the same images as ours, from the same noise, in diffusers' own pipeline."""
+"""An exported diffusion gives the same images as ours, from the same noise, in diffusers' own
+pipeline."""
 
 import pytest
 import torch
@@ -34,7 +35,14 @@ def test_diffusers_pipeline_gives_the_same_images(config: DiffusionConfig) -> No
     start = torch.randn(2, 1, 8, 8, generator=generator)
     schedule = NoiseSchedule(betas(config.schedule))
     denoise = clipped(denoiser(network, config.prediction, schedule), schedule)
-    actual = ddpm(denoise, schedule, start, timesteps(20, 20), lambda t: torch.randn(start.shape, generator=generator), config.fixed_variance)
+    actual = ddpm(
+        denoise,
+        schedule,
+        start,
+        timesteps(20, 20),
+        lambda t: torch.randn(start.shape, generator=generator),
+        config.fixed_variance,
+    )
     torch.testing.assert_close(((actual + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1), expected, rtol=0, atol=1e-4)
     assert expected.std() > 0.02
 

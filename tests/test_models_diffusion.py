@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor, distributions
 
-from models.diffusion import DiffusionConfig, HybridLossConfig, LossConfig, MinSNRLossConfig, SimpleLossConfig, diffusion_loss, loss_by_timestep
+from models.diffusion import (
+    DiffusionConfig,
+    HybridLossConfig,
+    LossConfig,
+    MinSNRLossConfig,
+    SimpleLossConfig,
+    diffusion_loss,
+    loss_by_timestep,
+)
 from models.losses import gaussian_kl
 from models.parameterisation import Prediction, Target, predict, target
 from models.schedules import LinearScheduleConfig, NoiseSchedule, betas
@@ -71,14 +79,16 @@ def test_hybrid_trains_the_mean_by_l_simple_and_the_variance_by_the_bound() -> N
 def test_gaussian_kl_equals_torch_distributions() -> None:
     torch.manual_seed(0)
     mean_p, log_var_p, mean_q, log_var_q = torch.randn(4, 100, dtype=torch.float64)
-    p, q = distributions.Normal(mean_p, (0.5 * log_var_p).exp()), distributions.Normal(mean_q, (0.5 * log_var_q).exp())
+    p = distributions.Normal(mean_p, (0.5 * log_var_p).exp())
+    q = distributions.Normal(mean_q, (0.5 * log_var_q).exp())
     torch.testing.assert_close(gaussian_kl(mean_p, log_var_p, mean_q, log_var_q), distributions.kl_divergence(p, q))
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])
 def test_discretised_gaussian_is_a_distribution_over_grey_values(levels: int) -> None:
     values = torch.linspace(-1, 1, levels, dtype=torch.float64)
-    mean, log_var = torch.tensor(0.3, dtype=torch.float64), torch.tensor(-3.0, dtype=torch.float64)
+    mean = torch.tensor(0.3, dtype=torch.float64)
+    log_var = torch.tensor(-3.0, dtype=torch.float64)
     log_p = discretised_gaussian_log_prob(values, mean, log_var, levels)
     assert log_p.exp().sum().item() == pytest.approx(1)
     normal = distributions.Normal(mean, (0.5 * log_var).exp())
@@ -88,7 +98,8 @@ def test_discretised_gaussian_is_a_distribution_over_grey_values(levels: int) ->
 
 
 def test_discretised_gaussian_is_finite_far_from_the_mean_in_fp32() -> None:
-    x, log_var = torch.linspace(-1, 1, 256), torch.tensor(-9.0, requires_grad=True)
+    x = torch.linspace(-1, 1, 256)
+    log_var = torch.tensor(-9.0, requires_grad=True)
     log_p = discretised_gaussian_log_prob(x, torch.tensor(-1.0), log_var)
     assert log_p.isfinite().all()
     log_p.sum().backward()
@@ -116,7 +127,11 @@ def test_terms_are_kl_divergences_of_the_reverse_steps() -> None:
 def test_the_bound_of_the_optimal_denoiser_lies_just_above_the_entropy() -> None:
     # A fair coin at -1 and 1 has an entropy of 1 bit; no bound may go below it.
     schedule = NoiseSchedule(betas(LinearScheduleConfig()))
-    coin = GaussianMixture(weights_K=torch.tensor([0.5, 0.5]).double(), means_KD=torch.tensor([[-1.0], [1.0]]).double(), stds_K=torch.full((2,), 1e-4).double())
+    coin = GaussianMixture(
+        weights_K=torch.tensor([0.5, 0.5]).double(),
+        means_KD=torch.tensor([[-1.0], [1.0]]).double(),
+        stds_K=torch.full((2,), 1e-4).double(),
+    )
     generator = torch.Generator().manual_seed(0)
     x0 = torch.tensor([[-1.0], [1.0]], dtype=torch.float64).repeat(1000, 1)
 

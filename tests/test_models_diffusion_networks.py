@@ -12,7 +12,9 @@ from models.toy import GaussianMixture
 from models.unet import UNetConfig
 
 MIXTURE = GaussianMixture(
-    weights_K=torch.tensor([0.5, 0.3, 0.2]), means_KD=torch.tensor([[-1.0, 0.0], [1.0, 0.5], [0.5, -1.5]]), stds_K=torch.tensor([0.3, 0.2, 0.25])
+    weights_K=torch.tensor([0.5, 0.3, 0.2]),
+    means_KD=torch.tensor([[-1.0, 0.0], [1.0, 0.5], [0.5, -1.5]]),
+    stds_K=torch.tensor([0.3, 0.2, 0.25]),
 )
 
 
@@ -54,7 +56,8 @@ def test_mlp_takes_labels_and_learns_a_variance(multiple: int) -> None:
     network = build_diffusion_network(MLPDenoiserConfig(hidden=16), (3,), multiple, num_classes=5)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    x, t_M = torch.randn(4, 3), torch.tensor([0, 1, 5, 9])
+    x = torch.randn(4, 3)
+    t_M = torch.tensor([0, 1, 5, 9])
     assert network(x, t_M, torch.arange(4)).shape == (4, 3 * multiple)
     torch.testing.assert_close(network(x, t_M), network(x, t_M, torch.full((4,), 5)), rtol=0, atol=0)
     assert not torch.allclose(network(x, t_M), network(x, t_M, torch.arange(4)))

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import distributions
 
-from models.elbo import LatentStatistics, bits_per_dimension, free_bits, importance_bound, kl_weight, log_normal, reparameterise
+from models.elbo import (
+    LatentStatistics,
+    bits_per_dimension,
+    free_bits,
+    importance_bound,
+    kl_weight,
+    log_normal,
+    reparameterise,
+)
 from models.losses import standard_gaussian_kl
 
 

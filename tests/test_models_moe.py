@@ -1,4 +1,7 @@
-"""The mixture-of-experts layer: gradients, Hugging Face's layers, a token-by-token version, drops, groups, slices of experts."""
+"""The mixture-of-experts layer: gradients, Hugging Face's layers, a token-by-token version, drops,
+groups, slices of experts."""
+
+from itertools import product
 
 import pytest
 import torch
@@ -14,9 +17,20 @@ from models.feedforward import SwiGLU
 from models.init import decays, initialise
 from models.moe import MoEConfig, MoELayer, router_loss
 from models.random import derive, sample_keys, uniform
-from models.routing import BiasBalancedRouting, ExpertChoiceRouting, NoisyTopKRouting, RoutingConfig, SwitchRouting, TopKRouting
+from models.routing import (
+    BiasBalancedRouting,
+    ExpertChoiceRouting,
+    NoisyTopKRouting,
+    RoutingConfig,
+    SwitchRouting,
+    TopKRouting,
+)
 
-WIDTH, FFN, EXPERTS, SAMPLES, TOKENS = 8, 16, 4, 4, 12
+WIDTH = 8
+FFN = 16
+EXPERTS = 4
+SAMPLES = 4
+TOKENS = 12
 
 ROUTERS: list[RoutingConfig] = [
     SwitchRouting(),
@@ -87,7 +101,13 @@ def test_switch_gate_is_the_probability_and_never_one() -> None:
 
 @pytest.mark.parametrize("normalise", [False, True])
 def test_layer_is_qwen3_moe_block(normalise: bool) -> None:
-    config = Qwen3MoeConfig(hidden_size=WIDTH, moe_intermediate_size=FFN, num_experts=EXPERTS, num_experts_per_tok=2, norm_topk_prob=normalise)
+    config = Qwen3MoeConfig(
+        hidden_size=WIDTH,
+        moe_intermediate_size=FFN,
+        num_experts=EXPERTS,
+        num_experts_per_tok=2,
+        norm_topk_prob=normalise,
+    )
     compare_with_hugging_face(Qwen3MoeSparseMoeBlock(config), TopKRouting(k=2, normalise=normalise))
 
 
@@ -99,15 +119,28 @@ def test_layer_is_mixtral_block() -> None:
 def compare_with_hugging_face(theirs: torch.nn.Module, router: RoutingConfig) -> None:
     layer = make(router)
     assert isinstance(layer.experts, Experts)
-    theirs.load_state_dict({"gate.weight": layer.router.weight, "experts.gate_up_proj": layer.experts.gate_up, "experts.down_proj": layer.experts.down})
-    (x_BTD, keys_B), grad = inputs(), torch.randn(SAMPLES, TOKENS, WIDTH)
-    x_ours, x_theirs = x_BTD.clone().requires_grad_(), x_BTD.clone().requires_grad_()
-    y_ours, y_theirs = layer(x_ours, keys_B)[0], theirs(x_theirs)
+    theirs.load_state_dict(
+        {
+            "gate.weight": layer.router.weight,
+            "experts.gate_up_proj": layer.experts.gate_up,
+            "experts.down_proj": layer.experts.down,
+        }
+    )
+    (x_BTD, keys_B) = inputs()
+    grad = torch.randn(SAMPLES, TOKENS, WIDTH)
+    x_ours = x_BTD.clone().requires_grad_()
+    x_theirs = x_BTD.clone().requires_grad_()
+    y_ours = layer(x_ours, keys_B)[0]
+    y_theirs = theirs(x_theirs)
     torch.testing.assert_close(y_ours, y_theirs)
     y_ours.backward(grad)
     y_theirs.backward(grad)
     torch.testing.assert_close(x_ours.grad, x_theirs.grad)
-    for mine, other in ((layer.router.weight, "gate.weight"), (layer.experts.gate_up, "experts.gate_up_proj"), (layer.experts.down, "experts.down_proj")):
+    for mine, other in (
+        (layer.router.weight, "gate.weight"),
+        (layer.experts.gate_up, "experts.gate_up_proj"),
+        (layer.experts.down, "experts.down_proj"),
+    ):
         torch.testing.assert_close(mine.grad, theirs.get_parameter(other).grad)
 
 
@@ -129,20 +162,27 @@ def test_result_does_not_depend_on_micro_batches(router: RoutingConfig, capacity
 
 
 @pytest.mark.parametrize("policy", ["position", "probability"])
-@pytest.mark.parametrize("router", [SwitchRouting(), TopKRouting(k=2, normalise=False), BiasBalancedRouting(k=2)], ids=lambda router: router.name)
+@pytest.mark.parametrize(
+    "router",
+    [SwitchRouting(), TopKRouting(k=2, normalise=False), BiasBalancedRouting(k=2)],
+    ids=lambda router: router.name,
+)
 def test_drops_token_by_token(router: RoutingConfig, policy: str) -> None:
     layer = make(router, 0.75, drop_policy=policy)
     x_BTD, keys_B = inputs()
     y_BTD, stats = layer(x_BTD, keys_B)
     routing = layer.router(x_BTD, keys_B)
     k = routing.expert_GA.shape[1] // TOKENS
-    room_for, dropped = -(-3 * TOKENS * k // (4 * EXPERTS)), 0
+    room_for = -(-3 * TOKENS * k // (4 * EXPERTS))
+    dropped = 0
     for sample in range(SAMPLES):
-        expert, gate = routing.expert_GA[sample].view(TOKENS, k), routing.gate_GA[sample].view(TOKENS, k)
-        choices = [(choice, token) for choice in range(k) for token in range(TOKENS)]
+        expert = routing.expert_GA[sample].view(TOKENS, k)
+        gate = routing.gate_GA[sample].view(TOKENS, k)
+        choices = list(product(range(k), range(TOKENS)))
         if policy == "probability":
             choices.sort(key=lambda at: -gate[at[1], at[0]].item())
-        expected, taken = torch.zeros(TOKENS, WIDTH), [0] * EXPERTS
+        expected = torch.zeros(TOKENS, WIDTH)
+        taken = [0] * EXPERTS
         for choice, token in choices:
             e = int(expert[token, choice])
             taken[e] += 1
@@ -166,13 +206,15 @@ def test_evaluation_is_dropless_unless_told_otherwise() -> None:
 @each_capacity
 @each_router
 def test_nothing_waits_for_the_device(router: RoutingConfig, capacity: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fake tensors have no values: whatever the host would have to read, an item or the size of a selection, raises."""
+    """Fake tensors have no values: whatever the host would have to read, an item or the size of a
+    selection, raises."""
     monkeypatch.setattr("models.experts._grouped_kernel", lambda *tensors: True)  # as on a GPU; the CPU's loop does read the counts
     with torch.device("meta"):
         layer = make(router, capacity, jitter=0.1, shared_expert=4, group=2, drop_policy="probability")
     with FakeTensorMode(allow_non_fake_inputs=True):
         layer.to_empty(device="cpu")
-        x_BTD, keys_B = torch.randn(SAMPLES, TOKENS, WIDTH), torch.arange(SAMPLES)
+        x_BTD = torch.randn(SAMPLES, TOKENS, WIDTH)
+        keys_B = torch.arange(SAMPLES)
         with torch.autocast("cpu", torch.bfloat16):
             y_BTD, stats = layer(x_BTD, keys_B)
         (y_BTD.float().sum() + router_loss(layer.config, [stats]).sum()).backward()
@@ -181,9 +223,11 @@ def test_nothing_waits_for_the_device(router: RoutingConfig, capacity: float | N
 
 
 def test_jitter_is_uniform_and_for_training_only() -> None:
-    layer, plain = make(SwitchRouting(), jitter=0.25), make(SwitchRouting())
+    layer = make(SwitchRouting(), jitter=0.25)
+    plain = make(SwitchRouting())
     layer.router.weight.data = torch.eye(EXPERTS, WIDTH)  # the logits are then the first inputs
-    x_BTD, keys_B = torch.ones(64, TOKENS, WIDTH), sample_keys(0, torch.arange(64), "test")
+    x_BTD = torch.ones(64, TOKENS, WIDTH)
+    keys_B = sample_keys(0, torch.arange(64), "test")
     probs = layer.router(x_BTD, keys_B).probs_GNE
     noise = (probs.log() + layer.router(x_BTD, keys_B).log_z_GN[..., None]).flatten()
     assert noise.min().item() == pytest.approx(0.75, abs=0.01)
@@ -240,7 +284,8 @@ def test_shared_expert_is_added_for_every_token() -> None:
     layer = make(SwitchRouting(), 0.5, shared_expert=6)
     x_BTD, keys_B = inputs()
     with_shared = layer(x_BTD, keys_B)[0]
-    shared, layer.shared = layer.shared, None
+    shared = layer.shared
+    layer.shared = None
     assert isinstance(shared, SwiGLU)
     torch.testing.assert_close(with_shared, layer(x_BTD, keys_B)[0] + shared(x_BTD))
 
@@ -259,7 +304,9 @@ def stepped(layer: MoELayer) -> MoELayer:
 
 @each_router
 def test_frozen_router_stays_as_it_starts(router: RoutingConfig) -> None:
-    start, frozen, free = make(router), stepped(make(router, control="frozen")), stepped(make(router))
+    start = make(router)
+    frozen = stepped(make(router, control="frozen"))
+    free = stepped(make(router))
     assert all(torch.equal(value, start.router.state_dict()[name]) for name, value in frozen.router.state_dict().items())
     assert not torch.equal(free.router.weight, start.router.weight)
     assert torch.equal(frozen.experts.gate_up, free.experts.gate_up)
@@ -267,14 +314,16 @@ def test_frozen_router_stays_as_it_starts(router: RoutingConfig) -> None:
 
 
 def test_permuted_choices_token_by_token() -> None:
-    layer, plain = make(TopKRouting(k=2, normalise=False), control="permuted", group=2), make(TopKRouting(k=2, normalise=False), group=2)
+    layer = make(TopKRouting(k=2, normalise=False), control="permuted", group=2)
+    plain = make(TopKRouting(k=2, normalise=False), group=2)
     x_BTD, keys_B = inputs()
     y_BTD, stats = layer(x_BTD, keys_B)
     routing = plain.router(x_BTD.view(2, -1, WIDTH), keys_B)
     order_GN = uniform(derive(keys_B[::2], "permuted choices"), (2 * TOKENS,)).argsort(dim=1, stable=True)
     assert not torch.equal(order_GN[0], order_GN[1])
     for group in range(2):
-        expert, gate = routing.expert_GA[group].view(-1, 2), routing.gate_GA[group].view(-1, 2)
+        expert = routing.expert_GA[group].view(-1, 2)
+        gate = routing.gate_GA[group].view(-1, 2)
         assert sorted(order_GN[group].tolist()) == list(range(2 * TOKENS))
         for token, source in enumerate(order_GN[group].tolist()):
             x_D = x_BTD.view(2, -1, WIDTH)[group, token]
@@ -292,7 +341,8 @@ def test_incomplete_group_is_refused() -> None:
 
 @pytest.mark.parametrize("counts", [[3, 0, 5, 2], [0, 0, 0, 10], [4, 1, 0, 0], [0, 0, 0, 0]])
 def test_grouped_kernel_equals_loop(counts: list[int]) -> None:
-    experts, grad = Experts(EXPERTS, WIDTH, FFN, std=0.5, out_std=0.5), torch.randn(10, WIDTH)
+    experts = Experts(EXPERTS, WIDTH, FFN, std=0.5, out_std=0.5)
+    grad = torch.randn(10, WIDTH)
     results = []
     for path in (grouped_experts, looped_experts):
         x_ND = torch.randn(10, WIDTH, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -323,7 +373,8 @@ def test_no_rows_at_all_still_give_zero_gradients() -> None:
 
 
 def test_slices_of_experts_equal_the_whole() -> None:
-    whole, slices = Experts(EXPERTS, WIDTH, FFN), [Experts(2, WIDTH, FFN, first, EXPERTS) for first in (0, 2)]
+    whole = Experts(EXPERTS, WIDTH, FFN)
+    slices = [Experts(2, WIDTH, FFN, first, EXPERTS) for first in (0, 2)]
     for module in (whole, *slices):
         initialise(module, 7)
     parts = [whole.part(first, 2) for first in (0, 2)]
@@ -333,7 +384,8 @@ def test_slices_of_experts_equal_the_whole() -> None:
             assert torch.equal(made.gate_up, whole.gate_up[first : first + 2])
             assert torch.equal(made.down, whole.down[first : first + 2])
     assert not torch.equal(whole.gate_up[0], whole.gate_up[1])
-    x_ND, counts_E = torch.randn(20, WIDTH), torch.tensor([7, 0, 5, 8])
+    x_ND = torch.randn(20, WIDTH)
+    counts_E = torch.tensor([7, 0, 5, 8])
     outputs = [part(rows, counts) for part, rows, counts in zip(parts, x_ND.split((7, 13)), counts_E.split(2), strict=True)]
     torch.testing.assert_close(torch.cat(outputs), whole(x_ND, counts_E))
 

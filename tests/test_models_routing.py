@@ -1,4 +1,5 @@
-"""The routings against Hugging Face's modules, NumPy versions written from the papers, and closed forms."""
+"""The routings against Hugging Face's modules, NumPy versions written from the papers, and closed
+forms."""
 
 import numpy as np
 import pytest
@@ -32,7 +33,10 @@ from models.routing import (
     within_capacity,
 )
 
-GROUPS, TOKENS, WIDTH, EXPERTS = 3, 24, 16, 6
+GROUPS = 3
+TOKENS = 24
+WIDTH = 16
+EXPERTS = 6
 
 
 def logits(seed: int = 0) -> torch.Tensor:
@@ -114,13 +118,17 @@ def test_balance_loss_of_a_balanced_router_is_one(k: int) -> None:
 
 
 def test_noisy_top_k_losses_are_those_of_the_paper() -> None:
-    k, clean, noise, raw = 2, logits(1), logits(2), logits(3)
+    k = 2
+    clean = logits(1)
+    noise = logits(2)
+    raw = logits(3)
     std = torch.nn.functional.softplus(raw)
     config = NoisyTopKRouting(k=k, importance_loss=0.7, load_loss=0.3)
     routing = noisy_top_k(clean, noise, std, config)
     for group in range(GROUPS):
         h = (clean[group] + noise[group] * np.log1p(np.exp(raw[group]))).numpy()  # equation 4
-        gates, load = np.zeros_like(h), np.zeros(EXPERTS)
+        gates = np.zeros_like(h)
+        load = np.zeros(EXPERTS)
         for token in range(TOKENS):
             chosen = np.argsort(-h[token])[:k]
             gates[token, chosen] = softmax(h[token, chosen])  # equations 3 and 5
@@ -137,7 +145,9 @@ def test_noisy_top_k_losses_are_those_of_the_paper() -> None:
 
 
 def test_noisy_top_k_has_noise_in_training_only() -> None:
-    router, x, keys = Router(NoisyTopKRouting(), EXPERTS, WIDTH), torch.randn(2, TOKENS, WIDTH), sample_keys(0, torch.arange(2))
+    router = Router(NoisyTopKRouting(), EXPERTS, WIDTH)
+    x = torch.randn(2, TOKENS, WIDTH)
+    keys = sample_keys(0, torch.arange(2))
     chosen = router(x, keys).expert_GA
     assert torch.equal(chosen, router(x, keys).expert_GA)
     assert not torch.equal(chosen, router(x, keys + 1).expert_GA)
@@ -161,7 +171,9 @@ def test_expert_choice_takes_the_best_tokens_of_each_expert() -> None:
 
 @pytest.mark.parametrize("normalise", [False, True])
 def test_bias_moves_the_choice_and_not_the_gate(normalise: bool) -> None:
-    logits_GNE, bias_E, k = logits(), torch.tensor([2.0, 0, 0, 0, -2.0, 0]), 2
+    logits_GNE = logits()
+    bias_E = torch.tensor([2.0, 0, 0, 0, -2.0, 0])
+    k = 2
     routing = bias_balanced(logits_GNE, bias_E, BiasBalancedRouting(k=k, normalise=normalise, scale=1.5))
     expert_GNK = routing.expert_GA.view(GROUPS, TOKENS, k)
     scores = 1 / (1 + np.exp(-logits_GNE.double().numpy()))
@@ -190,7 +202,8 @@ def test_bias_keeps_small_steps_in_a_bfloat16_model() -> None:
 def test_bias_update_balances_a_skewed_router() -> None:
     torch.manual_seed(0)
     config = MoEConfig(experts=4, ffn=8, router=BiasBalancedRouting(k=1, normalise=False, bias_rate=0.02))
-    layer, x = MoELayer(config, WIDTH), torch.randn(8, 64, WIDTH) + 1
+    layer = MoELayer(config, WIDTH)
+    x = torch.randn(8, 64, WIDTH) + 1
     torch.nn.init.normal_(layer.router.weight, std=0.5)
     keys = torch.arange(8)
     with torch.no_grad():
@@ -212,7 +225,8 @@ def test_capacity_keeps_early_tokens_or_large_gates() -> None:
 
 
 def test_router_stays_float32_in_bfloat16_models_and_under_autocast() -> None:
-    router, x = Router(SwitchRouting(), EXPERTS, WIDTH), torch.randn(1, TOKENS, WIDTH)
+    router = Router(SwitchRouting(), EXPERTS, WIDTH)
+    x = torch.randn(1, TOKENS, WIDTH)
     expected = (x @ router.weight.T).softmax(-1)
     with torch.autocast("cpu", torch.bfloat16):
         routing = router(x, torch.zeros(1, dtype=torch.int64))

@@ -4,9 +4,20 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from models.schedules import CosineScheduleConfig, LinearScheduleConfig, NoiseSchedule, ScheduleConfig, SigmoidScheduleConfig, betas
+from models.schedules import (
+    CosineScheduleConfig,
+    LinearScheduleConfig,
+    NoiseSchedule,
+    ScheduleConfig,
+    SigmoidScheduleConfig,
+    betas,
+)
 
-DIFFUSERS_NAMES = [(LinearScheduleConfig(), "linear"), (CosineScheduleConfig(), "squaredcos_cap_v2"), (SigmoidScheduleConfig(), "sigmoid")]
+DIFFUSERS_NAMES = [
+    (LinearScheduleConfig(), "linear"),
+    (CosineScheduleConfig(), "squaredcos_cap_v2"),
+    (SigmoidScheduleConfig(), "sigmoid"),
+]
 
 
 def test_linear_schedule_has_the_constants_of_ddpm() -> None:
@@ -37,8 +48,10 @@ def test_diffusing_equals_diffusers(config: ScheduleConfig, name: str) -> None:
 
 def test_posterior_is_bayes_rule_for_gaussians() -> None:
     schedule = NoiseSchedule(betas(CosineScheduleConfig(steps=20)))
-    x0, x_t = torch.tensor([[0.7]], dtype=torch.float64), torch.tensor([[-0.4]], dtype=torch.float64)
-    t, previous = 15, 9
+    x0 = torch.tensor([[0.7]], dtype=torch.float64)
+    x_t = torch.tensor([[-0.4]], dtype=torch.float64)
+    t = 15
+    previous = 9
     before = schedule.alpha_bar(previous)
     alpha = schedule.alpha_bar(t) / before
     # p(x_prev) = N(sqrt(before) x0, 1 - before), p(x_t | x_prev) = N(sqrt(alpha) x_prev, 1 - alpha)

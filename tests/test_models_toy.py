@@ -1,6 +1,7 @@
 """Mixtures of Gaussians against torch.distributions, Tweedie's formula and simulation."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -53,14 +54,18 @@ def test_optimal_denoiser_satisfies_tweedies_formula() -> None:
 
 
 def test_grid_and_ring_have_pacgans_modes() -> None:
-    assert sorted(map(tuple, grid().means_KD.tolist())) == [(float(x), float(y)) for x in range(-4, 5, 2) for y in range(-4, 5, 2)]
+    assert sorted(map(tuple, grid().means_KD.tolist())) == [(float(x), float(y)) for x, y in product(range(-4, 5, 2), repeat=2)]
     assert grid().stds_K.unique().item() == pytest.approx(0.05)
     torch.testing.assert_close(ring().means_KD.norm(dim=1), torch.ones(8))
     assert ring().stds_K.square().unique().item() == pytest.approx(1e-4)
 
 
 def test_coverage_of_hand_placed_samples() -> None:
-    modes = GaussianMixture(weights_K=torch.full((3,), 1 / 3), means_KD=torch.tensor([[0.0, 0.0], [4.0, 0.0], [8.0, 0.0]]), stds_K=torch.full((3,), 0.1))
+    modes = GaussianMixture(
+        weights_K=torch.full((3,), 1 / 3),
+        means_KD=torch.tensor([[0.0, 0.0], [4.0, 0.0], [8.0, 0.0]]),
+        stds_K=torch.full((3,), 0.1),
+    )
     x = torch.tensor([[0.0, 0.29], [0.0, 0.31], [3.9, 0.0], [4.2, 0.0], [6.5, 0.0]])
     coverage = ModeCoverage.of(x, modes)
     assert coverage.nearest_K.tolist() == [2, 2, 1]

@@ -1,4 +1,5 @@
-"""The transformer against Hugging Face's models, masks, checkpointing, generation, and its parameters and FLOPs against counts."""
+"""The transformer against Hugging Face's models, masks, checkpointing, generation, and its
+parameters and FLOPs against counts."""
 
 from dataclasses import replace
 
@@ -29,7 +30,8 @@ from models.transformer import Transformer, TransformerConfig
 from models.transformers_format import to_config
 from models.transformers_names import to_transformers
 
-VOCAB, LENGTH = 50, 24
+VOCAB = 50
+LENGTH = 24
 MOE = MoEConfig(experts=4, ffn=16, router=TopKRouting(k=2))
 SMALL = TransformerConfig(layers=2, d_model=32, heads=4, kv_heads=2, head_dim=16, ffn=48, init_std=0.2)
 
@@ -50,7 +52,11 @@ def loss(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
 
 def in_transformers(model: Transformer) -> PreTrainedModel:
     """The same model there: its config, and our weights under its names."""
-    values = to_config(model.config, VOCAB, positions=LENGTH, end_of_text=0) | {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    values = to_config(model.config, VOCAB, positions=LENGTH, end_of_text=0) | {
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
     theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**values))
     weights = to_transformers(model.state_dict(), model.config, VOCAB, stacked=True)
     if model.config.tie_embeddings:
@@ -61,7 +67,8 @@ def in_transformers(model: Transformer) -> PreTrainedModel:
 
 def check_equal(model: Transformer, theirs: PreTrainedModel) -> None:
     """Same loss to 1e-5, same logits, same gradients at the embedding."""
-    ours, other = loss(model(tokens())[0], tokens()), theirs(input_ids=tokens(), labels=tokens()).loss
+    ours = loss(model(tokens())[0], tokens())
+    other = theirs(input_ids=tokens(), labels=tokens()).loss
     assert abs(ours.item() - other.item()) < 1e-5
     torch.testing.assert_close(model(tokens())[0], theirs(tokens()).logits, rtol=1e-4, atol=1e-5)
     ours.backward()
@@ -71,7 +78,11 @@ def check_equal(model: Transformer, theirs: PreTrainedModel) -> None:
 
 @pytest.mark.parametrize("tie", [False, True])
 @pytest.mark.parametrize("layers", ["all", "alternate"])
-@pytest.mark.parametrize("router", [SwitchRouting(), TopKRouting(k=2, normalise=False), TopKRouting(k=2)], ids=["switch", "top_2", "normalised_top_2"])
+@pytest.mark.parametrize(
+    "router",
+    [SwitchRouting(), TopKRouting(k=2, normalise=False), TopKRouting(k=2)],
+    ids=["switch", "top_2", "normalised_top_2"],
+)
 def test_loss_is_qwen3_moe(router: TopKRouting, layers: str, tie: bool) -> None:
     moe = replace(MOE, router=router)
     model = make(replace(SMALL, qk_norm=True, moe=moe, moe_layers=layers, tie_embeddings=tie, rope_theta=5000.0))
@@ -86,7 +97,10 @@ def test_loss_is_qwen3_moe(router: TopKRouting, layers: str, tie: bool) -> None:
         (replace(SMALL, moe=replace(MOE, ffn=48)), MixtralForCausalLM),
         (replace(SMALL, qk_norm=True), Qwen3ForCausalLM),
         (replace(SMALL, norm_eps=1e-4), LlamaForCausalLM),
-        (replace(SMALL, moe=replace(MOE, router=SwitchRouting(), shared_expert=24), moe_layers=(1,)), Qwen2MoeForCausalLM),
+        (
+            replace(SMALL, moe=replace(MOE, router=SwitchRouting(), shared_expert=24), moe_layers=(1,)),
+            Qwen2MoeForCausalLM,
+        ),
     ],
     ids=["mixtral", "qwen3", "llama", "qwen2_moe"],
 )
@@ -105,14 +119,16 @@ def test_greedy_generation_is_hugging_face() -> None:
 
 
 def test_cached_generation_equals_whole_passes() -> None:
-    model, whole = make(replace(SMALL, moe=MOE)).eval(), tokens(2)[:, :3]
+    model = make(replace(SMALL, moe=MOE)).eval()
+    whole = tokens(2)[:, :3]
     for _ in range(8):
         whole = torch.cat((whole, model(whole)[0][:, -1:].argmax(-1)), dim=1)
     assert torch.equal(generate(model, tokens(2)[:, :3], 8, temperature=0), whole)
 
 
 def test_sampling_follows_temperature_and_top_k() -> None:
-    generator, logits_BV = torch.Generator().manual_seed(0), torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(20000, -1)
+    generator = torch.Generator().manual_seed(0)
+    logits_BV = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(20000, -1)
     counts = choose(logits_BV, 0.5, None, generator).flatten().bincount(minlength=4) / 20000
     torch.testing.assert_close(counts, torch.tensor([1.0, 4, 9, 16]) / 30, atol=0.015, rtol=0)
     counts = choose(logits_BV, 1.0, 2, generator).flatten().bincount(minlength=4) / 20000
@@ -121,7 +137,8 @@ def test_sampling_follows_temperature_and_top_k() -> None:
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_documents_of_a_sample_do_not_see_each_other(causal: bool) -> None:
-    model, tokens_BT = make(replace(SMALL, moe=MOE, causal=causal)), tokens()
+    model = make(replace(SMALL, moe=MOE, causal=causal))
+    tokens_BT = tokens()
     segments_BT = (torch.arange(LENGTH) >= 10).long().expand(3, -1)
     together = model(tokens_BT, segments_BT=segments_BT)[0]
     apart = torch.cat([model(part)[0] for part in (tokens_BT[:, :10], tokens_BT[:, 10:])], dim=1)
@@ -131,7 +148,8 @@ def test_documents_of_a_sample_do_not_see_each_other(causal: bool) -> None:
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_who_sees_the_future(causal: bool) -> None:
-    model, before = make(replace(SMALL, moe=MOE, causal=causal)), tokens()
+    model = make(replace(SMALL, moe=MOE, causal=causal))
+    before = tokens()
     after = before.clone()
     after[:, -1] = (after[:, -1] + 1) % VOCAB
     change = (model(before)[0] - model(after)[0]).abs().amax((0, 2))
@@ -174,7 +192,9 @@ def test_initial_weights_have_the_stated_spread() -> None:
 
 
 def test_norm_is_torch_rms_norm() -> None:
-    norm, x, grad = RMSNorm(16, 1e-3), torch.randn(3, 5, 16), torch.randn(3, 5, 16)
+    norm = RMSNorm(16, 1e-3)
+    x = torch.randn(3, 5, 16)
+    grad = torch.randn(3, 5, 16)
     torch.nn.init.normal_(norm.weight)
     results = []
     for function in (norm, lambda x: torch.nn.functional.rms_norm(x, (16,), norm.weight, 1e-3)):
@@ -186,7 +206,8 @@ def test_norm_is_torch_rms_norm() -> None:
 
 
 def test_norm_and_rotation_gradcheck() -> None:
-    norm, rotary_T1C = RMSNorm(6, 1e-6).double(), rotary_table(3, 8, 6, 100.0, torch.device("cpu"))
+    norm = RMSNorm(6, 1e-6).double()
+    rotary_T1C = rotary_table(3, 8, 6, 100.0, torch.device("cpu"))
     x_BTHC = torch.randn(2, 5, 3, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, weight: torch.func.functional_call(norm, {"weight": weight}, (x,)), (x_BTHC, norm.weight))
     assert torch.autograd.gradcheck(lambda x: rotate(x, rotary_T1C), (x_BTHC,))
@@ -223,16 +244,31 @@ def counted_k(moe: MoEConfig) -> int:
 
 def test_published_parameter_counts() -> None:
     mixtral = TransformerConfig(
-        layers=32, d_model=4096, heads=32, kv_heads=8, ffn=14336, rope_theta=1e6, moe=MoEConfig(experts=8, ffn=14336, router=TopKRouting(k=2))
+        layers=32,
+        d_model=4096,
+        heads=32,
+        kv_heads=8,
+        ffn=14336,
+        rope_theta=1e6,
+        moe=MoEConfig(experts=8, ffn=14336, router=TopKRouting(k=2)),
     )
     counted = parameters(mixtral, 32000)
     assert round(counted.total / 1e9, 1) == 46.7
     assert round(counted.active / 1e9, 1) == 12.9
     with torch.device("meta"):
         assert counted.total == sum(parameter.numel() for parameter in Transformer(mixtral, 32000).parameters())
-    # Switch-C (Fedus et al. 2021, table 9): 1.571e12. It is an encoder and a decoder of 15 layers each, whose ReLU experts are two matrices of
-    # inner width 6144: as many weights as three of 4096. Ours lacks the decoder's cross attention, under 0.1 % of the whole.
-    switch_c = TransformerConfig(layers=30, d_model=2080, heads=32, head_dim=64, ffn=4096, tie_embeddings=True, moe=MoEConfig(experts=2048, ffn=4096))
+    # Switch-C (Fedus et al. 2021, table 9): 1.571e12. It is an encoder and a decoder of 15 layers
+    # each, whose ReLU experts are two matrices of inner width 6144: as many weights as three of
+    # 4096. Ours lacks the decoder's cross attention, under 0.1 % of the whole.
+    switch_c = TransformerConfig(
+        layers=30,
+        d_model=2080,
+        heads=32,
+        head_dim=64,
+        ffn=4096,
+        tie_embeddings=True,
+        moe=MoEConfig(experts=2048, ffn=4096),
+    )
     assert parameters(switch_c, 32128).total == pytest.approx(1.571e12, rel=2e-3)
 
 

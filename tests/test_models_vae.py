@@ -1,4 +1,5 @@
-"""The VAE against probabilistic PCA, whose likelihood is known in closed form (Tipping & Bishop 1999)."""
+"""The VAE against probabilistic PCA, whose likelihood is known in closed form (Tipping & Bishop
+1999)."""
 
 import math
 
@@ -11,7 +12,8 @@ from models.init import initialise
 from models.likelihoods import BernoulliConfig, DiscretisedLogisticConfig, GaussianConfig, LikelihoodConfig
 from models.vae import VAE, ConvVAEConfig, MLPVAEConfig, VAENetworkConfig
 
-D, L = 6, 2
+D = 6
+L = 2
 
 
 def data(samples: int = 400) -> Tensor:
@@ -55,7 +57,8 @@ def optimal_vae(ppca: PPCA) -> VAE:
 
 
 def exact_elbo(vae: VAE, x: Tensor) -> Tensor:
-    """The ELBO without sampling error: for a linear decoder the mean over these 2 L points is the mean over N(0, I)."""
+    """The ELBO without sampling error: for a linear decoder the mean over these 2 L points is the
+    mean over N(0, I)."""
     points = math.sqrt(L) * torch.cat([torch.eye(L), -torch.eye(L)]).to(x)
     elbos = []
     for point in points:
@@ -128,7 +131,8 @@ def test_networks_fit_images_and_every_parameter_learns(network: VAENetworkConfi
 def test_log_weights_and_elbo_share_their_definition() -> None:
     torch.manual_seed(0)
     vae = VAE(ConvVAEConfig(latent=3, channels=(4,), hidden=8), BernoulliConfig(), (1, 4, 4)).double()
-    x, noise_KML = torch.rand(2, 1, 4, 4, dtype=torch.float64), torch.randn(5000, 2, 3, dtype=torch.float64)
+    x = torch.rand(2, 1, 4, 4, dtype=torch.float64)
+    noise_KML = torch.randn(5000, 2, 3, dtype=torch.float64)
     with torch.no_grad():
         sampled = vae.log_weights(x, noise_KML).mean(0)
         parts = vae(x.repeat_interleave(5000, 0), noise_KML.transpose(0, 1).flatten(0, 1))
