@@ -42,7 +42,10 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.crop[0] <= self.crop[1] <= 1:
-            raise ValueError(f"augment.crop is {list(self.crop)}; give two shares of the area, ascending, above 0 and at most 1, such as [0.3, 1.0]")
+            raise ValueError(
+                f"augment.crop is {list(self.crop)}; "
+                "give two shares of the area, ascending, above 0 and at most 1, such as [0.3, 1.0]"
+            )
         if self.ratio < 1:
             raise ValueError(f"augment.ratio is {self.ratio}, which must be at least 1")
         for name in ("brightness", "contrast", "saturation", "grey"):
@@ -69,8 +72,12 @@ def _cut(config: AugmentConfig, x: Tensor, keys_M: Tensor) -> Tensor:
     height_M = (area_M / ratio_M).sqrt().clamp(max=1)
     angle_M = (2 * turn_M - 1) * math.radians(config.rotate)
     side_M = torch.where(flip_M < 0.5, -1.0, 1.0) if config.flip else torch.ones_like(flip_M)
-    across = torch.stack([side_M * width_M * angle_M.cos(), -width_M * angle_M.sin(), (2 * column_M - 1) * (1 - width_M)], dim=1)
-    down = torch.stack([side_M * height_M * angle_M.sin(), height_M * angle_M.cos(), (2 * row_M - 1) * (1 - height_M)], dim=1)
+    across = torch.stack(
+        [side_M * width_M * angle_M.cos(), -width_M * angle_M.sin(), (2 * column_M - 1) * (1 - width_M)], dim=1
+    )
+    down = torch.stack(
+        [side_M * height_M * angle_M.sin(), height_M * angle_M.cos(), (2 * row_M - 1) * (1 - height_M)], dim=1
+    )
     grid = F.affine_grid(torch.stack([across, down], dim=1), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid.to(x), mode="bilinear", padding_mode="border", align_corners=False)
 

@@ -37,11 +37,16 @@ class GroupedBatchNorm(nn.Module):
             shape = (1, -1, *[1] * (x.ndim - 2))
             return (x - self.running_mean.view(shape)) * torch.rsqrt(self.running_var + self.eps).view(shape)
         if x.shape[0] % self.group:
-            raise ValueError(f"a batch of {x.shape[0]} samples does not divide into batch-norm groups of {self.group}; make the micro-batch a multiple of it")
+            raise ValueError(
+                f"a batch of {x.shape[0]} samples does not divide into batch-norm groups of {self.group}; "
+                "make the micro-batch a multiple of it"
+            )
         grouped = x.unflatten(0, (-1, self.group))
         across = [1, *range(3, grouped.ndim)]
         # At least fp32, whatever the activations: means in bf16 lose three digits.
-        var, mean = torch.var_mean(grouped.to(torch.promote_types(grouped.dtype, torch.float32)), dim=across, correction=0, keepdim=True)
+        var, mean = torch.var_mean(
+            grouped.to(torch.promote_types(grouped.dtype, torch.float32)), dim=across, correction=0, keepdim=True
+        )
         self._add_to_pending(mean.detach(), var.detach())
         y: Tensor = ((grouped - mean) * torch.rsqrt(var + self.eps)).to(x.dtype).flatten(0, 1)
         return y
@@ -49,7 +54,9 @@ class GroupedBatchNorm(nn.Module):
     def _add_to_pending(self, mean: Tensor, var: Tensor) -> None:
         """Add up the groups' statistics for the next `fold`."""
         channels = len(self.running_mean)
-        sums = torch.cat([mean.reshape(-1, channels).sum(0), var.reshape(-1, channels).sum(0), mean.new_tensor([mean.shape[0]])])
+        sums = torch.cat(
+            [mean.reshape(-1, channels).sum(0), var.reshape(-1, channels).sum(0), mean.new_tensor([mean.shape[0]])]
+        )
         self.pending = self.pending + sums.to(self.pending)
 
     @torch.no_grad()
@@ -86,7 +93,9 @@ class ConditionalBatchNorm(nn.Module):
     """Grouped batch norm whose gain and bias are linear in a condition (M, D) (Brock et al. 2019,
     appendix B)."""
 
-    def __init__(self, channels: int, condition: int, group: int, make_linear: Callable[[int, int], nn.Linear] = nn.Linear) -> None:
+    def __init__(
+        self, channels: int, condition: int, group: int, make_linear: Callable[[int, int], nn.Linear] = nn.Linear
+    ) -> None:
         super().__init__()
         self.norm = GroupedBatchNorm(channels, group)
         self.gain = make_linear(condition, channels)

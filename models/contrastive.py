@@ -160,7 +160,9 @@ def _normalisers(own: _Rows, others_NP: Tensor, id_N: Tensor, scale: Tensor, chu
     return lse_R, positive_R
 
 
-def _softmax_gradient(own: _Rows, lse_R: Tensor, others_NP: Tensor, id_N: Tensor, lse_N: Tensor, scale: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+def _softmax_gradient(
+    own: _Rows, lse_R: Tensor, others_NP: Tensor, id_N: Tensor, lse_N: Tensor, scale: Tensor, chunk: int
+) -> tuple[Tensor, Tensor]:
     """Return the gradient with respect to each own row, as anchor and as candidate, (R, P), and
     each row's term of the gradient with respect to the scale, (R,)."""
     gradient_RP = torch.zeros_like(own.z_RP)

@@ -40,7 +40,10 @@ def scheduler_arguments(config: DiffusionConfig) -> dict[str, object]:
             schedule = {"beta_schedule": "sigmoid", "beta_start": start, "beta_end": end}
         case CosineScheduleConfig(offset=offset, largest_beta=largest):
             if (offset, largest) != (0.008, 0.999):
-                raise ValueError(f"diffusers has the cosine schedule with offset 0.008 and largest_beta 0.999 only, but the run has {offset} and {largest}")
+                raise ValueError(
+                    "diffusers has the cosine schedule with offset 0.008 and largest_beta 0.999 only, "
+                    f"but the run has {offset} and {largest}"
+                )
             schedule = {"beta_schedule": "squaredcos_cap_v2"}
     variance = "learned_range" if isinstance(config.loss, HybridLossConfig) else f"fixed_{config.fixed_variance}"
     return {

@@ -91,7 +91,9 @@ def snr_weight(kind: Target, snr_M: Tensor, gamma: float) -> Tensor:
             return weight_M / (snr_M + 1)
 
 
-def diffusion_loss(config: DiffusionConfig, schedule: NoiseSchedule, output: Tensor, x0: Tensor, t_M: Tensor, noise: Tensor) -> Tensor:
+def diffusion_loss(
+    config: DiffusionConfig, schedule: NoiseSchedule, output: Tensor, x0: Tensor, t_M: Tensor, noise: Tensor
+) -> Tensor:
     """Return the loss of each sample, averaged over its dimensions, shape (M,). `output` is the
     network's output at x_t = schedule.diffuse(x0, t_M, noise)."""
     mean_output, fraction = split_variance(output, x0)
@@ -110,7 +112,9 @@ def diffusion_loss(config: DiffusionConfig, schedule: NoiseSchedule, output: Ten
             return error_M + vlb_weight * schedule.steps * bits_M
 
 
-def squared_error(kind: Target, schedule: NoiseSchedule, mean_output: Tensor, x0: Tensor, t_M: Tensor, noise: Tensor) -> Tensor:
+def squared_error(
+    kind: Target, schedule: NoiseSchedule, mean_output: Tensor, x0: Tensor, t_M: Tensor, noise: Tensor
+) -> Tensor:
     """Return L_simple of each sample, shape (M,): the squared error of the predicted quantity,
     averaged over dimensions."""
     return losses.squared_error(mean_output, target(kind, schedule, x0, t_M, noise))

@@ -88,9 +88,15 @@ def build_diffusion_network(
     match config:
         case UNetConfig():
             if len(shape) != 3:
-                raise ValueError(f"network unet accepts images of shape (C, H, W), but the samples have shape {tuple(shape)}; choose network mlp")
+                raise ValueError(
+                    f"network unet accepts images of shape (C, H, W), but the samples have shape {tuple(shape)}; "
+                    "choose network mlp"
+                )
             return UNet(config, shape[0], outputs, num_classes)
         case MLPDenoiserConfig():
             if len(shape) != 1:
-                raise ValueError(f"network mlp accepts vectors of shape (D,), but the samples have shape {tuple(shape)}; choose network unet")
+                raise ValueError(
+                    f"network mlp accepts vectors of shape (D,), but the samples have shape {tuple(shape)}; "
+                    "choose network unet"
+                )
             return MLPDenoiser(config, shape[0], outputs, num_classes)

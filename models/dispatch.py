@@ -80,7 +80,9 @@ class _Gather(torch.autograd.Function):
 
 class _Combine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: AutogradContext, y_AD: Tensor, gate_NK: Tensor, token_A: Tensor, order_A: Tensor, position_A: Tensor) -> Tensor:
+    def forward(
+        ctx: AutogradContext, y_AD: Tensor, gate_NK: Tensor, token_A: Tensor, order_A: Tensor, position_A: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(y_AD, gate_NK, token_A, order_A, position_A)
         return _gather_sum(y_AD, position_A.view_as(gate_NK), gate_NK)
 

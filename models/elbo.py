@@ -32,7 +32,10 @@ def free_bits(kl_ML: Tensor, nats: float, group: int = 1) -> Tensor:
     into micro-batches does not matter. Raises ValueError if M is not a multiple of `group`.
     """
     if kl_ML.shape[0] % group:
-        raise ValueError(f"a batch of {kl_ML.shape[0]} samples does not divide into free-bits groups of {group}; make the micro-batch a multiple of the group")
+        raise ValueError(
+            f"a batch of {kl_ML.shape[0]} samples does not divide into free-bits groups of {group}; "
+            "make the micro-batch a multiple of the group"
+        )
     mean_GL = kl_ML.unflatten(0, (-1, group)).mean(1)
     kl_M: Tensor = mean_GL.clamp_min(nats).sum(-1).repeat_interleave(group)
     return kl_M
@@ -75,7 +78,9 @@ class LatentStatistics:
         """Compute the statistics of one batch of posteriors."""
         mean = mean_ML.detach().double()
         kl = standard_gaussian_kl(mean_ML, log_var_ML).detach().double()
-        return LatentStatistics(count=mean.new_tensor(len(mean)), kl_L=kl.sum(0), mean_L=mean.sum(0), square_L=mean.square().sum(0))
+        return LatentStatistics(
+            count=mean.new_tensor(len(mean)), kl_L=kl.sum(0), mean_L=mean.sum(0), square_L=mean.square().sum(0)
+        )
 
     def __add__(self, other: "LatentStatistics") -> "LatentStatistics":
         return LatentStatistics(

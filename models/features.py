@@ -27,7 +27,9 @@ class Moments:
     def of(features_ND: Tensor) -> "Moments":
         """Compute the sums of one batch."""
         features = features_ND.detach().double()
-        return Moments(count=features.new_tensor(len(features)), sum_D=features.sum(0), product_DD=features.T @ features)
+        return Moments(
+            count=features.new_tensor(len(features)), sum_D=features.sum(0), product_DD=features.T @ features
+        )
 
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(
@@ -62,7 +64,8 @@ def frechet_distance(real: Moments, generated: Moments) -> float:
     """
     if real.count < 2 or generated.count < 2:
         raise ValueError(
-            f"a Frechet distance needs at least 2 samples of both kinds, but there are {int(real.count)} real and {int(generated.count)} generated"
+            "a Frechet distance needs at least 2 samples of both kinds, "
+            f"but there are {int(real.count)} real and {int(generated.count)} generated"
         )
     root_DD = _root(real.covariance())
     # tr (C C')^(1/2) = tr (C^(1/2) C' C^(1/2))^(1/2), and that matrix is symmetric.
@@ -89,7 +92,9 @@ def kernel_distance(real_ND: Tensor, generated_MD: Tensor, chunk: int = 4096) ->
     n = len(x)
     m = len(y)
     if n < 2 or m < 2:
-        raise ValueError(f"a kernel distance needs at least 2 samples of both kinds, but there are {n} real and {m} generated")
+        raise ValueError(
+            f"a kernel distance needs at least 2 samples of both kinds, but there are {n} real and {m} generated"
+        )
 
     def within(z: Tensor) -> Tensor:
         own = (z.square().sum(1) / z.shape[1] + 1).pow(3).sum()
@@ -128,7 +133,10 @@ def manifold_overlap(real_ND: Tensor, generated_MD: Tensor, neighbours: int = 5,
     x = real_ND.detach().double()
     y = generated_MD.detach().double()
     if min(len(x), len(y)) <= neighbours:
-        raise ValueError(f"{neighbours} neighbours need more than {neighbours} samples of both kinds, but there are {len(x)} real and {len(y)} generated")
+        raise ValueError(
+            f"{neighbours} neighbours need more than {neighbours} samples of both kinds, "
+            f"but there are {len(x)} real and {len(y)} generated"
+        )
     real_radii_N = _radii(x, neighbours, chunk)
     generated_radii_M = _radii(y, neighbours, chunk)
     inside_real_M = y.new_zeros(len(y))

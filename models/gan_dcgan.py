@@ -93,4 +93,6 @@ def dcgan_discriminator(config: DCGANConfig, shape: Sequence[int], num_classes: 
         layers.append(nn.LeakyReLU(0.2))
         inputs = outputs
     features = inputs * (shape[1] >> len(config.channels)) * (shape[2] >> len(config.channels))
-    return Discriminator(nn.Sequential(*layers, nn.Flatten()), features, num_classes=num_classes, pack=pack, spectral=spectral)
+    return Discriminator(
+        nn.Sequential(*layers, nn.Flatten()), features, num_classes=num_classes, pack=pack, spectral=spectral
+    )

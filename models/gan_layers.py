@@ -18,7 +18,10 @@ def pack_samples(x: Tensor, pack: int) -> Tensor:
     Raises ValueError if M is not a multiple of `pack`.
     """
     if x.shape[0] % pack:
-        raise ValueError(f"a batch of {x.shape[0]} samples does not divide into packs of {pack}; make the micro-batch a multiple of the pack")
+        raise ValueError(
+            f"a batch of {x.shape[0]} samples does not divide into packs of {pack}; "
+            "make the micro-batch a multiple of the pack"
+        )
     return x.reshape(x.shape[0] // pack, pack * x.shape[1], *x.shape[2:])
 
 
@@ -109,7 +112,8 @@ def append_group_std(x: Tensor, group: int) -> Tensor:
     """
     if x.shape[0] % group:
         raise ValueError(
-            f"a batch of {x.shape[0]} packs does not divide into groups of {group} for the standard deviation; make the micro-batch a multiple of it"
+            f"a batch of {x.shape[0]} packs does not divide into groups of {group} for the standard deviation; "
+            "make the micro-batch a multiple of it"
         )
     variance = x.unflatten(0, (-1, group)).var(dim=1, correction=0)
     std = (variance + 1e-8).sqrt().flatten(1).mean(1).repeat_interleave(group)

@@ -97,7 +97,9 @@ def r1_penalty(logits_M: Tensor, x: Tensor, gamma: float) -> Tensor:
     return 0.5 * gamma * squared_gradient_norm(logits_M, x)
 
 
-def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, mix_M: Tensor, weight: float) -> Tensor:
+def gradient_penalty(
+    critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, mix_M: Tensor, weight: float
+) -> Tensor:
     """Return weight * (|| d logit / d x || - 1)^2, shape (M,), at x = mix * real + (1 - mix) * fake
     (Gulrajani et al. 2017, algorithm 1). `mix_M` is uniform, one number per logit."""
     mix = mix_M.repeat_interleave(len(real) // len(mix_M)).reshape(-1, *[1] * (real.ndim - 1)).to(real)

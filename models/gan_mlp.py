@@ -79,7 +79,9 @@ class MLPGenerator(nn.Module):
                 layers.append(ScaledBatchNorm(hidden, config.batch_norm_group))
             layers.append(nn.ReLU())
             width = hidden
-        self.layers = nn.Sequential(*layers, nn.Linear(width, math.prod(shape)), Scale(config.data_scale), nn.Unflatten(1, tuple(shape)))
+        self.layers = nn.Sequential(
+            *layers, nn.Linear(width, math.prod(shape)), Scale(config.data_scale), nn.Unflatten(1, tuple(shape))
+        )
 
     def forward(self, z: Tensor, labels_M: Tensor | None = None) -> Tensor:
         y: Tensor = self.layers(self.condition(z, labels_M))
@@ -96,4 +98,6 @@ def mlp_discriminator(config: MLPGanConfig, shape: Sequence[int], num_classes: i
         else:
             layers += [linear(width, hidden, spectral=config.spectral_norm), nn.LeakyReLU(0.2)]
         width = hidden
-    return Discriminator(nn.Sequential(*layers), width, num_classes=num_classes, pack=pack, spectral=config.spectral_norm)
+    return Discriminator(
+        nn.Sequential(*layers), width, num_classes=num_classes, pack=pack, spectral=config.spectral_norm
+    )

@@ -25,7 +25,9 @@ def samples_together(config: GanNetworkConfig, pack: int = 1) -> int:
         case MLPGanConfig():
             return math.lcm(pack, config.batch_norm_group if config.batch_norm else 1)
         case DCGANConfig():
-            return math.lcm(config.batch_norm_group, pack * (config.batch_norm_group if config.discriminator_norm == "batch" else 1))
+            return math.lcm(
+                config.batch_norm_group, pack * (config.batch_norm_group if config.discriminator_norm == "batch" else 1)
+            )
         case ResidualGanConfig():
             return math.lcm(pack, config.batch_norm_group)
         case StyleGanConfig():
@@ -45,7 +47,9 @@ def build_generator(config: GanNetworkConfig, shape: Sequence[int], num_classes:
             return StyleGenerator(config, shape, num_classes)
 
 
-def build_discriminator(config: GanNetworkConfig, shape: Sequence[int], num_classes: int | None = None, pack: int = 1) -> Discriminator:
+def build_discriminator(
+    config: GanNetworkConfig, shape: Sequence[int], num_classes: int | None = None, pack: int = 1
+) -> Discriminator:
     """Build the discriminator that `config` names; it judges `pack` consecutive samples
     together."""
     match config:

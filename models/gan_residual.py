@@ -35,7 +35,10 @@ class ResidualGanConfig:
     def __post_init__(self) -> None:
         if self.attention_level is not None and not 0 <= self.attention_level < len(self.channels):
             levels = len(self.channels)
-            raise ValueError(f"network.attention_level is {self.attention_level}, but channels has {levels} levels; choose 0 to {levels - 1}")
+            raise ValueError(
+                f"network.attention_level is {self.attention_level}, but channels has {levels} levels; "
+                f"choose 0 to {levels - 1}"
+            )
 
 
 class GeneratorBlock(nn.Module):
@@ -117,7 +120,9 @@ class SumPool(nn.Module):
         return F.relu(x).sum(dim=(2, 3))
 
 
-def residual_discriminator(config: ResidualGanConfig, shape: Sequence[int], num_classes: int | None, pack: int) -> Discriminator:
+def residual_discriminator(
+    config: ResidualGanConfig, shape: Sequence[int], num_classes: int | None, pack: int
+) -> Discriminator:
     """Build a discriminator that maps images (M, C, H, W) to logits (M / pack,)."""
     check_halvings(shape, len(config.channels))
     inputs = shape[0] * pack

@@ -134,7 +134,9 @@ class StyleGenerator(nn.Module):
         levels = len(config.channels)
         check_halvings(shape, levels - 1)
         self.mapping = Mapping(config, num_classes)
-        self.constant = nn.Parameter(torch.empty(config.channels[-1], shape[1] >> (levels - 1), shape[2] >> (levels - 1)))
+        self.constant = nn.Parameter(
+            torch.empty(config.channels[-1], shape[1] >> (levels - 1), shape[2] >> (levels - 1))
+        )
         self.convolutions = nn.ModuleList()
         self.to_image = nn.ModuleList()
         inputs = config.channels[-1]
@@ -195,7 +197,9 @@ class StyleTail(nn.Module):
         return F.leaky_relu(self.linear(h.flatten(1)), 0.2) * math.sqrt(2)
 
 
-def style_discriminator(config: StyleGanConfig, shape: Sequence[int], num_classes: int | None, pack: int) -> Discriminator:
+def style_discriminator(
+    config: StyleGanConfig, shape: Sequence[int], num_classes: int | None, pack: int
+) -> Discriminator:
     """Build a discriminator that maps images (M, C, H, W) to logits (M / pack,)."""
     levels = len(config.channels)
     check_halvings(shape, levels - 1)
@@ -203,4 +207,6 @@ def style_discriminator(config: StyleGanConfig, shape: Sequence[int], num_classe
     layers += [StyleBlock(i, o) for i, o in pairwise(config.channels)]
     positions = (shape[1] >> (levels - 1)) * (shape[2] >> (levels - 1))
     layers.append(StyleTail(config.channels[-1], positions, config.channels[-1], config.std_group))
-    return Discriminator(nn.Sequential(*layers), config.channels[-1], num_classes=num_classes, pack=pack, spectral=False)
+    return Discriminator(
+        nn.Sequential(*layers), config.channels[-1], num_classes=num_classes, pack=pack, spectral=False
+    )

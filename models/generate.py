@@ -27,7 +27,9 @@ def generate(
     in evaluation. Raises ValueError for a bidirectional model or an empty prompt.
     """
     if not model.config.causal:
-        raise ValueError("generate: the model is bidirectional (causal: false) and cannot write text from left to right")
+        raise ValueError(
+            "generate: the model is bidirectional (causal: false) and cannot write text from left to right"
+        )
     if prompt_BT.shape[1] == 0:
         raise ValueError("generate: the prompt has 0 tokens; give it at least 1")
     training = model.training

@@ -45,7 +45,9 @@ class InceptionA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([self.branch1x1(x), self.branch5x5_2(self.branch5x5_1(x)), double, self.branch_pool(_average(x))], 1)
+        return torch.cat(
+            [self.branch1x1(x), self.branch5x5_2(self.branch5x5_1(x)), double, self.branch_pool(_average(x))], 1
+        )
 
 
 class InceptionB(nn.Module):
@@ -83,7 +85,9 @@ class InceptionC(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         single = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
-        double = self.branch7x7dbl_5(self.branch7x7dbl_4(self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))))
+        double = self.branch7x7dbl_5(
+            self.branch7x7dbl_4(self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x))))
+        )
         return torch.cat([self.branch1x1(x), single, double, self.branch_pool(_average(x))], 1)
 
 
@@ -147,13 +151,17 @@ class InceptionFeatures(nn.Module):
         self.Mixed_5c = InceptionA(256, 64)
         self.Mixed_5d = InceptionA(288, 64)
         self.Mixed_6a = InceptionB(288)
-        self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e = (InceptionC(768, inner) for inner in (128, 160, 160, 192))
+        self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e = (
+            InceptionC(768, inner) for inner in (128, 160, 160, 192)
+        )
         self.Mixed_7a = InceptionD(768)
         self.Mixed_7b = InceptionE(1280)
         self.Mixed_7c = InceptionE(2048)
 
     def forward(self, image_MCHW: Tensor) -> Tensor:
-        x = F.interpolate(image_MCHW, size=(299, 299), mode="bilinear", antialias=True, align_corners=False).expand(-1, 3, -1, -1)
+        x = F.interpolate(image_MCHW, size=(299, 299), mode="bilinear", antialias=True, align_corners=False).expand(
+            -1, 3, -1, -1
+        )
         x = F.max_pool2d(self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x))), 3, stride=2)
         x = F.max_pool2d(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)), 3, stride=2)
         for block in (

@@ -54,7 +54,9 @@ class DiscretisedLogisticConfig:
 
     def __post_init__(self) -> None:
         if self.levels < 2:
-            raise ValueError(f"likelihood.levels is {self.levels}, but an image has at least 2 grey values; use 256 for bytes")
+            raise ValueError(
+                f"likelihood.levels is {self.levels}, but an image has at least 2 grey values; use 256 for bytes"
+            )
 
 
 LikelihoodConfig = BernoulliConfig | GaussianConfig | DiscretisedLogisticConfig
@@ -156,7 +158,11 @@ class DiscretisedLogistic(Likelihood):
         first = x < half
         last = x > 1 - half
         log_width = torch.log(-torch.expm1(-2 * half * inverse_scale))
-        log_p = F.logsigmoid(upper).masked_fill(last, 0.0) + F.logsigmoid(-lower).masked_fill(first, 0.0) + log_width.masked_fill(first | last, 0.0)
+        log_p = (
+            F.logsigmoid(upper).masked_fill(last, 0.0)
+            + F.logsigmoid(-lower).masked_fill(first, 0.0)
+            + log_width.masked_fill(first | last, 0.0)
+        )
         return log_p.flatten(1).sum(1)
 
     def mean(self, output: Tensor) -> Tensor:

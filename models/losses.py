@@ -61,7 +61,13 @@ def standard_gaussian_kl(mean: Tensor, log_var: Tensor) -> Tensor:
 def gaussian_kl(mean_p: Tensor, log_var_p: Tensor, mean_q: Tensor, log_var_q: Tensor) -> Tensor:
     """Return KL(p || q) of Gaussians with diagonal covariances, elementwise, in nats; sum over
     dimensions for the total (Nichol & Dhariwal 2021, their code)."""
-    return 0.5 * (log_var_q - log_var_p + torch.exp(log_var_p - log_var_q) + (mean_p - mean_q).square() * torch.exp(-log_var_q) - 1.0)
+    return 0.5 * (
+        log_var_q
+        - log_var_p
+        + torch.exp(log_var_p - log_var_q)
+        + (mean_p - mean_q).square() * torch.exp(-log_var_q)
+        - 1.0
+    )
 
 
 def full_gaussian_kl(mean_p: Tensor, cov_p: Tensor, mean_q: Tensor, cov_q: Tensor) -> Tensor:

@@ -90,7 +90,9 @@ class MoEConfig:
 
     def __post_init__(self) -> None:
         if self.experts < 1 or self.ffn < 1 or self.group < 1:
-            raise ValueError(f"moe: experts {self.experts}, ffn {self.ffn} and group {self.group} must all be at least 1")
+            raise ValueError(
+                f"moe: experts {self.experts}, ffn {self.ffn} and group {self.group} must all be at least 1"
+            )
         if not 0 <= self.jitter < 1 or min(self.balance_loss, self.z_loss, self.shared_expert) < 0:
             raise ValueError(
                 f"moe: jitter {self.jitter}, balance_loss {self.balance_loss}, z_loss {self.z_loss} "
@@ -100,7 +102,8 @@ class MoEConfig:
         mean = experts_per_token(self.router)
         if mean > max_experts_per_token:
             raise ValueError(
-                f"moe.router: {mean:g} experts per token are too many for {self.router.name} with {self.experts} experts; use at most {max_experts_per_token}"
+                f"moe.router: {mean:g} experts per token are too many for {self.router.name} "
+                f"with {self.experts} experts; use at most {max_experts_per_token}"
             )
         for name, factor in (
             ("capacity_factor", self.capacity_factor),
@@ -109,9 +112,14 @@ class MoEConfig:
             if factor is not None and factor <= 0:
                 raise ValueError(f"moe.{name}: {factor} must be above 0, or null for dropless")
             if factor is not None and isinstance(self.router, ExpertChoiceRouting):
-                raise ValueError(f"moe.{name}: {factor} does not go with expert_choice, whose capacity is set by experts_per_token; use null")
+                raise ValueError(
+                    f"moe.{name}: {factor} does not go with expert_choice, whose capacity is set by experts_per_token; "
+                    "use null"
+                )
         if self.balance == "global" and isinstance(self.router, NoisyTopKRouting | ExpertChoiceRouting):
-            raise ValueError(f"moe.balance: global does not go with {self.router.name}, which has no such balance loss; use group")
+            raise ValueError(
+                f"moe.balance: global does not go with {self.router.name}, which has no such balance loss; use group"
+            )
 
 
 class RouteStats(NamedTuple):
@@ -195,7 +203,10 @@ class MoELayer(nn.Module):
         samples = len(x_BTD)
         group = self._group()
         if samples % group:
-            raise ValueError(f"moe.group: {group} consecutive samples form a routing group, but the micro-batch has {samples}; use a multiple of {group}")
+            raise ValueError(
+                f"moe.group: {group} consecutive samples form a routing group, but the micro-batch has {samples}; "
+                f"use a multiple of {group}"
+            )
         routing = self.router(x_BTD.reshape(samples // group, -1, x_BTD.shape[-1]), keys_B)
         if self.config.control == "permuted":
             routing = permuted(routing, derive(keys_B[::group], "permuted choices"))

@@ -90,7 +90,9 @@ def clipped(inner: Denoiser, schedule: NoiseSchedule, bound: float = 1.0) -> Den
     return denoise
 
 
-def guided(network: Callable[[Tensor, Tensor, Tensor], Prediction], labels_M: Tensor, null_label: int, scale: float) -> Denoiser:
+def guided(
+    network: Callable[[Tensor, Tensor, Tensor], Prediction], labels_M: Tensor, null_label: int, scale: float
+) -> Denoiser:
     """Apply classifier-free guidance (Ho & Salimans 2022, eq. 6): noise = unconditional + scale *
     (conditional - unconditional). Scale 1 is plain conditioning.
 

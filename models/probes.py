@@ -30,7 +30,9 @@ def knn_accuracy(
     return correct / len(asked_MF)
 
 
-def recall_at(asked_MP: Tensor, known_NP: Tensor, meant_M: Tensor, meaning_N: Tensor, k: int, chunk: int = 1024) -> float:
+def recall_at(
+    asked_MP: Tensor, known_NP: Tensor, meant_M: Tensor, meaning_N: Tensor, k: int, chunk: int = 1024
+) -> float:
     """Return the share of queries that find their own meaning among the `k` most similar known
     samples."""
     hits = 0

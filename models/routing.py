@@ -97,7 +97,10 @@ def _check_k(k: int, normalise: bool) -> None:
     if k < 1:
         raise ValueError(f"k: {k} must be at least 1")
     if k == 1 and normalise:
-        raise ValueError("k: 1 with normalised gates makes every gate 1 and leaves the router without a gradient; use name: switch, or normalise: false")
+        raise ValueError(
+            "k: 1 with normalised gates makes every gate 1 and leaves the router without a gradient; "
+            "use name: switch, or normalise: false"
+        )
 
 
 def experts_per_token(router: RoutingConfig) -> float:

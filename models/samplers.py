@@ -36,7 +36,9 @@ def timesteps(train_steps: int, steps: int, spacing: Literal["trailing", "leadin
     Raises ValueError unless 1 <= steps <= train_steps.
     """
     if not 1 <= steps <= train_steps:
-        raise ValueError(f"{steps} sampling steps for a diffusion of {train_steps} timesteps; choose 1 to {train_steps}")
+        raise ValueError(
+            f"{steps} sampling steps for a diffusion of {train_steps} timesteps; choose 1 to {train_steps}"
+        )
     if spacing == "leading":
         return [i * (train_steps // steps) for i in reversed(range(steps))]
     return [round(train_steps - i * train_steps / steps) - 1 for i in range(steps)]
@@ -58,7 +60,11 @@ def ddpm_step(
     """Draw x_previous from p(x_previous | x_t) (Ho et al. 2020, algorithm 2). `variance` is used if
     the prediction has none."""
     mean = schedule.posterior_mean(prediction.x0, x, t, previous)
-    return mean + torch.exp(0.5 * log_variance(schedule, prediction, variance, t, previous)) * noise if previous >= 0 else mean
+    return (
+        mean + torch.exp(0.5 * log_variance(schedule, prediction, variance, t, previous)) * noise
+        if previous >= 0
+        else mean
+    )
 
 
 @torch.no_grad()
@@ -80,7 +86,9 @@ def ddpm(
     return x
 
 
-def ddim_step(schedule: NoiseSchedule, prediction: Prediction, x: Tensor, t: int, previous: int, noise: Tensor, eta: float) -> Tensor:
+def ddim_step(
+    schedule: NoiseSchedule, prediction: Prediction, x: Tensor, t: int, previous: int, noise: Tensor, eta: float
+) -> Tensor:
     """Compute x_previous from x_t (Song et al. 2021, eq. 12). eta = 0 is deterministic and needs no
     noise; eta = 1 is as random as DDPM."""
     std = eta * schedule.posterior_variance(t, previous).sqrt()
@@ -113,7 +121,9 @@ def _half_log_snr(schedule: NoiseSchedule, t: int) -> float:
 
 
 @torch.no_grad()
-def dpm_solver(denoiser: Denoiser, schedule: NoiseSchedule, x: Tensor, timesteps: Sequence[int], watch: Watch = _unwatched) -> Tensor:
+def dpm_solver(
+    denoiser: Denoiser, schedule: NoiseSchedule, x: Tensor, timesteps: Sequence[int], watch: Watch = _unwatched
+) -> Tensor:
     """Sample by DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): deterministic, second order, good
     from about 15 steps. The first and the last step are first order."""
     earlier_x0 = x

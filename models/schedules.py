@@ -65,7 +65,9 @@ def betas(config: ScheduleConfig) -> Tensor:
     """Return beta_t of every timestep, float64, shape (T,). Raises ValueError for fewer than 2
     timesteps."""
     if config.steps < 2:
-        raise ValueError(f"schedule.steps is {config.steps}, but a diffusion has at least 2 timesteps; use 1000, for example")
+        raise ValueError(
+            f"schedule.steps is {config.steps}, but a diffusion has at least 2 timesteps; use 1000, for example"
+        )
     match config:
         case LinearScheduleConfig():
             return torch.linspace(config.beta_start, config.beta_end, config.steps, dtype=torch.float64)

@@ -133,7 +133,9 @@ def renew_spectral_norms(network: nn.Module) -> None:
             module.due = True
 
 
-def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0, *, spectral: bool, bias: bool = True) -> nn.Conv2d:
+def conv(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0, *, spectral: bool, bias: bool = True
+) -> nn.Conv2d:
     """Build a convolution, spectrally normalised or plain."""
     kind = SpectralConv2d if spectral else nn.Conv2d
     return kind(inputs, outputs, kernel, stride=stride, padding=padding, bias=bias)

@@ -47,7 +47,9 @@ class _Block(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        halves = [[nn.GroupNorm(groups, channels), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)] for _ in range(2)]
+        halves = [
+            [nn.GroupNorm(groups, channels), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)] for _ in range(2)
+        ]
         self.residual = nn.Sequential(*halves[0], *halves[1])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,7 +68,9 @@ class ConvEncoder(nn.Sequential):
             layers.append(nn.Conv2d(inputs, channels, 3, stride=2 if level else 1, padding=1))
             layers += [_Block(channels, config.norm_groups) for _ in range(config.blocks)]
             inputs = channels
-        super().__init__(*layers, nn.GroupNorm(config.norm_groups, inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        super().__init__(
+            *layers, nn.GroupNorm(config.norm_groups, inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
         self.width = inputs
 
 
@@ -74,7 +78,9 @@ class TwoViews(nn.Module):
     """SimCLR's network: one encoder and one projection head for both views (Chen et al. 2020,
     section 2.1)."""
 
-    def __init__(self, encoder: ConvEncoderConfig, shape: Sequence[int], projection: Sequence[int], temperature: float) -> None:
+    def __init__(
+        self, encoder: ConvEncoderConfig, shape: Sequence[int], projection: Sequence[int], temperature: float
+    ) -> None:
         super().__init__()
         self.encoder = ConvEncoder(encoder, shape)
         self.head = mlp((self.encoder.width, *projection), nn.ReLU)

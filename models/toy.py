@@ -41,7 +41,9 @@ class GaussianMixture:
     def sample(self, uniform_M: Tensor, noise_MD: Tensor) -> Tensor:
         """Make samples (M, D) from uniform numbers in [0, 1), which choose the component, and
         standard normal numbers."""
-        component_M = torch.searchsorted(self.weights_K.cumsum(0), uniform_M, right=True).clamp_max(len(self.weights_K) - 1)
+        component_M = torch.searchsorted(self.weights_K.cumsum(0), uniform_M, right=True).clamp_max(
+            len(self.weights_K) - 1
+        )
         return self.means_KD[component_M] + self.stds_K[component_M, None] * noise_MD
 
     def mean(self) -> Tensor:
@@ -83,7 +85,9 @@ def grid(side: int = 5, spacing: float = 2.0, std: float = 0.05) -> GaussianMixt
     2018, section 4.1)."""
     axis = spacing * (torch.arange(side) - (side - 1) / 2)
     means = torch.cartesian_prod(axis, axis)
-    return GaussianMixture(weights_K=torch.full((side**2,), 1 / side**2), means_KD=means, stds_K=torch.full((side**2,), std))
+    return GaussianMixture(
+        weights_K=torch.full((side**2,), 1 / side**2), means_KD=means, stds_K=torch.full((side**2,), std)
+    )
 
 
 def ring(modes: int = 8, radius: float = 1.0, std: float = 0.01) -> GaussianMixture:
@@ -116,7 +120,9 @@ class ModeCoverage:
         )
 
     def __add__(self, other: "ModeCoverage") -> "ModeCoverage":
-        return ModeCoverage(nearest_K=self.nearest_K + other.nearest_K, high_quality_K=self.high_quality_K + other.high_quality_K)
+        return ModeCoverage(
+            nearest_K=self.nearest_K + other.nearest_K, high_quality_K=self.high_quality_K + other.high_quality_K
+        )
 
     def modes(self) -> int:
         """Return the number of modes with at least one high-quality sample."""
@@ -151,6 +157,8 @@ def perfect_sampler(mixture: GaussianMixture, samples: int) -> Ceiling:
     modes, dimensions = mixture.means_KD.shape
     # |noise|^2 has a chi-square distribution, whose distribution function is an incomplete gamma
     # function.
-    within = torch.special.gammainc(torch.tensor(dimensions / 2, dtype=torch.float64), torch.tensor(4.5, dtype=torch.float64)).item()
+    within = torch.special.gammainc(
+        torch.tensor(dimensions / 2, dtype=torch.float64), torch.tensor(4.5, dtype=torch.float64)
+    ).item()
     covered_K = 1 - (1 - within * mixture.weights_K.double()) ** samples
     return Ceiling(modes=covered_K.sum().item(), high_quality=within, reverse_kl=(modes - 1) / (2 * samples))

@@ -65,17 +65,30 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         if min(self.layers, self.d_model, self.heads, self.ffn) < 1:
-            raise ValueError(f"model: layers {self.layers}, d_model {self.d_model}, heads {self.heads} and ffn {self.ffn} must all be at least 1")
+            raise ValueError(
+                f"model: layers {self.layers}, d_model {self.d_model}, "
+                f"heads {self.heads} and ffn {self.ffn} must all be at least 1"
+            )
         if self.head_dim is None and self.d_model % self.heads:
-            raise ValueError(f"model.heads: {self.heads} does not divide d_model {self.d_model}; choose a divisor, or set head_dim")
+            raise ValueError(
+                f"model.heads: {self.heads} does not divide d_model {self.d_model}; choose a divisor, or set head_dim"
+            )
         if self.head_width % 2:
-            raise ValueError(f"model.head_dim: {self.head_width} is odd, but rotary positions rotate pairs; choose an even number")
+            raise ValueError(
+                f"model.head_dim: {self.head_width} is odd, but rotary positions rotate pairs; choose an even number"
+            )
         if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
             raise ValueError(f"model.kv_heads: {self.kv_heads} does not divide heads {self.heads}; choose a divisor")
         if isinstance(self.moe_layers, tuple) and any(not 0 <= index < self.layers for index in self.moe_layers):
-            raise ValueError(f"model.moe_layers: {list(self.moe_layers)} must lie between 0 and {self.layers - 1}, as there are {self.layers} layers")
+            raise ValueError(
+                f"model.moe_layers: {list(self.moe_layers)} must lie between 0 and {self.layers - 1}, "
+                f"as there are {self.layers} layers"
+            )
         if self.moe is not None and self.causal and isinstance(self.moe.router, ExpertChoiceRouting):
-            raise ValueError("model.moe.router: expert_choice leaks the future, as experts choose among all tokens; use causal: false or another router")
+            raise ValueError(
+                "model.moe.router: expert_choice leaks the future, as experts choose among all tokens; "
+                "use causal: false or another router"
+            )
 
     @property
     def head_width(self) -> int:
@@ -210,7 +223,9 @@ class Transformer(nn.Module):
         samples_B = torch.arange(len(tokens_BT), device=tokens_BT.device) if samples_B is None else samples_B
         keys_B = sample_keys(seed, samples_B, "transformer")
         start = len(caches[0]) if caches else 0
-        rotary_T1C = rotary_table(start, start + tokens_BT.shape[1], self.config.head_width, self.config.rope_theta, tokens_BT.device)
+        rotary_T1C = rotary_table(
+            start, start + tokens_BT.shape[1], self.config.head_width, self.config.rope_theta, tokens_BT.device
+        )
         mask_BTT = None if segments_BT is None else self._mask(segments_BT)
         x_BTD = self.embedding(tokens_BT)
         stats = []

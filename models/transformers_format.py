@@ -36,7 +36,10 @@ def layout(config: TransformerConfig) -> Layout:
     Raises ValueError, naming the field and the possible values, if there is none.
     """
     if not config.causal:
-        raise ValueError("model.causal: false has no layout in transformers, whose decoders are causal; export a model with causal: true")
+        raise ValueError(
+            "model.causal: false has no layout in transformers, whose decoders are causal; "
+            "export a model with causal: true"
+        )
     if config.moe is None or not config.moe_indices:
         return "qwen3" if config.qk_norm else "llama"
     if config.moe.control == "permuted":
@@ -44,7 +47,10 @@ def layout(config: TransformerConfig) -> Layout:
     _, normalised = gates(config.moe.router)
     shared = config.moe.shared_expert
     if config.qk_norm and shared:
-        raise ValueError(f"model.moe.shared_expert: {shared} together with qk_norm: true has no layout in transformers; use shared_expert: 0 or qk_norm: false")
+        raise ValueError(
+            f"model.moe.shared_expert: {shared} together with qk_norm: true has no layout in transformers; "
+            "use shared_expert: 0 or qk_norm: false"
+        )
     if config.qk_norm:
         return "qwen3_moe"
     return "mixtral" if normalised and not shared and len(config.moe_indices) == config.layers else "qwen2_moe"
@@ -64,7 +70,10 @@ def gates(router: RoutingConfig) -> tuple[int, bool]:
         case NoisyTopKRouting(k=k):
             return k, True  # without the noise, a softmax over the chosen
         case BiasBalancedRouting() | ExpertChoiceRouting():
-            raise ValueError(f"model.moe.router: {router.name} has no fitting layout in transformers; use switch, top_k or noisy_top_k")
+            raise ValueError(
+                f"model.moe.router: {router.name} has no fitting layout in transformers; "
+                "use switch, top_k or noisy_top_k"
+            )
 
 
 def to_config(config: TransformerConfig, vocab_size: int, positions: int, end_of_text: int) -> dict[str, object]:
@@ -128,7 +137,9 @@ def from_config(values: Mapping[str, object]) -> tuple[TransformerConfig, int]:
     """
     kind = next((kind for kind in ARCHITECTURES if kind == values.get("model_type")), None)
     if kind is None:
-        raise ValueError(f"config.json: model_type is {values.get('model_type')!r}; possible are {', '.join(ARCHITECTURES)}")
+        raise ValueError(
+            f"config.json: model_type is {values.get('model_type')!r}; possible are {', '.join(ARCHITECTURES)}"
+        )
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
         raise ValueError(f"config.json: rope_parameters is {rope!r}; it must be an object")
@@ -148,7 +159,9 @@ def from_config(values: Mapping[str, object]) -> tuple[TransformerConfig, int]:
         theta = _number(rope if rope.get("rope_theta") else values, "rope_theta")
         return _transformer(kind, values, theta), _integer(values, "vocab_size")
     except KeyError as missing:
-        raise ValueError(f"config.json: no {missing.args[0]}; it must be the one that was saved with the weights") from None
+        raise ValueError(
+            f"config.json: no {missing.args[0]}; it must be the one that was saved with the weights"
+        ) from None
 
 
 def _transformer(kind: Layout, values: Mapping[str, object], rope_theta: float) -> TransformerConfig:

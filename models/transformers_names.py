@@ -53,7 +53,9 @@ def tensors(config: TransformerConfig, vocab_size: int, stacked: bool = False) -
         else:
             block |= _swiglu("ffn.", "mlp.", width, config.ffn)
         for name, parts in block.items():
-            parts_of[f"blocks.{index}.{name}"] = tuple(part._replace(name=f"model.layers.{index}.{part.name}") for part in parts)
+            parts_of[f"blocks.{index}.{name}"] = tuple(
+                part._replace(name=f"model.layers.{index}.{part.name}") for part in parts
+            )
     return parts_of
 
 
@@ -64,11 +66,16 @@ def zeros(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
         return {}
     shapes: dict[str, tuple[int, ...]] = {"shared_expert_gate.weight": (1, config.d_model)}
     if not config.moe.shared_expert:
-        shapes |= {part.name.removeprefix("mlp."): part.shape for (part,) in _swiglu("", "mlp.shared_expert.", config.d_model, 0).values()}
+        shapes |= {
+            part.name.removeprefix("mlp."): part.shape
+            for (part,) in _swiglu("", "mlp.shared_expert.", config.d_model, 0).values()
+        }
     return {f"model.layers.{index}.mlp.{name}": shapes[name] for index, name in product(config.moe_indices, shapes)}
 
 
-def to_transformers(weights: Mapping[str, Tensor], config: TransformerConfig, vocab_size: int, stacked: bool = False) -> dict[str, Tensor]:
+def to_transformers(
+    weights: Mapping[str, Tensor], config: TransformerConfig, vocab_size: int, stacked: bool = False
+) -> dict[str, Tensor]:
     """Return copies of our `weights` under their names, each with memory of its own, as safetensors
     requires."""
     theirs = {name: torch.zeros(shape) for name, shape in zeros(config).items()}
@@ -85,11 +92,15 @@ def _attention(config: TransformerConfig) -> dict[str, tuple[Part, ...]]:
     parts_of: dict[str, tuple[Part, ...]] = {
         "attention_norm.weight": (Part("input_layernorm.weight", (width,)),),
         "ffn_norm.weight": (Part("post_attention_layernorm.weight", (width,)),),
-        "attention.qkv.weight": tuple(Part(f"self_attn.{name}_proj.weight", (count, width)) for name, count in rows.items()),
+        "attention.qkv.weight": tuple(
+            Part(f"self_attn.{name}_proj.weight", (count, width)) for name, count in rows.items()
+        ),
         "attention.out.weight": (Part("self_attn.o_proj.weight", (width, config.heads * head)),),
     }
     if config.qk_norm:
-        parts_of |= {f"attention.{name}_norm.weight": (Part(f"self_attn.{name}_norm.weight", (head,)),) for name in "qk"}
+        parts_of |= {
+            f"attention.{name}_norm.weight": (Part(f"self_attn.{name}_norm.weight", (head,)),) for name in "qk"
+        }
     return parts_of
 
 
@@ -104,7 +115,9 @@ def _swiglu(ours: str, theirs: str, width: int, ffn: int, scale: float = 1.0) ->
 def _shared(moe: MoEConfig, width: int) -> dict[str, tuple[Part, ...]]:
     """Return the shared expert's tensors. Qwen2-MoE multiplies its output by a sigmoid, which
     `zeros` makes 1/2, so their output matrix is twice ours."""
-    return _swiglu("ffn.shared.", "mlp.shared_expert.", width, moe.shared_expert, scale=2.0) if moe.shared_expert else {}
+    return (
+        _swiglu("ffn.shared.", "mlp.shared_expert.", width, moe.shared_expert, scale=2.0) if moe.shared_expert else {}
+    )
 
 
 def _experts(moe: MoEConfig, width: int, kind: Layout) -> dict[str, tuple[Part, ...]]:
@@ -114,7 +127,9 @@ def _experts(moe: MoEConfig, width: int, kind: Layout) -> dict[str, tuple[Part, 
     experts = [f"{block}.experts.{expert}" for expert in range(moe.experts)]
     return {
         "ffn.router.weight": (Part(f"{block}.gate.weight", (moe.experts, width)),),
-        "ffn.experts.gate_up": tuple(Part(f"{expert}.{name}.weight", (moe.ffn, width)) for expert, name in product(experts, (gate, up))),
+        "ffn.experts.gate_up": tuple(
+            Part(f"{expert}.{name}.weight", (moe.ffn, width)) for expert, name in product(experts, (gate, up))
+        ),
         "ffn.experts.down": tuple(Part(f"{expert}.{down}.weight", (width, moe.ffn)) for expert in experts),
     }
 

@@ -36,12 +36,20 @@ class UNetConfig:
     def __post_init__(self) -> None:
         for channels in self.channels:
             if channels % self.norm_groups:
-                raise ValueError(f"network.channels has {channels}, not a multiple of norm_groups {self.norm_groups}; change either")
+                raise ValueError(
+                    f"network.channels has {channels}, not a multiple of norm_groups {self.norm_groups}; change either"
+                )
             if channels % (self.head_channels or channels):
-                raise ValueError(f"network.channels has {channels}, not a multiple of head_channels {self.head_channels}; change either")
+                raise ValueError(
+                    f"network.channels has {channels}, not a multiple of head_channels {self.head_channels}; "
+                    "change either"
+                )
         for level in self.attention_levels:
             if not 0 <= level < len(self.channels):
-                raise ValueError(f"network.attention_levels has {level}, but channels has {len(self.channels)} levels; choose 0 to {len(self.channels) - 1}")
+                raise ValueError(
+                    f"network.attention_levels has {level}, but channels has {len(self.channels)} levels; "
+                    f"choose 0 to {len(self.channels) - 1}"
+                )
 
 
 class Level(nn.Module):
@@ -52,7 +60,9 @@ class Level(nn.Module):
         super().__init__()
         width = 4 * config.channels[0]
         self.resnets = nn.ModuleList([ResidualBlock(i, outputs, width, config.norm_groups) for i in inputs])
-        self.attentions = nn.ModuleList([SpatialAttention(outputs, config.head_channels, config.norm_groups) for _ in inputs] if attention else [])
+        self.attentions = nn.ModuleList(
+            [SpatialAttention(outputs, config.head_channels, config.norm_groups) for _ in inputs] if attention else []
+        )
 
     def block(self, index: int, x: Tensor, embedding_ME: Tensor) -> Tensor:
         """Apply residual block `index`, and its attention if there is one."""
@@ -148,7 +158,10 @@ class UNet(nn.Module):
         Raises ValueError if the levels cannot halve the images.
         """
         if (x.shape[2] | x.shape[3]) % 2 ** (len(self.config.channels) - 1):
-            raise ValueError(f"images of {x.shape[2]}x{x.shape[3]} cannot be halved {len(self.config.channels) - 1} times; give network.channels fewer levels")
+            raise ValueError(
+                f"images of {x.shape[2]}x{x.shape[3]} cannot be halved {len(self.config.channels) - 1} times; "
+                "give network.channels fewer levels"
+            )
         embedding_ME = self.time_embedding(timestep_embedding(t_M, self.config.channels[0]).to(x.dtype))
         if self.class_embedding is not None and self.null_label is not None:
             labels_M = torch.full_like(t_M, self.null_label) if labels_M is None else labels_M

@@ -93,5 +93,6 @@ def _sum_of_gates(router: RoutingConfig, experts: int) -> tuple[float, bool]:
             return (scale, False) if normalise else (scale * k / 2, True)
         case ExpertChoiceRouting():
             raise ValueError(
-                "model.moe.router: expert_choice gives some tokens no expert and others many, so upcycling cannot start equal to the dense model; use top_k"
+                "model.moe.router: expert_choice gives some tokens no expert and others many, "
+                "so upcycling cannot start equal to the dense model; use top_k"
             )

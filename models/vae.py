@@ -97,8 +97,14 @@ class VAE(nn.Module):
         mean_ML, log_var_ML = self.encode(x)
         z_KML = reparameterise(mean_ML, log_var_ML, noise_KML)
         k = len(noise_KML)
-        log_likelihood_KM = self.likelihood(self.decoder(z_KML.flatten(0, 1)), x.repeat(k, *[1] * (x.ndim - 1))).unflatten(0, (k, -1))
-        log_weight_KM: Tensor = log_likelihood_KM + log_normal(z_KML, z_KML.new_zeros(()), z_KML.new_zeros(())) - log_normal(z_KML, mean_ML, log_var_ML)
+        log_likelihood_KM = self.likelihood(
+            self.decoder(z_KML.flatten(0, 1)), x.repeat(k, *[1] * (x.ndim - 1))
+        ).unflatten(0, (k, -1))
+        log_weight_KM: Tensor = (
+            log_likelihood_KM
+            + log_normal(z_KML, z_KML.new_zeros(()), z_KML.new_zeros(()))
+            - log_normal(z_KML, mean_ML, log_var_ML)
+        )
         return log_weight_KM
 
     def generate(self, z_ML: Tensor) -> Tensor:
@@ -115,7 +121,9 @@ def _mlp_encoder(config: MLPVAEConfig, shape: Sequence[int]) -> nn.Sequential:
 
 
 def _mlp_decoder(config: MLPVAEConfig, shape: Sequence[int]) -> nn.Sequential:
-    return nn.Sequential(mlp((config.latent, *reversed(config.hidden), math.prod(shape))), nn.Unflatten(1, tuple(shape)))
+    return nn.Sequential(
+        mlp((config.latent, *reversed(config.hidden), math.prod(shape))), nn.Unflatten(1, tuple(shape))
+    )
 
 
 def _conv_encoder(config: ConvVAEConfig, shape: Sequence[int]) -> nn.Sequential:

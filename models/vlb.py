@@ -21,7 +21,9 @@ FixedVariance = Literal["small", "large"]
 al. 2020, section 3.2)."""
 
 
-def log_variance(schedule: NoiseSchedule, prediction: Prediction, fixed: FixedVariance, t: Tensor | int, previous: Tensor | int) -> Tensor:
+def log_variance(
+    schedule: NoiseSchedule, prediction: Prediction, fixed: FixedVariance, t: Tensor | int, previous: Tensor | int
+) -> Tensor:
     """Return the log variance of p(x_previous | x_t), shaped to multiply x_t: learned if the
     prediction has a variance, else `fixed`."""
     small = expand(_small_log_variance(schedule, t, previous), prediction.x0)

@@ -31,7 +31,9 @@ def network(sizes: list[int]) -> list[Layer]:
     return [Layer(weight, bias) for weight, bias in zip(parameters[::2], parameters[1::2])]
 
 
-@pytest.mark.parametrize("sizes", [[3, 2], [5, 7, 4], [6, 9, 9, 9, 9, 9, 9, 9, 3]], ids=["1 layer", "2 layers", "8 layers"])
+@pytest.mark.parametrize(
+    "sizes", [[3, 2], [5, 7, 4], [6, 9, 9, 9, 9, 9, 9, 9, 3]], ids=["1 layer", "2 layers", "8 layers"]
+)
 @pytest.mark.parametrize(("activation", "module"), MODULES, ids=["sigmoid", "tanh", "relu", "silu"])
 def test_every_gradient_equals_autograd(activation: Activation, module: type[nn.Module], sizes: list[int]) -> None:
     layers = network(sizes)

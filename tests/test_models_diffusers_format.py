@@ -15,7 +15,9 @@ from models.unet import UNet, UNetConfig
 CONFIGS = [
     DiffusionConfig(schedule=LinearScheduleConfig(steps=20, beta_start=1e-3, beta_end=0.3)),
     DiffusionConfig(schedule=CosineScheduleConfig(steps=20), prediction="v", loss=HybridLossConfig()),
-    DiffusionConfig(schedule=SigmoidScheduleConfig(steps=20, beta_end=0.3), prediction="x0", loss=SimpleLossConfig(variance="large")),
+    DiffusionConfig(
+        schedule=SigmoidScheduleConfig(steps=20, beta_end=0.3), prediction="x0", loss=SimpleLossConfig(variance="large")
+    ),
 ]
 
 
@@ -29,7 +31,9 @@ def test_diffusers_pipeline_gives_the_same_images(config: DiffusionConfig) -> No
     theirs.load_state_dict(network.state_dict())
     pipeline = DDPMPipeline(theirs, DDPMScheduler(**scheduler_arguments(config)))
     pipeline.set_progress_bar_config(disable=True)
-    expected = torch.from_numpy(pipeline(batch_size=2, generator=torch.manual_seed(1), num_inference_steps=20, output_type="np").images)
+    expected = torch.from_numpy(
+        pipeline(batch_size=2, generator=torch.manual_seed(1), num_inference_steps=20, output_type="np").images
+    )
 
     generator = torch.manual_seed(1)
     start = torch.randn(2, 1, 8, 8, generator=generator)
@@ -48,5 +52,7 @@ def test_diffusers_pipeline_gives_the_same_images(config: DiffusionConfig) -> No
 
 
 def test_a_cosine_schedule_that_diffusers_lacks_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"offset 0\.008 and largest_beta 0\.999 only, but the run has 0\.01 and 0\.999"):
+    with pytest.raises(
+        ValueError, match=r"offset 0\.008 and largest_beta 0\.999 only, but the run has 0\.01 and 0\.999"
+    ):
         scheduler_arguments(DiffusionConfig(schedule=CosineScheduleConfig(offset=0.01)))

@@ -56,7 +56,9 @@ def test_min_snr_weighs_the_error_of_x0_by_min_of_snr_and_gamma(kind: Target) ->
     prediction = predict(kind, SCHEDULE, output, SCHEDULE.diffuse(x0, t_M, noise), t_M)
     alpha_bar_M = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)[t_M]
     expected_M = (alpha_bar_M / (1 - alpha_bar_M)).clamp_max(5) * (prediction.x0 - x0).square().flatten(1).mean(1)
-    actual_M = diffusion_loss(DiffusionConfig(prediction=kind, loss=MinSNRLossConfig(gamma=5.0)), SCHEDULE, output, x0, t_M, noise)
+    actual_M = diffusion_loss(
+        DiffusionConfig(prediction=kind, loss=MinSNRLossConfig(gamma=5.0)), SCHEDULE, output, x0, t_M, noise
+    )
     torch.testing.assert_close(actual_M, expected_M, rtol=1e-5, atol=0)
 
 
@@ -68,7 +70,9 @@ def test_hybrid_trains_the_mean_by_l_simple_and_the_variance_by_the_bound() -> N
     hybrid_M = diffusion_loss(config, SCHEDULE, torch.cat([output, variance], dim=1), x0, t_M, noise)
     simple_M = diffusion_loss(DiffusionConfig(), SCHEDULE, output, x0, t_M, noise)
     mean = predict("noise", SCHEDULE, output, SCHEDULE.diffuse(x0, t_M, noise), t_M)
-    bits_M = vlb_term(SCHEDULE, Prediction(mean.x0, mean.noise, (variance + 1) / 2), x0, SCHEDULE.diffuse(x0, t_M, noise), t_M)
+    bits_M = vlb_term(
+        SCHEDULE, Prediction(mean.x0, mean.noise, (variance + 1) / 2), x0, SCHEDULE.diffuse(x0, t_M, noise), t_M
+    )
     torch.testing.assert_close(hybrid_M, simple_M + 0.001 * 1000 * bits_M)
     (from_hybrid,) = torch.autograd.grad(hybrid_M.sum(), output, retain_graph=True)
     (from_simple,) = torch.autograd.grad(simple_M.sum(), output, retain_graph=True)
@@ -120,7 +124,9 @@ def test_terms_are_kl_divergences_of_the_reverse_steps() -> None:
         expected_M = distributions.kl_divergence(truth, model).flatten(1).mean(1) / math.log(2)
         torch.testing.assert_close(vlb_term(SCHEDULE, prediction, x0, x_t, t_M, fixed=fixed), expected_M)
     prior = distributions.Normal(*SCHEDULE.scales(999, x0))
-    prior_kl = distributions.kl_divergence(distributions.Normal(prior.loc * x0, prior.scale), distributions.Normal(0.0, 1.0))
+    prior_kl = distributions.kl_divergence(
+        distributions.Normal(prior.loc * x0, prior.scale), distributions.Normal(0.0, 1.0)
+    )
     torch.testing.assert_close(prior_term(SCHEDULE, x0), prior_kl.flatten(1).mean(1) / math.log(2))
 
 

@@ -36,7 +36,9 @@ def test_trained_network_comes_within_five_percent_of_the_optimal_denoiser() -> 
         x0, noise = draw(512)
         t_M = torch.randint(0, 100, (512,), generator=generator)
         optimiser.zero_grad()
-        diffusion_loss(config, schedule, network(schedule.diffuse(x0, t_M, noise), t_M), x0, t_M, noise).mean().backward()
+        diffusion_loss(
+            config, schedule, network(schedule.diffuse(x0, t_M, noise), t_M), x0, t_M, noise
+        ).mean().backward()
         optimiser.step()
         decay.step()
 
@@ -47,7 +49,9 @@ def test_trained_network_comes_within_five_percent_of_the_optimal_denoiser() -> 
         x_t = schedule.diffuse(x0, t_M, noise)
         with torch.no_grad():
             trained += diffusion_loss(config, schedule, network(x_t, t_M), x0, t_M, noise).mean().item()
-        oracle += diffusion_loss(config, schedule, MIXTURE.denoiser(schedule, x_t, t_M).noise, x0, t_M, noise).mean().item()
+        oracle += (
+            diffusion_loss(config, schedule, MIXTURE.denoiser(schedule, x_t, t_M).noise, x0, t_M, noise).mean().item()
+        )
     assert oracle < trained < 1.05 * oracle
 
 
@@ -64,7 +68,9 @@ def test_mlp_takes_labels_and_learns_a_variance(multiple: int) -> None:
 
 
 def test_a_network_of_the_wrong_shape_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"network unet accepts images of shape \(C, H, W\), but the samples have shape \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"network unet accepts images of shape \(C, H, W\), but the samples have shape \(2,\)"
+    ):
         build_diffusion_network(UNetConfig(), (2,))
     with pytest.raises(ValueError, match=r"network mlp accepts vectors"):
         build_diffusion_network(MLPDenoiserConfig(), (1, 8, 8))

@@ -26,7 +26,9 @@ def test_frechet_distance_equals_scipy(samples: int) -> None:
     b = np.cov(y.numpy(), rowvar=False)
     root = linalg.sqrtm(a @ b).real
     expected = ((x.mean(0) - y.mean(0)) ** 2).sum().item() + np.trace(a + b - 2 * root)
-    assert frechet_distance(Moments.of(x), Moments.of(y)) == pytest.approx(expected, rel=1e-5 if samples == 500 else 1e-3)
+    assert frechet_distance(Moments.of(x), Moments.of(y)) == pytest.approx(
+        expected, rel=1e-5 if samples == 500 else 1e-3
+    )
 
 
 def test_frechet_distance_of_equal_and_of_shifted_sets() -> None:
@@ -40,7 +42,9 @@ def test_merged_moments_equal_one_pass() -> None:
     y = features(301, 16, 1)
     merged = Moments.of(x[200:]) + (Moments.of(x[:50]) + Moments.of(x[50:200]))
     torch.testing.assert_close(merged.covariance(), x.T.cov(), rtol=1e-12, atol=1e-12)
-    assert frechet_distance(merged, Moments.of(y)) == pytest.approx(frechet_distance(Moments.of(x), Moments.of(y)), rel=1e-11)
+    assert frechet_distance(merged, Moments.of(y)) == pytest.approx(
+        frechet_distance(Moments.of(x), Moments.of(y)), rel=1e-11
+    )
 
 
 def test_kernel_distance_equals_a_double_loop() -> None:
@@ -76,7 +80,9 @@ def test_manifold_overlap_equals_brute_force() -> None:
     in_real = distance <= np.array(real)[:, None]
     in_fake = distance <= np.array(fake)[None]
     overlap = manifold_overlap(torch.from_numpy(x), torch.from_numpy(y), neighbours=k, chunk=7)
-    assert overlap == pytest.approx((in_real.any(0).mean(), in_fake.any(1).mean(), in_real.sum(0).mean() / k, in_real.any(1).mean()))
+    assert overlap == pytest.approx(
+        (in_real.any(0).mean(), in_fake.any(1).mean(), in_real.sum(0).mean() / k, in_real.any(1).mean())
+    )
     assert 0 < overlap.precision < 1
     assert 0 < overlap.recall < 1
 

@@ -28,7 +28,9 @@ def sigmoid(x: Array) -> Array:
 
 
 # Loss of the discriminator, its derivatives by the real and by the fake logit.
-DISCRIMINATOR: dict[str, tuple[Callable[[Array, Array], Array], Callable[[Array, Array], Array], Callable[[Array, Array], Array]]] = {
+DISCRIMINATOR: dict[
+    str, tuple[Callable[[Array, Array], Array], Callable[[Array, Array], Array], Callable[[Array, Array], Array]]
+] = {
     "minimax": (
         lambda r, f: -np.log(sigmoid(r)) - np.log(1 - sigmoid(f)),
         lambda r, f: sigmoid(r) - 1,
@@ -98,7 +100,10 @@ def test_value_at_the_optimum_is_twice_the_jensen_shannon_divergence_less_log_4(
     def kl_to_middle(x: float, a: stats.rv_continuous, b: stats.rv_continuous) -> float:
         return a.pdf(x) * (a.logpdf(x) - math.log(0.5 * (a.pdf(x) + b.pdf(x))))
 
-    jsd = 0.5 * (integrate.quad(kl_to_middle, -9, 9, (p, q), limit=200)[0] + integrate.quad(kl_to_middle, -9, 9, (q, p), limit=200)[0])
+    jsd = 0.5 * (
+        integrate.quad(kl_to_middle, -9, 9, (p, q), limit=200)[0]
+        + integrate.quad(kl_to_middle, -9, 9, (q, p), limit=200)[0]
+    )
     x = torch.linspace(-9, 9, 20001, dtype=torch.float64)
     log_p = torch.from_numpy(p.logpdf(x.numpy()))
     log_q = torch.from_numpy(q.logpdf(x.numpy()))
@@ -118,7 +123,10 @@ def test_any_other_discriminator_has_less_value() -> None:
     q = torch.distributions.Normal(1.2, 0.6)
     logits = [p.log_prob(x) - q.log_prob(x) for x in (real, fake)]  # of the best discriminator
     best = value(*logits).mean()
-    assert all(value(logits[0] * scale + shift, logits[1] * scale + shift).mean() < best for scale, shift in [(0.7, 0.0), (1.4, 0.0), (1.0, 0.5), (1.0, -0.5)])
+    assert all(
+        value(logits[0] * scale + shift, logits[1] * scale + shift).mean() < best
+        for scale, shift in [(0.7, 0.0), (1.4, 0.0), (1.0, 0.5), (1.0, -0.5)]
+    )
 
 
 def test_r1_of_a_quadratic_critic_and_its_gradient() -> None:
@@ -154,13 +162,17 @@ def test_gradient_penalty_is_taken_between_real_and_fake() -> None:
     real = torch.tensor([[0.0], [0.0], [0.0]])
     fake = torch.tensor([[4.0], [4.0], [4.0]])
     # logit = x^2 / 2 has the gradient x, so the penalty tells where it was taken.
-    penalty_M = gradient_penalty(lambda x: 0.5 * x.square().sum(1), real, fake, torch.tensor([1.0, 0.5, 0.0]), weight=1.0)
+    penalty_M = gradient_penalty(
+        lambda x: 0.5 * x.square().sum(1), real, fake, torch.tensor([1.0, 0.5, 0.0]), weight=1.0
+    )
     torch.testing.assert_close(penalty_M, torch.tensor([1.0, 1.0, 9.0]), rtol=1e-4, atol=1e-4)
 
 
 def test_gradient_penalty_of_a_constant_critic_has_finite_gradients() -> None:
     weight = torch.zeros(3, requires_grad=True)
-    gradient_penalty(lambda x: x @ weight, torch.randn(4, 3), torch.randn(4, 3), torch.rand(4), weight=1.0).sum().backward()
+    gradient_penalty(
+        lambda x: x @ weight, torch.randn(4, 3), torch.randn(4, 3), torch.rand(4), weight=1.0
+    ).sum().backward()
     assert weight.grad is not None
     assert weight.grad.isfinite().all()
 

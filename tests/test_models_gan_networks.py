@@ -46,7 +46,9 @@ def test_shapes_gradients_and_micro_batches(config: GanNetworkConfig, classes: i
     assert logits.shape == (16 // pack,)
 
     half = slice(0, 8)
-    torch.testing.assert_close(generator(z[half], None if labels_M is None else labels_M[half]), images[half], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        generator(z[half], None if labels_M is None else labels_M[half]), images[half], rtol=1e-4, atol=1e-5
+    )
     torch.testing.assert_close(
         discriminator(images[half], None if labels_M is None else labels_M[half]),
         logits[: 8 // pack],
@@ -55,7 +57,11 @@ def test_shapes_gradients_and_micro_batches(config: GanNetworkConfig, classes: i
     )
 
     F.softplus(-logits).sum().backward()
-    dead = [name for name, p in chain(generator.named_parameters(), discriminator.named_parameters()) if p.grad is None or not p.grad.any()]
+    dead = [
+        name
+        for name, p in chain(generator.named_parameters(), discriminator.named_parameters())
+        if p.grad is None or not p.grad.any()
+    ]
     assert dead == []
 
 
@@ -79,7 +85,9 @@ def test_labels_change_the_image_and_the_verdict() -> None:
         z = torch.randn(4, 6)
         images, others = (generator(z, torch.full((4,), label)) for label in (1, 2))
         assert not torch.allclose(images, others)
-        assert not torch.allclose(discriminator(images, torch.full((4,), 1)), discriminator(images, torch.full((4,), 2)))
+        assert not torch.allclose(
+            discriminator(images, torch.full((4,), 1)), discriminator(images, torch.full((4,), 2))
+        )
 
 
 def test_packing_lays_consecutive_samples_side_by_side() -> None:

@@ -16,7 +16,9 @@ def test_bernoulli_equals_torch_distributions() -> None:
     x = torch.randint(0, 2, (5, 3, 4, 4)).float()
     expected_M = distributions.Bernoulli(logits=logits).log_prob(x).flatten(1).sum(1)
     torch.testing.assert_close(build_likelihood(BernoulliConfig()).log_prob(logits, x), expected_M)
-    torch.testing.assert_close(build_likelihood(BernoulliConfig()).mean(logits), distributions.Bernoulli(logits=logits).mean)
+    torch.testing.assert_close(
+        build_likelihood(BernoulliConfig()).mean(logits), distributions.Bernoulli(logits=logits).mean
+    )
 
 
 @pytest.mark.parametrize("variance", ["fixed", "shared"])
@@ -25,7 +27,9 @@ def test_gaussian_of_one_variance_equals_torch_distributions(variance: str) -> N
     mean, x = torch.randn(2, 5, 3, 4, 4)
     likelihood = build_likelihood(GaussianConfig(variance=variance, std=0.3))
     initialise(likelihood, seed=0)
-    torch.testing.assert_close(likelihood.log_prob(mean, x), distributions.Normal(mean, 0.3).log_prob(x).flatten(1).sum(1))
+    torch.testing.assert_close(
+        likelihood.log_prob(mean, x), distributions.Normal(mean, 0.3).log_prob(x).flatten(1).sum(1)
+    )
     assert len(list(likelihood.parameters())) == (variance == "shared")
 
 
@@ -45,14 +49,18 @@ def test_discretised_logistic_integrates_the_logistic_density(levels: int) -> No
     x = torch.linspace(0, 1, levels, dtype=torch.float64)[:, None]
     mean = torch.tensor([[0.4]], dtype=torch.float64)
     log_scale = torch.tensor([[-2.5]], dtype=torch.float64)
-    log_p = build_likelihood(DiscretisedLogisticConfig(levels=levels)).log_prob(torch.cat([mean, log_scale], dim=1).expand(levels, 2), x)
+    log_p = build_likelihood(DiscretisedLogisticConfig(levels=levels)).log_prob(
+        torch.cat([mean, log_scale], dim=1).expand(levels, 2), x
+    )
     assert log_p.exp().sum().item() == pytest.approx(1)
     logistic = distributions.TransformedDistribution(
         distributions.Uniform(0.0, 1.0),
         [distributions.SigmoidTransform().inv, distributions.AffineTransform(0.4, math.exp(-2.5))],
     )
     edges = logistic.cdf(((x[1:] + x[:-1]) / 2).squeeze(1))
-    torch.testing.assert_close(log_p.exp(), torch.diff(edges, prepend=edges.new_zeros(1), append=edges.new_ones(1)), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        log_p.exp(), torch.diff(edges, prepend=edges.new_zeros(1), append=edges.new_ones(1)), rtol=1e-6, atol=1e-9
+    )
 
 
 def test_discretised_logistic_has_finite_gradients_far_from_the_mean() -> None:

@@ -35,7 +35,9 @@ def test_cross_entropies() -> None:
     np.testing.assert_allclose(losses.cross_entropy(logits, targets), by_hand)
     ignored = targets.clone()
     ignored[1] = -100
-    assert losses.cross_entropy_sum(logits[None], ignored[None], -100).item() == pytest.approx(by_hand.sum() - by_hand[1])
+    assert losses.cross_entropy_sum(logits[None], ignored[None], -100).item() == pytest.approx(
+        by_hand.sum() - by_hand[1]
+    )
     assert losses.cross_entropy_sum(logits.bfloat16()[None], targets[None], -100).dtype == torch.float32
     x = torch.tensor([0.0, 1.0, 0.25], dtype=torch.float64)
     p = logits[0, :3].sigmoid()
@@ -46,7 +48,9 @@ def test_categorical_divergences() -> None:
     log_p = normal(4, 6, seed=1).log_softmax(-1)
     log_q = normal(4, 6, seed=2).log_softmax(-1)
     np.testing.assert_allclose(losses.categorical_kl(log_p, log_q), entropy(log_p.exp(), log_q.exp(), axis=1))
-    np.testing.assert_allclose(losses.jensen_shannon(log_p, log_q), jensenshannon(log_p.exp(), log_q.exp(), axis=1) ** 2)
+    np.testing.assert_allclose(
+        losses.jensen_shannon(log_p, log_q), jensenshannon(log_p.exp(), log_q.exp(), axis=1) ** 2
+    )
     torch.testing.assert_close(losses.jensen_shannon(log_p, log_q), losses.jensen_shannon(log_q, log_p))
     apart = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64).log()
     assert losses.jensen_shannon(apart[0], apart[1]).item() == pytest.approx(math.log(2))
@@ -60,10 +64,14 @@ def test_gaussian_divergences() -> None:
     q = distributions.Normal(mean_q, (0.5 * log_var_q).exp())
     elementwise = losses.gaussian_kl(mean_p, log_var_p, mean_q, log_var_q)
     torch.testing.assert_close(elementwise, distributions.kl_divergence(p, q))
-    torch.testing.assert_close(losses.standard_gaussian_kl(mean_p, log_var_p), distributions.kl_divergence(p, distributions.Normal(0.0, 1.0)))
+    torch.testing.assert_close(
+        losses.standard_gaussian_kl(mean_p, log_var_p), distributions.kl_divergence(p, distributions.Normal(0.0, 1.0))
+    )
     cov_p = covariance(3, 4, seed=5)
     cov_q = covariance(3, 4, seed=6)
-    full = distributions.kl_divergence(distributions.MultivariateNormal(mean_p, cov_p), distributions.MultivariateNormal(mean_q, cov_q))
+    full = distributions.kl_divergence(
+        distributions.MultivariateNormal(mean_p, cov_p), distributions.MultivariateNormal(mean_q, cov_q)
+    )
     torch.testing.assert_close(losses.full_gaussian_kl(mean_p, cov_p, mean_q, cov_q), full)
     diagonal = losses.full_gaussian_kl(mean_p, log_var_p.exp().diag_embed(), mean_q, log_var_q.exp().diag_embed())
     torch.testing.assert_close(diagonal, elementwise.sum(1))

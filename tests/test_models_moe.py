@@ -47,7 +47,9 @@ each_capacity = pytest.mark.parametrize("capacity", [None, 0.75])
 def make(router: RoutingConfig, capacity: float | None = None, **options: object) -> MoELayer:
     """A layer whose router is sure enough of itself for a real imbalance."""
     capacity = None if isinstance(router, ExpertChoiceRouting) else capacity
-    layer = MoELayer(MoEConfig(experts=EXPERTS, ffn=FFN, router=router, capacity_factor=capacity, **options), WIDTH, std=0.5)  # type: ignore[arg-type]
+    layer = MoELayer(
+        MoEConfig(experts=EXPERTS, ffn=FFN, router=router, capacity_factor=capacity, **options), WIDTH, std=0.5
+    )  # type: ignore[arg-type]
     initialise(layer, 0)
     return layer
 
@@ -205,10 +207,14 @@ def test_evaluation_is_dropless_unless_told_otherwise() -> None:
 
 @each_capacity
 @each_router
-def test_nothing_waits_for_the_device(router: RoutingConfig, capacity: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_waits_for_the_device(
+    router: RoutingConfig, capacity: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Fake tensors have no values: whatever the host would have to read, an item or the size of a
     selection, raises."""
-    monkeypatch.setattr("models.experts._grouped_kernel", lambda *tensors: True)  # as on a GPU; the CPU's loop does read the counts
+    monkeypatch.setattr(
+        "models.experts._grouped_kernel", lambda *tensors: True
+    )  # as on a GPU; the CPU's loop does read the counts
     with torch.device("meta"):
         layer = make(router, capacity, jitter=0.1, shared_expert=4, group=2, drop_policy="probability")
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -307,7 +313,9 @@ def test_frozen_router_stays_as_it_starts(router: RoutingConfig) -> None:
     start = make(router)
     frozen = stepped(make(router, control="frozen"))
     free = stepped(make(router))
-    assert all(torch.equal(value, start.router.state_dict()[name]) for name, value in frozen.router.state_dict().items())
+    assert all(
+        torch.equal(value, start.router.state_dict()[name]) for name, value in frozen.router.state_dict().items()
+    )
     assert not torch.equal(free.router.weight, start.router.weight)
     assert torch.equal(frozen.experts.gate_up, free.experts.gate_up)
     assert not torch.equal(frozen.experts.gate_up, start.experts.gate_up)
@@ -327,7 +335,9 @@ def test_permuted_choices_token_by_token() -> None:
         assert sorted(order_GN[group].tolist()) == list(range(2 * TOKENS))
         for token, source in enumerate(order_GN[group].tolist()):
             x_D = x_BTD.view(2, -1, WIDTH)[group, token]
-            expected = sum(gate[source, choice] * expert_output(layer, int(expert[source, choice]), x_D) for choice in range(2))
+            expected = sum(
+                gate[source, choice] * expert_output(layer, int(expert[source, choice]), x_D) for choice in range(2)
+            )
             torch.testing.assert_close(y_BTD.view(2, -1, WIDTH)[group, token], expected)
     others = plain(x_BTD, keys_B)[1]
     assert torch.equal(stats.load_E, others.load_E)
@@ -386,7 +396,9 @@ def test_slices_of_experts_equal_the_whole() -> None:
     assert not torch.equal(whole.gate_up[0], whole.gate_up[1])
     x_ND = torch.randn(20, WIDTH)
     counts_E = torch.tensor([7, 0, 5, 8])
-    outputs = [part(rows, counts) for part, rows, counts in zip(parts, x_ND.split((7, 13)), counts_E.split(2), strict=True)]
+    outputs = [
+        part(rows, counts) for part, rows, counts in zip(parts, x_ND.split((7, 13)), counts_E.split(2), strict=True)
+    ]
     torch.testing.assert_close(torch.cat(outputs), whole(x_ND, counts_E))
 
 
@@ -401,4 +413,6 @@ def test_bfloat16_autocast(router: RoutingConfig) -> None:
     assert stats.balance_G.dtype == stats.z_G.dtype == torch.float32
     torch.testing.assert_close(y_BTD.float(), expected, atol=0.03 * expected.abs().max().item(), rtol=0.05)
     y_BTD.float().square().sum().backward()
-    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in (layer.router.weight, layer.experts.gate_up))
+    assert all(
+        p.grad is not None and p.grad.dtype == torch.float32 for p in (layer.router.weight, layer.experts.gate_up)
+    )

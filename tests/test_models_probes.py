@@ -30,7 +30,9 @@ def test_nearest_neighbours_vote_as_in_scikit_learn() -> None:
 
 def test_alignment_uniformity_and_recall() -> None:
     z = normalize(torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), dim=1)
-    assert uniformity(z, chunk=7) == pytest.approx(math.log((torch.from_numpy(pdist(z.double()) ** 2) * -2).exp().mean().item()), abs=1e-5)
+    assert uniformity(z, chunk=7) == pytest.approx(
+        math.log((torch.from_numpy(pdist(z.double()) ** 2) * -2).exp().mean().item()), abs=1e-5
+    )
     assert alignment(z, z.roll(1, 0)) == pytest.approx((z - z.roll(1, 0)).square().sum(1).mean().item())
     assert alignment(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])) == pytest.approx(2.0)
     known = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
@@ -61,4 +63,7 @@ def test_views_that_change_nothing_and_that_mirror() -> None:
     grey = augment(AugmentConfig(**still, grey=1.0), x, keys)
     torch.testing.assert_close(grey[:, 0], grey[:, 2])
     cut = augment(AugmentConfig(**still | {"crop": (0.25, 0.25)}, grey=0.0), x, keys)
-    assert all(part.min() >= image.min() - 1e-5 and part.max() <= image.max() + 1e-5 for part, image in zip(cut, x, strict=True))
+    assert all(
+        part.min() >= image.min() - 1e-5 and part.max() <= image.max() + 1e-5
+        for part, image in zip(cut, x, strict=True)
+    )

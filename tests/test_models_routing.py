@@ -69,7 +69,9 @@ def test_switch_is_hugging_face_router_with_capacity() -> None:
 @pytest.mark.parametrize("normalise", [False, True])
 @pytest.mark.parametrize("k", [2, 3])
 def test_top_k_is_qwen3_moe_router(k: int, normalise: bool) -> None:
-    theirs = Qwen3MoeTopKRouter(Qwen3MoeConfig(hidden_size=WIDTH, num_experts=EXPERTS, num_experts_per_tok=k, norm_topk_prob=normalise))
+    theirs = Qwen3MoeTopKRouter(
+        Qwen3MoeConfig(hidden_size=WIDTH, num_experts=EXPERTS, num_experts_per_tok=k, norm_topk_prob=normalise)
+    )
     torch.nn.init.normal_(theirs.weight)
     ours = Router(TopKRouting(k=k, normalise=normalise), EXPERTS, WIDTH)
     ours.load_state_dict(theirs.state_dict())
@@ -134,13 +136,19 @@ def test_noisy_top_k_losses_are_those_of_the_paper() -> None:
             gates[token, chosen] = softmax(h[token, chosen])  # equations 3 and 5
             for expert in range(EXPERTS):
                 threshold = np.sort(np.delete(h[token], expert))[-k]  # kth_excluding
-                load[expert] += norm.cdf((clean[group, token, expert] - threshold) / std[group, token, expert])  # equations 9 and 10
+                load[expert] += norm.cdf(
+                    (clean[group, token, expert] - threshold) / std[group, token, expert]
+                )  # equations 9 and 10
         importance = gates.sum(0)  # equation 6
-        expected = 0.7 * (importance.std() / importance.mean()) ** 2 + 0.3 * (load.std() / load.mean()) ** 2  # equations 7 and 11
+        expected = (
+            0.7 * (importance.std() / importance.mean()) ** 2 + 0.3 * (load.std() / load.mean()) ** 2
+        )  # equations 7 and 11
         assert routing.balance_G is not None
         assert routing.balance_G[group].item() == pytest.approx(expected, rel=1e-4)
         ours = np.zeros_like(gates)
-        np.put_along_axis(ours, routing.expert_GA[group].view(-1, k).numpy(), routing.gate_GA[group].view(-1, k).numpy(), axis=-1)
+        np.put_along_axis(
+            ours, routing.expert_GA[group].view(-1, k).numpy(), routing.gate_GA[group].view(-1, k).numpy(), axis=-1
+        )
         np.testing.assert_allclose(ours, gates, rtol=1e-5, atol=1e-7)
 
 
@@ -166,7 +174,9 @@ def test_expert_choice_takes_the_best_tokens_of_each_expert() -> None:
             mine = routing.expert_GA[group] == expert
             best = np.argsort(-p[:, expert])[:capacity]
             assert set(routing.token_GA[group, mine].tolist()) == set(best.tolist())
-            np.testing.assert_allclose(routing.gate_GA[group, mine], p[routing.token_GA[group, mine], expert], rtol=1e-5)
+            np.testing.assert_allclose(
+                routing.gate_GA[group, mine], p[routing.token_GA[group, mine], expert], rtol=1e-5
+            )
 
 
 @pytest.mark.parametrize("normalise", [False, True])

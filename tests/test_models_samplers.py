@@ -43,7 +43,9 @@ def exact(scheduler: DDPMScheduler | DDIMScheduler | DPMSolverMultistepScheduler
 @pytest.mark.parametrize("variance", ["small", "large", "learned"])
 def test_ddpm_step_equals_diffusers(config: ScheduleConfig, kind: Target, their_kind: str, variance: str) -> None:
     their_variance = {"small": "fixed_small", "large": "fixed_large", "learned": "learned_range"}[variance]
-    theirs = DDPMScheduler(prediction_type=their_kind, variance_type=their_variance, clip_sample=True, timestep_spacing="leading")
+    theirs = DDPMScheduler(
+        prediction_type=their_kind, variance_type=their_variance, clip_sample=True, timestep_spacing="leading"
+    )
     exact(theirs, config)
     theirs.set_timesteps(100)
     schedule = NoiseSchedule(betas(config))

@@ -43,7 +43,9 @@ def test_diffusing_equals_diffusers(config: ScheduleConfig, name: str) -> None:
     t_M = torch.tensor([0, 1, 300, 500, 998, 999])
     theirs = DDPMScheduler(beta_schedule=name)
     theirs.alphas_cumprod = (1 - betas(config)).cumprod(0)
-    torch.testing.assert_close(NoiseSchedule(betas(config)).diffuse(x0, t_M, noise), theirs.add_noise(x0, noise, t_M), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        NoiseSchedule(betas(config)).diffuse(x0, t_M, noise), theirs.add_noise(x0, noise, t_M), rtol=0, atol=1e-6
+    )
 
 
 def test_posterior_is_bayes_rule_for_gaussians() -> None:

@@ -21,7 +21,9 @@ def mixture() -> GaussianMixture:
 
 def independent(mixture: GaussianMixture, signal: float = 1.0, spread: float = 0.0) -> distributions.Distribution:
     stds = ((signal * mixture.stds_K).square() + spread**2).sqrt()
-    components = distributions.Independent(distributions.Normal(signal * mixture.means_KD, stds[:, None].expand_as(mixture.means_KD)), 1)
+    components = distributions.Independent(
+        distributions.Normal(signal * mixture.means_KD, stds[:, None].expand_as(mixture.means_KD)), 1
+    )
     return distributions.MixtureSameFamily(distributions.Categorical(mixture.weights_K), components)
 
 
@@ -54,7 +56,9 @@ def test_optimal_denoiser_satisfies_tweedies_formula() -> None:
 
 
 def test_grid_and_ring_have_pacgans_modes() -> None:
-    assert sorted(map(tuple, grid().means_KD.tolist())) == [(float(x), float(y)) for x, y in product(range(-4, 5, 2), repeat=2)]
+    assert sorted(map(tuple, grid().means_KD.tolist())) == [
+        (float(x), float(y)) for x, y in product(range(-4, 5, 2), repeat=2)
+    ]
     assert grid().stds_K.unique().item() == pytest.approx(0.05)
     torch.testing.assert_close(ring().means_KD.norm(dim=1), torch.ones(8))
     assert ring().stds_K.square().unique().item() == pytest.approx(1e-4)
@@ -86,7 +90,9 @@ def test_a_missing_mode_has_a_finite_reverse_kl() -> None:
 
 def _perfect_run(known: GaussianMixture, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    coverage = ModeCoverage.of(known.sample(torch.rand(2500, generator=generator), torch.randn(2500, 2, generator=generator)), known)
+    coverage = ModeCoverage.of(
+        known.sample(torch.rand(2500, generator=generator), torch.randn(2500, 2, generator=generator)), known
+    )
     return torch.tensor([coverage.modes(), coverage.high_quality(), coverage.reverse_kl(known)])
 
 
@@ -95,4 +101,6 @@ def test_ceilings_are_what_a_perfect_sampler_gets() -> None:
     ceiling = perfect_sampler(grid(), 2500)
     assert ceiling.high_quality == pytest.approx(1 - math.exp(-4.5))
     for simulated, expected in zip(runs.T, (ceiling.modes, ceiling.high_quality, ceiling.reverse_kl), strict=True):
-        assert simulated.mean().item() == pytest.approx(expected, rel=0.01, abs=4 * simulated.std().item() / math.sqrt(200) + 1e-6)
+        assert simulated.mean().item() == pytest.approx(
+            expected, rel=0.01, abs=4 * simulated.std().item() / math.sqrt(200) + 1e-6
+        )

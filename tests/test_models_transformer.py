@@ -114,7 +114,9 @@ def test_loss_is_that_of_the_other_layouts(config: TransformerConfig, kind: type
 def test_greedy_generation_is_hugging_face() -> None:
     model = make(replace(SMALL, qk_norm=True, moe=MOE))
     prompt = tokens(2)[:, :5]
-    theirs = in_transformers(model).generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=15, do_sample=False)
+    theirs = in_transformers(model).generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=15, do_sample=False
+    )
     assert torch.equal(generate(model, prompt, 15, temperature=0), theirs)
 
 
@@ -174,7 +176,10 @@ def test_random_routing_depends_on_seed_sample_and_layer_only() -> None:
     model = make(replace(SMALL, moe=moe))
     samples_B = torch.tensor([8, 9, 10])
     whole = model(tokens(), samples_B=samples_B, seed=4)[0]
-    parts = [model(part, samples_B=numbers, seed=4)[0] for part, numbers in zip(tokens().split((1, 2)), samples_B.split((1, 2)), strict=True)]
+    parts = [
+        model(part, samples_B=numbers, seed=4)[0]
+        for part, numbers in zip(tokens().split((1, 2)), samples_B.split((1, 2)), strict=True)
+    ]
     torch.testing.assert_close(torch.cat(parts), whole)
     assert not torch.allclose(whole, model(tokens(), samples_B=samples_B, seed=5)[0])
     assert not torch.allclose(whole, model(tokens(), samples_B=samples_B + 1, seed=4)[0])
@@ -209,7 +214,9 @@ def test_norm_and_rotation_gradcheck() -> None:
     norm = RMSNorm(6, 1e-6).double()
     rotary_T1C = rotary_table(3, 8, 6, 100.0, torch.device("cpu"))
     x_BTHC = torch.randn(2, 5, 3, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, weight: torch.func.functional_call(norm, {"weight": weight}, (x,)), (x_BTHC, norm.weight))
+    assert torch.autograd.gradcheck(
+        lambda x, weight: torch.func.functional_call(norm, {"weight": weight}, (x,)), (x_BTHC, norm.weight)
+    )
     assert torch.autograd.gradcheck(lambda x: rotate(x, rotary_T1C), (x_BTHC,))
 
 
@@ -227,7 +234,10 @@ def test_counts_agree_with_the_model(config: TransformerConfig) -> None:
     model = make(config)
     counted = parameters(config, VOCAB)
     assert counted.total == sum(parameter.numel() for parameter in model.parameters())
-    idle = sum((layer.config.experts - counted_k(layer.config)) * 3 * config.d_model * layer.config.ffn for layer in model.moe_layers)
+    idle = sum(
+        (layer.config.experts - counted_k(layer.config)) * 3 * config.d_model * layer.config.ffn
+        for layer in model.moe_layers
+    )
     assert counted.active == counted.total - idle
     with sdpa_kernel(SDPBackend.MATH):  # the counter does not know the CPU's fused attention
         with FlopCounterMode(display=False) as forward:
@@ -235,7 +245,9 @@ def test_counts_agree_with_the_model(config: TransformerConfig) -> None:
         with FlopCounterMode(display=False) as backward:
             loss(logits_BTV, tokens()).backward()
     assert forward.get_total_flops() == tokens().numel() * forward_flops_per_token(config, VOCAB, LENGTH)
-    assert forward.get_total_flops() + backward.get_total_flops() == tokens().numel() * flops_per_token(config, VOCAB, LENGTH)
+    assert forward.get_total_flops() + backward.get_total_flops() == tokens().numel() * flops_per_token(
+        config, VOCAB, LENGTH
+    )
 
 
 def counted_k(moe: MoEConfig) -> int:

@@ -44,7 +44,9 @@ def linear_vae() -> VAE:
 def optimal_vae(ppca: PPCA) -> VAE:
     """A linear VAE with the weights of probabilistic PCA and its exact posterior."""
     vae = linear_vae().double()
-    encoder, decoder = (next(m for m in network.modules() if isinstance(m, nn.Linear)) for network in (vae.encoder, vae.decoder))
+    encoder, decoder = (
+        next(m for m in network.modules() if isinstance(m, nn.Linear)) for network in (vae.encoder, vae.decoder)
+    )
     precision_LL = ppca.loadings_DL.T @ ppca.loadings_DL / ppca.variance + torch.eye(L, dtype=torch.float64)
     projection_LD = torch.linalg.solve(precision_LL, ppca.loadings_DL.T) / ppca.variance
     with torch.no_grad():
@@ -106,16 +108,25 @@ def test_importance_bound_rises_with_k_and_stays_below_the_likelihood() -> None:
     encoder.bias += torch.tensor([0.2, -0.2, 1.0, 0.7])
     torch.manual_seed(0)
     log_weights_KM = vae.log_weights(x.repeat(50, 1), torch.randn(256, 5000, L, dtype=torch.float64))
-    bounds = [torch.stack([importance_bound(part) for part in log_weights_KM.split(k)]).mean().item() for k in (1, 4, 16, 64, 256)]
+    bounds = [
+        torch.stack([importance_bound(part) for part in log_weights_KM.split(k)]).mean().item()
+        for k in (1, 4, 16, 64, 256)
+    ]
     exact = ppca.log_prob(x).mean().item()
     assert bounds == sorted(bounds)
     assert bounds[1] - bounds[0] > 0.1
     assert bounds[-1] < exact < bounds[-1] + 0.01
 
 
-@pytest.mark.parametrize("likelihood", [BernoulliConfig(), GaussianConfig(variance="per_pixel"), DiscretisedLogisticConfig(levels=17)])
-@pytest.mark.parametrize("network", [MLPVAEConfig(latent=3, hidden=(16,)), ConvVAEConfig(latent=3, channels=(8, 8), hidden=16)])
-def test_networks_fit_images_and_every_parameter_learns(network: VAENetworkConfig, likelihood: LikelihoodConfig) -> None:
+@pytest.mark.parametrize(
+    "likelihood", [BernoulliConfig(), GaussianConfig(variance="per_pixel"), DiscretisedLogisticConfig(levels=17)]
+)
+@pytest.mark.parametrize(
+    "network", [MLPVAEConfig(latent=3, hidden=(16,)), ConvVAEConfig(latent=3, channels=(8, 8), hidden=16)]
+)
+def test_networks_fit_images_and_every_parameter_learns(
+    network: VAENetworkConfig, likelihood: LikelihoodConfig
+) -> None:
     torch.manual_seed(0)
     vae = VAE(network, likelihood, (2, 8, 12))
     initialise(vae, seed=0)
