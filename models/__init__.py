@@ -1,1 +1,1 @@
-"""Networks and mathematics: torch only. Nothing here knows a rank, a process group or a file."""
+"""Networks and mathematics. Imports torch alone, and knows of no rank, process group or file."""

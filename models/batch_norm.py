@@ -1,7 +1,10 @@
-"""Batch normalisation over fixed groups of consecutive samples, so that ranks and micro-batches do not change it.
+"""Batch normalisation over fixed groups of consecutive samples, so that it does not depend on ranks
+or micro-batches.
 
-In training each group of `group` consecutive samples is normalised by its own statistics. What the running statistics need is only added up;
-`fold_batch_statistics(network, reduce)`, once per optimiser step, moves them by the mean over the whole global batch.
+In training each group of `group` consecutive samples is normalised by its own statistics, which are
+added up in `pending`. Once per optimiser step, `fold_batch_statistics(network, reduce)` moves the
+running statistics towards the mean over the whole global batch.
+
 M samples, C channels, G groups.
 """
 
@@ -12,7 +15,8 @@ from torch import Tensor, nn
 
 
 class GroupedBatchNorm(nn.Module):
-    """(M, C, ...) -> the same shape, normalised, with no gain and no bias."""
+    """Normalise (M, C, ...) -> the same shape, without gain and bias (Ioffe & Szegedy 2015,
+    algorithm 1)."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -33,22 +37,32 @@ class GroupedBatchNorm(nn.Module):
             shape = (1, -1, *[1] * (x.ndim - 2))
             return (x - self.running_mean.view(shape)) * torch.rsqrt(self.running_var + self.eps).view(shape)
         if x.shape[0] % self.group:
-            raise ValueError(f"a batch of {x.shape[0]} samples does not divide into batch-norm groups of {self.group}: make the micro-batch a multiple of it")
+            raise ValueError(
+                f"a batch of {x.shape[0]} samples does not divide into batch-norm groups of {self.group}; "
+                "make the micro-batch a multiple of it"
+            )
         grouped = x.unflatten(0, (-1, self.group))
         across = [1, *range(3, grouped.ndim)]
-        # Statistics in fp32 at least, whatever the activations are: means of bf16 lose three digits.
-        var, mean = torch.var_mean(grouped.to(torch.promote_types(grouped.dtype, torch.float32)), dim=across, correction=0, keepdim=True)
-        self._note(mean.detach(), var.detach())
-        return ((grouped - mean) * torch.rsqrt(var + self.eps)).to(x.dtype).flatten(0, 1)
+        # At least fp32, whatever the activations: means in bf16 lose three digits.
+        var, mean = torch.var_mean(
+            grouped.to(torch.promote_types(grouped.dtype, torch.float32)), dim=across, correction=0, keepdim=True
+        )
+        self._add_to_pending(mean.detach(), var.detach())
+        y: Tensor = ((grouped - mean) * torch.rsqrt(var + self.eps)).to(x.dtype).flatten(0, 1)
+        return y
 
-    def _note(self, mean: Tensor, var: Tensor) -> None:
+    def _add_to_pending(self, mean: Tensor, var: Tensor) -> None:
+        """Add up the groups' statistics for the next `fold`."""
         channels = len(self.running_mean)
-        sums = torch.cat([mean.reshape(-1, channels).sum(0), var.reshape(-1, channels).sum(0), mean.new_tensor([mean.shape[0]])])
+        sums = torch.cat(
+            [mean.reshape(-1, channels).sum(0), var.reshape(-1, channels).sum(0), mean.new_tensor([mean.shape[0]])]
+        )
         self.pending = self.pending + sums.to(self.pending)
 
     @torch.no_grad()
     def fold(self, pending: Tensor) -> None:
-        """Move the running statistics towards the means that `pending`, summed over all ranks, stands for."""
+        """Move the running statistics towards the means in `pending`, which is summed over all
+        ranks."""
         channels = len(self.running_mean)
         mean, var = (pending[:-1] / pending[-1].clamp_min(1)).split(channels)
         share = self.momentum * (pending[-1] > 0)
@@ -58,7 +72,7 @@ class GroupedBatchNorm(nn.Module):
 
 
 class ScaledBatchNorm(GroupedBatchNorm):
-    """With the usual gain and bias."""
+    """Grouped batch norm with a learned gain and bias per channel."""
 
     def __init__(self, channels: int, group: int) -> None:
         super().__init__(channels, group)
@@ -76,9 +90,12 @@ class ScaledBatchNorm(GroupedBatchNorm):
 
 
 class ConditionalBatchNorm(nn.Module):
-    """With gain and bias that are linear in a condition of shape (M, D) (Brock et al. 2019, appendix B)."""
+    """Grouped batch norm whose gain and bias are linear in a condition (M, D) (Brock et al. 2019,
+    appendix B)."""
 
-    def __init__(self, channels: int, condition: int, group: int, make_linear: Callable[[int, int], nn.Linear] = nn.Linear) -> None:
+    def __init__(
+        self, channels: int, condition: int, group: int, make_linear: Callable[[int, int], nn.Linear] = nn.Linear
+    ) -> None:
         super().__init__()
         self.norm = GroupedBatchNorm(channels, group)
         self.gain = make_linear(condition, channels)
@@ -86,11 +103,13 @@ class ConditionalBatchNorm(nn.Module):
 
     def forward(self, x: Tensor, condition_MD: Tensor) -> Tensor:
         shape = (len(x), -1, *[1] * (x.ndim - 2))
-        return self.norm(x) * (1 + self.gain(condition_MD).view(shape)) + self.bias(condition_MD).view(shape)
+        y: Tensor = self.norm(x) * (1 + self.gain(condition_MD).view(shape)) + self.bias(condition_MD).view(shape)
+        return y
 
 
 def fold_batch_statistics(network: nn.Module, reduce: Callable[[Tensor], Tensor] = lambda pending: pending) -> None:
-    """Update the running statistics of `network`, once per optimiser step; `reduce` sums a tensor over ranks (one call for the whole network)."""
+    """Update the running statistics of `network`; call it once per optimiser step. `reduce` sums a
+    tensor over ranks, in one call for the whole network."""
     norms = [module for module in network.modules() if isinstance(module, GroupedBatchNorm)]
     if not norms:
         return

@@ -1,6 +1,8 @@
-"""A small convolutional classifier: its features judge the samples of generative models where no Inception weights are at hand.
+"""A small convolutional classifier, whose features score generative models where no Inception
+weights are available.
 
-M samples, images in [-1, 1], F features.
+Its objective is trainer/objectives/images/feature_network.py. M samples, images in [-1, 1], F
+features.
 """
 
 from collections.abc import Sequence
@@ -23,7 +25,7 @@ class ClassifierConfig:
     channels: tuple[int, ...] = (32, 64)
     """Channels of each level; every level halves the resolution."""
     features: int = 64
-    """Width of the last hidden layer, which the quality measures read."""
+    """Width of the last hidden layer, from which sample quality is measured."""
 
 
 class Classifier(nn.Module):
@@ -35,18 +37,25 @@ class Classifier(nn.Module):
         layers: list[nn.Module] = []
         inputs = shape[0]
         for channels in config.channels:
-            layers += [nn.Conv2d(inputs, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+            layers += [
+                nn.Conv2d(inputs, channels, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(channels, channels, 3, padding=1),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
             inputs = channels
         width = inputs * (shape[1] >> len(config.channels)) * (shape[2] >> len(config.channels))
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(width, config.features))
         self.head = nn.Linear(config.features, num_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """The last hidden layer, shape (M, F)."""
+        """Return the last hidden layer of each image, shape (M, F)."""
         return F.relu(self.body(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
+        logits: Tensor = self.head(self.features(x))
+        return logits
 
 
 def classifier_loss(logits: Tensor, labels_M: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
-"""The arguments with which diffusers builds the same network and the same reverse process: what an export writes."""
-
-from typing import Any
+"""Arguments from which diffusers builds the same network and the same reverse process; an export
+writes them."""
 
 from models.diffusion import DiffusionConfig, HybridLossConfig
 from models.parameterisation import Target
@@ -8,8 +7,9 @@ from models.schedules import CosineScheduleConfig, LinearScheduleConfig, Sigmoid
 from models.unet import UNet
 
 
-def unet_arguments(network: UNet, sample_size: int) -> dict[str, Any]:
-    """Arguments of `diffusers.UNet2DModel` for which `network.state_dict()` loads as it is and gives the same output."""
+def unet_arguments(network: UNet, sample_size: int) -> dict[str, object]:
+    """Return arguments of a `diffusers.UNet2DModel` that loads `network.state_dict()` unchanged and
+    gives the same output."""
     config = network.config
     attention = [level in config.attention_levels for level in range(len(config.channels))]
     return {
@@ -18,25 +18,32 @@ def unet_arguments(network: UNet, sample_size: int) -> dict[str, Any]:
         "out_channels": network.conv_out.out_channels,
         "block_out_channels": list(config.channels),
         "layers_per_block": config.layers_per_level,
-        "down_block_types": ["AttnDownBlock2D" if a else "DownBlock2D" for a in attention],
-        "up_block_types": ["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)],
+        "down_block_types": ["AttnDownBlock2D" if attends else "DownBlock2D" for attends in attention],
+        "up_block_types": ["AttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(attention)],
         "attention_head_dim": config.head_channels,
         "norm_num_groups": config.norm_groups,
         "num_class_embeds": None if network.null_label is None else network.null_label + 1,
     }
 
 
-def scheduler_arguments(config: DiffusionConfig) -> dict[str, Any]:
-    """Arguments of `diffusers.DDPMScheduler` for the same steps as `samplers.ddpm` over all timesteps with `parameterisation.clipped`."""
+def scheduler_arguments(config: DiffusionConfig) -> dict[str, object]:
+    """Return arguments of a `diffusers.DDPMScheduler` that takes the same steps as `samplers.ddpm`
+    over all timesteps with `parameterisation.clipped`.
+
+    Raises ValueError for a cosine schedule that diffusers cannot express.
+    """
     predictions: dict[Target, str] = {"noise": "epsilon", "x0": "sample", "v": "v_prediction"}
     match config.schedule:
         case LinearScheduleConfig(beta_start=start, beta_end=end):
-            schedule = {"beta_schedule": "linear", "beta_start": start, "beta_end": end}
+            schedule: dict[str, object] = {"beta_schedule": "linear", "beta_start": start, "beta_end": end}
         case SigmoidScheduleConfig(beta_start=start, beta_end=end):
             schedule = {"beta_schedule": "sigmoid", "beta_start": start, "beta_end": end}
         case CosineScheduleConfig(offset=offset, largest_beta=largest):
             if (offset, largest) != (0.008, 0.999):
-                raise ValueError(f"diffusers has a cosine schedule with offset 0.008 and largest_beta 0.999 only, but the run has {offset} and {largest}")
+                raise ValueError(
+                    "diffusers has the cosine schedule with offset 0.008 and largest_beta 0.999 only, "
+                    f"but the run has {offset} and {largest}"
+                )
             schedule = {"beta_schedule": "squaredcos_cap_v2"}
     variance = "learned_range" if isinstance(config.loss, HybridLossConfig) else f"fixed_{config.fixed_variance}"
     return {

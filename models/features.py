@@ -1,6 +1,7 @@
-"""Distances between sets of samples, from their features: Frechet distance, KID, precision, recall, density, coverage.
+"""Distances between sets of samples, computed from their features: Frechet distance, KID,
+precision, recall, density, coverage.
 
-N real and M generated samples, D features. Everything is computed in float64.
+N real and M generated samples, D features. All values are computed in float64.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """Sums over samples that the Frechet distance needs; `+` merges them, in any order and over ranks."""
+    """Sums over samples from which the Frechet distance is computed. `+` merges them in any order,
+    also across ranks."""
 
     count: Tensor
     """Number of samples, a float64 scalar."""
@@ -23,52 +25,76 @@ class Moments:
 
     @staticmethod
     def of(features_ND: Tensor) -> "Moments":
-        """The sums of one batch."""
+        """Compute the sums of one batch."""
         features = features_ND.detach().double()
-        return Moments(count=features.new_tensor(len(features)), sum_D=features.sum(0), product_DD=features.T @ features)
+        return Moments(
+            count=features.new_tensor(len(features)), sum_D=features.sum(0), product_DD=features.T @ features
+        )
 
     def __add__(self, other: "Moments") -> "Moments":
-        return Moments(count=self.count + other.count, sum_D=self.sum_D + other.sum_D, product_DD=self.product_DD + other.product_DD)
+        return Moments(
+            count=self.count + other.count,
+            sum_D=self.sum_D + other.sum_D,
+            product_DD=self.product_DD + other.product_DD,
+        )
 
     def mean(self) -> Tensor:
-        """Mean of the features, shape (D,)."""
+        """Return the mean of the features, shape (D,)."""
         return self.sum_D / self.count
 
     def covariance(self) -> Tensor:
-        """Unbiased covariance of the features, shape (D, D)."""
+        """Return the unbiased covariance of the features, shape (D, D)."""
         mean_D = self.mean()
         return (self.product_DD - self.count * torch.outer(mean_D, mean_D)) / (self.count - 1)
 
 
 def _root(matrix_DD: Tensor) -> Tensor:
-    """Square root of a symmetric matrix without negative eigenvalues, but for rounding."""
+    """Return the square root of a symmetric matrix whose eigenvalues are negative only by
+    rounding."""
     values_D, vectors_DD = torch.linalg.eigh(matrix_DD)
-    return (vectors_DD * values_D.clamp_min(0).sqrt()) @ vectors_DD.T
+    root_DD: Tensor = (vectors_DD * values_D.clamp_min(0).sqrt()) @ vectors_DD.T
+    return root_DD
 
 
 def frechet_distance(real: Moments, generated: Moments) -> float:
-    """||m - m'||^2 + tr(C + C' - 2 (C C')^(1/2)) (Heusel et al. 2017, eq. 6); with Inception features this is the FID."""
+    """Return ||m - m'||^2 + tr(C + C' - 2 (C C')^(1/2)) (Heusel et al. 2017, eq. 6), which for
+    Inception features is the FID.
+
+    Raises ValueError for fewer than 2 samples.
+    """
     if real.count < 2 or generated.count < 2:
-        raise ValueError(f"a Frechet distance needs at least 2 samples of each, got {int(real.count)} and {int(generated.count)}")
+        raise ValueError(
+            "a Frechet distance needs at least 2 samples of both kinds, "
+            f"but there are {int(real.count)} real and {int(generated.count)} generated"
+        )
     root_DD = _root(real.covariance())
     # tr (C C')^(1/2) = tr (C^(1/2) C' C^(1/2))^(1/2), and that matrix is symmetric.
     values_D = torch.linalg.eigvalsh(root_DD @ generated.covariance() @ root_DD)
     cross = values_D.clamp_min(0).sqrt().sum()
     shift = (real.mean() - generated.mean()).square().sum()
-    return (shift + real.covariance().trace() + generated.covariance().trace() - 2 * cross).item()
+    distance: float = (shift + real.covariance().trace() + generated.covariance().trace() - 2 * cross).item()
+    return distance
 
 
 def _kernel_sum(x_ND: Tensor, y_MD: Tensor, chunk: int) -> Tensor:
-    """Sum over all pairs of the polynomial kernel (x y / D + 1)^3."""
+    """Sum the polynomial kernel (x y / D + 1)^3 over all pairs."""
     return torch.stack([((part @ y_MD.T) / x_ND.shape[1] + 1).pow(3).sum() for part in x_ND.split(chunk)]).sum()
 
 
 def kernel_distance(real_ND: Tensor, generated_MD: Tensor, chunk: int = 4096) -> float:
-    """KID: the unbiased squared maximum mean discrepancy with a cubic kernel, over all pairs (Binkowski et al. 2018, section 4 and eq. 4)."""
-    x, y = real_ND.detach().double(), generated_MD.detach().double()
-    n, m = len(x), len(y)
+    """Return the KID: the unbiased squared maximum mean discrepancy with a cubic kernel, over all
+    pairs (Binkowski et al. 2018, section 4 and eq. 4).
+
+    Raises ValueError for fewer than 2 samples.
+    """
+    x = real_ND.detach().double()
+    y = generated_MD.detach().double()
+    n = len(x)
+    m = len(y)
     if n < 2 or m < 2:
-        raise ValueError(f"a kernel distance needs at least 2 samples of each, got {n} and {m}")
+        raise ValueError(
+            f"a kernel distance needs at least 2 samples of both kinds, but there are {n} real and {m} generated"
+        )
 
     def within(z: Tensor) -> Tensor:
         own = (z.square().sum(1) / z.shape[1] + 1).pow(3).sum()
@@ -78,29 +104,41 @@ def kernel_distance(real_ND: Tensor, generated_MD: Tensor, chunk: int = 4096) ->
 
 
 class Manifold(NamedTuple):
-    """How the two sets overlap; each is 1 for equal distributions but for sampling."""
+    """Overlap of two sets of samples; for equal distributions every value is 1 up to sampling
+    noise."""
 
     precision: float
-    """Share of generated samples inside the balls of real ones (Kynkaanniemi et al. 2019, eq. 2)."""
+    """Share of generated samples inside the balls of real ones (Kynkaanniemi et al. 2019, eq.
+    2)."""
     recall: float
     """Share of real samples inside the balls of generated ones."""
     density: float
-    """Real balls around a generated sample, over k (Naeem et al. 2020, eq. 5)."""
+    """Number of real balls around a generated sample, divided by k (Naeem et al. 2020, eq. 5)."""
     coverage: float
     """Share of real balls with a generated sample inside (Naeem et al. 2020, eq. 6)."""
 
 
 def _radii(x_ND: Tensor, neighbours: int, chunk: int) -> Tensor:
-    """Distance of each sample to its `neighbours`-th nearest other one, shape (N,)."""
+    """Return the distance of each sample to its `neighbours`-th nearest other sample, shape
+    (N,)."""
     return torch.cat([torch.cdist(part, x_ND).kthvalue(neighbours + 1, dim=1).values for part in x_ND.split(chunk)])
 
 
 def manifold_overlap(real_ND: Tensor, generated_MD: Tensor, neighbours: int = 5, chunk: int = 4096) -> Manifold:
-    """Precision, recall, density and coverage with balls that reach the k-th nearest neighbour."""
-    x, y = real_ND.detach().double(), generated_MD.detach().double()
+    """Return precision, recall, density and coverage, with balls that reach the k-th nearest
+    neighbour.
+
+    Raises ValueError unless both sets have more than `neighbours` samples.
+    """
+    x = real_ND.detach().double()
+    y = generated_MD.detach().double()
     if min(len(x), len(y)) <= neighbours:
-        raise ValueError(f"{neighbours} neighbours need more than {neighbours} samples of each, got {len(x)} real and {len(y)} generated")
-    real_radii_N, generated_radii_M = _radii(x, neighbours, chunk), _radii(y, neighbours, chunk)
+        raise ValueError(
+            f"{neighbours} neighbours need more than {neighbours} samples of both kinds, "
+            f"but there are {len(x)} real and {len(y)} generated"
+        )
+    real_radii_N = _radii(x, neighbours, chunk)
+    generated_radii_M = _radii(y, neighbours, chunk)
     inside_real_M = y.new_zeros(len(y))
     recalled = covered = 0.0
     for part, radii in zip(x.split(chunk), real_radii_N.split(chunk), strict=True):
@@ -118,7 +156,8 @@ def manifold_overlap(real_ND: Tensor, generated_MD: Tensor, neighbours: int = 5,
 
 
 def in_sample_order(features_ND: Tensor, sample_N: Tensor) -> Tensor:
-    """Features gathered from several ranks in the order of their sample numbers, each number once, so that every world size gives the same set."""
+    """Sort features gathered from several ranks by sample number and drop repeated samples, so that
+    every world size gives the same set."""
     order_N = torch.argsort(sample_N, stable=True)
     numbers_N = sample_N[order_N]
     first_N = torch.ones_like(numbers_N, dtype=torch.bool)

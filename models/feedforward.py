@@ -1,12 +1,21 @@
-"""Linear layers with normal initial weights, and the dense SwiGLU feed-forward network."""
+"""Layers shared by several families: linear layers with normal initial weights, and the dense
+SwiGLU feed-forward network."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+
+
+class AutogradContext(FunctionCtx):
+    """Type of `ctx` in a `torch.autograd.Function`, whose stub leaves out the saved tensors."""
+
+    saved_tensors: tuple[Tensor, ...]
 
 
 class Linear(nn.Linear):
-    """A linear layer without bias whose weights start as normal numbers of standard deviation `std`."""
+    """A linear layer without bias, whose initial weights are normal with standard deviation
+    `std`."""
 
     def __init__(self, inputs: int, outputs: int, std: float = 0.02):
         self.std = std
@@ -19,7 +28,8 @@ class Linear(nn.Linear):
 
 
 class SwiGLU(nn.Module):
-    """W_down (silu(W_gate x) * W_up x) (Shazeer 2020, "GLU variants improve transformer", equation 6)."""
+    """W_down (silu(W_gate x) * W_up x) (Shazeer 2020, "GLU variants improve transformer", equation
+    6)."""
 
     def __init__(self, d_model: int, ffn: int, std: float = 0.02, out_std: float = 0.02):
         super().__init__()
@@ -28,5 +38,6 @@ class SwiGLU(nn.Module):
         self.down = Linear(ffn, d_model, out_std)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        """Apply to the last dimension: (..., D) -> (..., D)."""
+        y: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return y

@@ -1,29 +1,35 @@
-"""Parameters of a transformer and the arithmetic that a token costs, from the config alone: no weights are made.
+"""Number of parameters of a transformer, and FLOPs per token, computed from the config without
+making weights.
 
-Legend: L layers, D model width, H query heads, J key-value heads, C head width, F inner width, E experts, T positions, V vocabulary.
+Legend: L layers, D model width, H query heads, J key-value heads, C head width, F inner width, E
+experts, T positions, V vocabulary.
 """
 
 from typing import NamedTuple
 
 from models.moe import MoEConfig
-from models.routing import NoisyTopKRouter, experts_per_token
+from models.routing import NoisyTopKRouting, experts_per_token
 from models.transformer import TransformerConfig
 
 
 class Parameters(NamedTuple):
-    """How many parameters there are."""
+    """Numbers of parameters."""
 
     total: int
-    """All of them."""
+    """All parameters."""
     active: float
-    """Those that one token uses: of the routed experts only its own (on average, for expert_choice). Embeddings and norms included."""
+    """Parameters that one token uses, including embeddings and norms. Of the routed experts only
+    the token's own count (on average, for expert_choice)."""
     matmul: float
-    """Those of the active ones that a matrix product uses: N in 6 N. Without norms and embedding look-up, with the output matrix."""
+    """Active parameters that a matrix product uses: N in 6 N. Excludes norms and embedding look-up,
+    includes the output matrix."""
 
 
 def parameters(config: TransformerConfig, vocab_size: int) -> Parameters:
     """Count the parameters of `Transformer(config, vocab_size)`."""
-    layers, moe_layers, width = config.layers, len(config.moe_indices), config.d_model
+    layers = config.layers
+    moe_layers = len(config.moe_indices)
+    width = config.d_model
     head_width = config.head_width
     # D (H + 2J) C for query, key and value, H C D for the output.
     attention = layers * width * head_width * (2 * config.heads + 2 * config.kv_head_count)
@@ -38,29 +44,35 @@ def parameters(config: TransformerConfig, vocab_size: int) -> Parameters:
 
 
 def non_embedding(config: TransformerConfig) -> int:
-    """Parameters without the token embedding and the output matrix: N of Kaplan et al. 2020, section 2.1."""
+    """Count the parameters without the token embedding and the output matrix: N of Kaplan et al.
+    2020, section 2.1."""
     return parameters(config, vocab_size=0).total
 
 
 def _moe_parameters(moe: MoEConfig, width: int) -> tuple[float, float]:
-    """Parameters of one mixture-of-experts layer: (those that a token uses, all)."""
+    """Count the parameters of one mixture-of-experts layer: (used per token, all)."""
     expert = 3 * width * moe.ffn
-    always = width * moe.experts * (2 if isinstance(moe.router, NoisyTopKRouter) else 1) + 3 * width * moe.shared_expert
+    matrices = 2 if isinstance(moe.router, NoisyTopKRouting) else 1
+    always = width * moe.experts * matrices + 3 * width * moe.shared_expert
     return always + experts_per_token(moe.router) * expert, always + moe.experts * expert
 
 
 def forward_flops_per_token(config: TransformerConfig, vocab_size: int, seq_len: int) -> float:
-    """2 N + 4 L H C T: a multiplication and an addition for each parameter (Kaplan et al. 2020, table 1), and the two products of attention.
+    """Return the FLOPs per token of a forward pass, 2 N + 4 L H C T: a multiplication and an
+    addition per parameter (Kaplan et al. 2020, table 1), and the two products of attention.
 
-    Attention counts all T positions, whether masked or not, as is usual (Chowdhery et al. 2022, PaLM, appendix B). Drops are not subtracted.
+    Attention counts all T positions, masked or not, as is usual (Chowdhery et al. 2022, PaLM,
+    appendix B). Drops are not subtracted.
     """
     attention = 4 * config.layers * config.heads * config.head_width * seq_len
     return 2 * parameters(config, vocab_size).matmul + attention
 
 
 def flops_per_token(config: TransformerConfig, vocab_size: int, seq_len: int) -> float:
-    """Model FLOPs of one token in training: 6 N + 12 L H C T (PaLM, appendix B), forward and twice that backward.
+    """Return the model FLOPs per token in training, 6 N + 12 L H C T (PaLM, appendix B): the
+    forward pass, and twice that for the backward pass.
 
-    What activation checkpointing computes again does not count: divided by time and peak this is model FLOPs utilisation.
+    Recomputation by activation checkpointing does not count: divided by time and peak, this is
+    model FLOPs utilisation.
     """
     return 3 * forward_flops_per_token(config, vocab_size, seq_len)

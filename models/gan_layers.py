@@ -1,4 +1,5 @@
-"""Parts that several GAN networks share: packing, class projection, self-attention, the discriminator around a trunk.
+"""Parts shared by the GAN networks: packing, class projection, self-attention, and the
+discriminator around a trunk.
 
 M samples, P packs of consecutive samples (M = P * pack), F features, C channels, N positions.
 """
@@ -11,21 +12,29 @@ from models.spectral import SpectralConv2d, SpectralEmbedding, linear
 
 
 def pack_samples(x: Tensor, pack: int) -> Tensor:
-    """Each `pack` consecutive samples as one of `pack` times the channels: (M, C, ...) -> (M / pack, pack * C, ...) (Lin et al. 2018, PacGAN)."""
+    """Join each `pack` consecutive samples along channels: (M, C, ...) -> (M / pack, pack * C, ...)
+    (Lin et al. 2018, PacGAN).
+
+    Raises ValueError if M is not a multiple of `pack`.
+    """
     if x.shape[0] % pack:
-        raise ValueError(f"a batch of {x.shape[0]} samples does not divide into packs of {pack}: make the micro-batch a multiple of the pack")
+        raise ValueError(
+            f"a batch of {x.shape[0]} samples does not divide into packs of {pack}; "
+            "make the micro-batch a multiple of the pack"
+        )
     return x.reshape(x.shape[0] // pack, pack * x.shape[1], *x.shape[2:])
 
 
 class ClassEmbedding(nn.Embedding):
-    """A table of class vectors of length about 1."""
+    """An embedding of classes whose vectors have a length of about 1."""
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=self.embedding_dim**-0.5)
 
 
 class Discriminator(nn.Module):
-    """A trunk that turns packed samples into features, and a linear head with a class projection (Miyato & Koyama 2018, eq. 4)."""
+    """A trunk that maps packed samples to features, and a linear head with a class projection
+    (Miyato & Koyama 2018, eq. 4)."""
 
     def __init__(self, trunk: nn.Module, features: int, *, num_classes: int | None, pack: int, spectral: bool) -> None:
         super().__init__()
@@ -38,19 +47,21 @@ class Discriminator(nn.Module):
             self.projection = (SpectralEmbedding if spectral else ClassEmbedding)(num_classes * pack, features)
 
     def forward(self, x: Tensor, labels_M: Tensor | None = None) -> Tensor:
-        """One logit for each pack, shape (P,). Labels are needed if and only if the network is class-conditional."""
+        """Return one logit per pack, shape (P,). Labels are needed if and only if the network is
+        class-conditional."""
         h_PF = self.trunk(pack_samples(x, self.pack))
-        logits_P = self.head(h_PF).squeeze(1)
+        logits_P: Tensor = self.head(h_PF).squeeze(1)
         if self.projection is None:
             return logits_P
         assert labels_M is not None, "a class-conditional discriminator needs labels"
-        # Each place in the pack has its own class vectors.
-        place = torch.arange(self.pack, device=labels_M.device) * self.num_classes
-        return logits_P + (self.projection(labels_M.unflatten(0, (-1, self.pack)) + place).sum(1) * h_PF).sum(1)
+        # Each position in a pack has class vectors of its own.
+        position = torch.arange(self.pack, device=labels_M.device) * self.num_classes
+        y: Tensor = logits_P + (self.projection(labels_M.unflatten(0, (-1, self.pack)) + position).sum(1) * h_PF).sum(1)
+        return y
 
 
 class LabelledLatent(nn.Module):
-    """(z, label) -> z with the class vector behind it, shape (M, width); without classes z itself."""
+    """Appends the class vector to z: (M, width). Without classes it returns z itself."""
 
     def __init__(self, latent: int, num_classes: int | None, embedding: int = 32) -> None:
         super().__init__()
@@ -65,7 +76,8 @@ class LabelledLatent(nn.Module):
 
 
 class ImageSelfAttention(nn.Module):
-    """Self-attention on a quarter of the keys, behind a gain that starts at 0 (Zhang et al. 2019, SAGAN, section 3)."""
+    """Self-attention over a quarter of the keys, scaled by a gain that starts at 0 (Zhang et al.
+    2019, SAGAN, section 3)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -84,16 +96,25 @@ class ImageSelfAttention(nn.Module):
         query_MNC = self.query(x).flatten(2).transpose(1, 2)
         key_MCN = F.max_pool2d(self.key(x), 2).flatten(2)
         value_MCN = F.max_pool2d(self.value(x), 2).flatten(2)
-        # Written out, because a gradient penalty differentiates it twice and fused attention kernels cannot be.
+        # Written out, because a gradient penalty needs second derivatives, which fused attention
+        # kernels lack.
         attention_MNN = torch.softmax(query_MNC @ key_MCN, dim=-1)
         attended = (value_MCN @ attention_MNN.transpose(1, 2)).unflatten(2, x.shape[2:])
-        return x + self.gain * self.output(attended)
+        y: Tensor = x + self.gain * self.output(attended)
+        return y
 
 
 def append_group_std(x: Tensor, group: int) -> Tensor:
-    """One more channel with the mean standard deviation over each `group` consecutive samples (Karras et al. 2018, section 3)."""
+    """Append a channel with the mean standard deviation over each `group` consecutive samples
+    (Karras et al. 2018, section 3).
+
+    Raises ValueError if the number of samples is not a multiple of `group`.
+    """
     if x.shape[0] % group:
-        raise ValueError(f"a batch of {x.shape[0]} packs does not divide into groups of {group} for the standard deviation: make the micro-batch a multiple")
+        raise ValueError(
+            f"a batch of {x.shape[0]} packs does not divide into groups of {group} for the standard deviation; "
+            "make the micro-batch a multiple of it"
+        )
     variance = x.unflatten(0, (-1, group)).var(dim=1, correction=0)
     std = (variance + 1e-8).sqrt().flatten(1).mean(1).repeat_interleave(group)
     return torch.cat([x, std.view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])], dim=1)

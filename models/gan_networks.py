@@ -1,6 +1,7 @@
-"""The pairs of networks that a GAN job can name.
+"""Pairs of networks that a GAN job can name.
 
-Generators map (z of shape (M, latent), labels (M,) or None) to samples (M, *shape); discriminators map (samples, labels or None) to logits (M / pack,).
+Generators map (z (M, latent), labels (M,) or None) to samples (M, *shape). Discriminators map
+(samples, labels or None) to logits (M / pack,).
 """
 
 import math
@@ -18,12 +19,15 @@ GanNetworkConfig = MLPGanConfig | DCGANConfig | ResidualGanConfig | StyleGanConf
 
 
 def samples_together(config: GanNetworkConfig, pack: int = 1) -> int:
-    """Consecutive samples that must stay in one micro-batch: those that share a batch norm, a standard deviation or a verdict."""
+    """Return the number of consecutive samples that must stay in one micro-batch, because they
+    share a batch norm, a standard deviation or a logit."""
     match config:
         case MLPGanConfig():
             return math.lcm(pack, config.batch_norm_group if config.batch_norm else 1)
         case DCGANConfig():
-            return math.lcm(config.batch_norm_group, pack * (config.batch_norm_group if config.discriminator_norm == "batch" else 1))
+            return math.lcm(
+                config.batch_norm_group, pack * (config.batch_norm_group if config.discriminator_norm == "batch" else 1)
+            )
         case ResidualGanConfig():
             return math.lcm(pack, config.batch_norm_group)
         case StyleGanConfig():
@@ -31,7 +35,7 @@ def samples_together(config: GanNetworkConfig, pack: int = 1) -> int:
 
 
 def build_generator(config: GanNetworkConfig, shape: Sequence[int], num_classes: int | None = None) -> nn.Module:
-    """The generator that `config` names, for samples of `shape`."""
+    """Build the generator that `config` names, for samples of `shape`."""
     match config:
         case MLPGanConfig():
             return MLPGenerator(config, shape, num_classes)
@@ -43,8 +47,11 @@ def build_generator(config: GanNetworkConfig, shape: Sequence[int], num_classes:
             return StyleGenerator(config, shape, num_classes)
 
 
-def build_discriminator(config: GanNetworkConfig, shape: Sequence[int], num_classes: int | None = None, pack: int = 1) -> Discriminator:
-    """The discriminator that `config` names; it judges `pack` consecutive samples at a time."""
+def build_discriminator(
+    config: GanNetworkConfig, shape: Sequence[int], num_classes: int | None = None, pack: int = 1
+) -> Discriminator:
+    """Build the discriminator that `config` names; it judges `pack` consecutive samples
+    together."""
     match config:
         case MLPGanConfig():
             return mlp_discriminator(config, shape, num_classes, pack)

@@ -1,4 +1,5 @@
-"""The residual GAN of BigGAN (Brock et al. 2019, appendix B): class-conditional batch norm, spectral norm, self-attention. Images are in [-1, 1]."""
+"""The residual GAN of BigGAN (Brock et al. 2019, appendix B): conditional batch norm, spectral
+norm, self-attention. Images are in [-1, 1]."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,16 +17,16 @@ from models.spectral import SpectralConv2d, SpectralLinear
 
 @dataclass(frozen=True, kw_only=True)
 class ResidualGanConfig:
-    """Residual blocks with conditional batch norm."""
+    """BigGAN's generator and discriminator: residual blocks with conditional batch norm."""
 
     name: Literal["residual"] = "residual"
     """Selects this network."""
     latent: int = 120
-    """Dimensions of z; every batch norm is conditioned on all of z and on the class."""
+    """Dimensions of z. Every batch norm is conditioned on all of z and on the class."""
     channels: tuple[int, ...] = (64, 128)
-    """Channels of each level, at the image's resolution and at 1/2, ... of it, of both networks."""
+    """Channels of each level of both networks, at the image's resolution, 1/2 of it, and so on."""
     attention_level: int | None = 0
-    """Level with self-attention, 0 being the full resolution; none if not given."""
+    """Level with self-attention, 0 being the full resolution; null for none."""
     class_embedding: int = 128
     """Width of the class vectors."""
     batch_norm_group: int = 32
@@ -34,11 +35,14 @@ class ResidualGanConfig:
     def __post_init__(self) -> None:
         if self.attention_level is not None and not 0 <= self.attention_level < len(self.channels):
             levels = len(self.channels)
-            raise ValueError(f"network.attention_level is {self.attention_level}, but channels has {levels} levels: choose 0 to {levels - 1}")
+            raise ValueError(
+                f"network.attention_level is {self.attention_level}, but channels has {levels} levels; "
+                f"choose 0 to {levels - 1}"
+            )
 
 
 class GeneratorBlock(nn.Module):
-    """Doubles the resolution."""
+    """A residual block that doubles the resolution."""
 
     def __init__(self, inputs: int, outputs: int, condition: int, group: int) -> None:
         super().__init__()
@@ -46,7 +50,8 @@ class GeneratorBlock(nn.Module):
         def gain(inputs: int, outputs: int) -> nn.Linear:
             return SpectralLinear(inputs, outputs, bias=False)
 
-        # No biases: a batch norm follows on every path and takes them out again, but Adam would make steps of their rounding errors.
+        # No biases: batch norm follows on every path and cancels them, but Adam would turn their
+        # rounding errors into steps.
         self.norm1 = ConditionalBatchNorm(inputs, condition, group, gain)
         self.conv1 = SpectralConv2d(inputs, outputs, 3, padding=1, bias=False)
         self.norm2 = ConditionalBatchNorm(outputs, condition, group, gain)
@@ -56,11 +61,12 @@ class GeneratorBlock(nn.Module):
     def forward(self, x: Tensor, condition_MD: Tensor) -> Tensor:
         h = self.conv1(F.interpolate(F.relu(self.norm1(x, condition_MD)), scale_factor=2.0))
         h = self.conv2(F.relu(self.norm2(h, condition_MD)))
-        return h + self.shortcut(F.interpolate(x, scale_factor=2.0))
+        y: Tensor = h + self.shortcut(F.interpolate(x, scale_factor=2.0))
+        return y
 
 
 class ResidualGenerator(nn.Module):
-    """z (M, L) -> images (M, C, H, W)."""
+    """Maps z (M, L) to images (M, C, H, W)."""
 
     def __init__(self, config: ResidualGanConfig, shape: Sequence[int], num_classes: int | None) -> None:
         super().__init__()
@@ -75,7 +81,9 @@ class ResidualGenerator(nn.Module):
             self.blocks.append(GeneratorBlock(inputs, outputs, self.condition.width, config.batch_norm_group))
             inputs = outputs
         self.attend_after = None if config.attention_level is None else levels - 1 - config.attention_level
-        self.attention = nn.Identity() if config.attention_level is None else ImageSelfAttention(config.channels[config.attention_level])
+        self.attention: nn.Module = nn.Identity()
+        if config.attention_level is not None:
+            self.attention = ImageSelfAttention(config.channels[config.attention_level])
         self.norm = ScaledBatchNorm(inputs, config.batch_norm_group)
         self.to_image = SpectralConv2d(inputs, shape[0], 3, padding=1)
 
@@ -90,7 +98,8 @@ class ResidualGenerator(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """Halves the resolution; the first block takes raw pixels, which no ReLU may cut."""
+    """A residual block that halves the resolution. The first block sees raw pixels, which no ReLU
+    may clip."""
 
     def __init__(self, inputs: int, outputs: int, first: bool) -> None:
         super().__init__()
@@ -105,22 +114,26 @@ class DiscriminatorBlock(nn.Module):
 
 
 class SumPool(nn.Module):
-    """(M, C, H, W) -> (M, C): ReLU, then the sum over positions."""
+    """ReLU, then the sum over positions: (M, C, H, W) -> (M, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x).sum(dim=(2, 3))
 
 
-def residual_discriminator(config: ResidualGanConfig, shape: Sequence[int], num_classes: int | None, pack: int) -> Discriminator:
-    """Images (M, C, H, W) -> logits (M / pack,)."""
+def residual_discriminator(
+    config: ResidualGanConfig, shape: Sequence[int], num_classes: int | None, pack: int
+) -> Discriminator:
+    """Build a discriminator that maps images (M, C, H, W) to logits (M / pack,)."""
     check_halvings(shape, len(config.channels))
-    inputs, layers = shape[0] * pack, list[nn.Module]()
+    inputs = shape[0] * pack
+    layers = list[nn.Module]()
     for level, outputs in enumerate(config.channels):
         if level == config.attention_level and level > 0:
             layers.append(ImageSelfAttention(inputs))
         layers.append(DiscriminatorBlock(inputs, outputs, first=level == 0))
         inputs = outputs
-    # At full resolution the discriminator has raw pixels only, so its attention comes one level later than the generator's.
+    # At full resolution the discriminator has only raw pixels, so its attention sits one level
+    # below the generator's.
     if config.attention_level == 0:
         layers.insert(1, ImageSelfAttention(config.channels[0]))
     return Discriminator(nn.Sequential(*layers, SumPool()), inputs, num_classes=num_classes, pack=pack, spectral=True)

@@ -1,6 +1,9 @@
-"""The style-based GAN (Karras et al. 2020, StyleGAN2): mapping network, modulated convolutions, residual discriminator. Images are in [-1, 1].
+"""The style-based GAN (Karras et al. 2020, StyleGAN2): mapping network, modulated convolutions,
+residual discriminator.
 
-There is no noise input: StyleGAN3 (Karras et al. 2021) drops it, and then an image depends on z alone.
+Images are in [-1, 1]. Noise inputs are left out, as in StyleGAN3 (Karras et al. 2021), so an image
+depends on z alone.
+
 M samples, W style width, C channels.
 """
 
@@ -20,25 +23,28 @@ from models.shapes import check_halvings
 
 @dataclass(frozen=True, kw_only=True)
 class StyleGanConfig:
-    """Mapping network and modulated convolutions."""
+    """StyleGAN2's generator and discriminator: mapping network and modulated convolutions."""
 
     name: Literal["style"] = "style"
     """Selects this network."""
     latent: int = 128
     """Dimensions of z and of the style w."""
     mapping_layers: int = 2
-    """Layers of the mapping network; its learning rate is a hundredth of the others' (Karras et al. 2019, appendix C)."""
+    """Layers of the mapping network, whose learning rate is a hundredth of the other layers'
+    (Karras et al. 2019, appendix C)."""
     channels: tuple[int, ...] = (64, 128)
-    """Channels of each level, at the image's resolution and at 1/2, ... of it, of both networks."""
+    """Channels of each level of both networks, at the image's resolution, 1/2 of it, and so on."""
     std_group: int = 4
-    """Consecutive packs over which the discriminator sees a standard deviation."""
+    """Number of consecutive packs over which the discriminator computes a standard deviation."""
 
 
 class EqualLinear(nn.Linear):
-    """Weights are stored as N(0, 1) / rate and scaled when used (Karras et al. 2018, section 4.1), so that Adam moves all layers alike."""
+    """A linear layer whose weights are stored as N(0, 1) / rate and scaled when used, so that Adam
+    moves all layers alike (Karras et al. 2018, section 4.1)."""
 
     def __init__(self, inputs: int, outputs: int, rate: float = 1.0, bias: float = 0.0) -> None:
-        self.rate, self.start = rate, bias
+        self.rate = rate
+        self.start = bias
         super().__init__(inputs, outputs)
 
     def reset_parameters(self) -> None:
@@ -50,7 +56,8 @@ class EqualLinear(nn.Linear):
 
 
 class EqualConv2d(nn.Conv2d):
-    """A convolution of odd kernel that keeps the resolution, with weights scaled when used."""
+    """A convolution with an odd kernel that keeps the resolution; its weights are scaled when
+    used."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
         super().__init__(inputs, outputs, kernel, padding=kernel // 2)
@@ -62,11 +69,13 @@ class EqualConv2d(nn.Conv2d):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight * self.scale, self.bias)
+        y: Tensor = self._conv_forward(x, self.weight * self.scale, self.bias)
+        return y
 
 
 class ModulatedConv2d(EqualConv2d):
-    """A convolution whose input channels are scaled by a style and whose output is scaled back to unit variance (Karras et al. 2020, eq. 1 to 3)."""
+    """A convolution whose input channels are scaled by a style, and whose output is rescaled to
+    unit variance (Karras et al. 2020, eq. 1 to 3)."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, style: int, demodulate: bool = True) -> None:
         super().__init__(inputs, outputs, kernel)
@@ -77,7 +86,8 @@ class ModulatedConv2d(EqualConv2d):
         assert w_MW is not None
         style_MC = self.affine(w_MW)
         weight = self.weight * self.scale
-        # Scaling the activations is the same as scaling each sample's kernel, and needs one convolution for all samples.
+        # Scaling the activations equals scaling each sample's kernel, and needs one convolution for
+        # all samples.
         y = F.conv2d(x * style_MC[:, :, None, None], weight, padding=self.padding)
         if self.demodulate:
             y = y * torch.rsqrt(style_MC.square() @ weight.square().sum(dim=(2, 3)).T + 1e-8)[:, :, None, None]
@@ -86,7 +96,7 @@ class ModulatedConv2d(EqualConv2d):
 
 
 class Mapping(nn.Module):
-    """(z, label) -> style w (M, W)."""
+    """Maps (z, label) to the style w (M, W)."""
 
     def __init__(self, config: StyleGanConfig, num_classes: int | None) -> None:
         super().__init__()
@@ -95,7 +105,7 @@ class Mapping(nn.Module):
         self.layers = nn.ModuleList([EqualLinear(i, o, rate=0.01) for i, o in pairwise(widths)])
 
     def forward(self, z: Tensor, labels_M: Tensor | None) -> Tensor:
-        h = self.condition(z, labels_M)
+        h: Tensor = self.condition(z, labels_M)
         h = h * torch.rsqrt(h.square().mean(dim=1, keepdim=True) + 1e-8)
         for layer in self.layers:
             h = F.leaky_relu(layer(h), 0.2) * math.sqrt(2)
@@ -116,15 +126,19 @@ class StyledPair(nn.Module):
 
 
 class StyleGenerator(nn.Module):
-    """z (M, L) -> images (M, C, H, W); the images of all resolutions are added up (Karras et al. 2020, figure 7)."""
+    """Maps z (M, L) to images (M, C, H, W), as the sum of the images of all resolutions (Karras et
+    al. 2020, figure 7)."""
 
     def __init__(self, config: StyleGanConfig, shape: Sequence[int], num_classes: int | None) -> None:
         super().__init__()
         levels = len(config.channels)
         check_halvings(shape, levels - 1)
         self.mapping = Mapping(config, num_classes)
-        self.constant = nn.Parameter(torch.empty(config.channels[-1], shape[1] >> (levels - 1), shape[2] >> (levels - 1)))
-        self.convolutions, self.to_image = nn.ModuleList(), nn.ModuleList()
+        self.constant = nn.Parameter(
+            torch.empty(config.channels[-1], shape[1] >> (levels - 1), shape[2] >> (levels - 1))
+        )
+        self.convolutions = nn.ModuleList()
+        self.to_image = nn.ModuleList()
         inputs = config.channels[-1]
         for outputs in reversed(config.channels):
             self.convolutions.append(StyledPair(inputs, outputs, config.latent))
@@ -141,7 +155,8 @@ class StyleGenerator(nn.Module):
         image = x.new_zeros(())
         for level, (pair, to_image) in enumerate(zip(self.convolutions, self.to_image, strict=True)):
             if level > 0:
-                x, image = _double(x), _double(image)
+                x = _double(x)
+                image = _double(image)
             x = pair(x, w_MW)
             image = image + to_image(x, w_MW)
         return image
@@ -152,7 +167,7 @@ def _double(x: Tensor) -> Tensor:
 
 
 class StyleBlock(nn.Module):
-    """Residual block that halves the resolution (Karras et al. 2020, section 4.1)."""
+    """A residual block that halves the resolution (Karras et al. 2020, section 4.1)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -163,11 +178,13 @@ class StyleBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = F.leaky_relu(self.conv1(x), 0.2) * math.sqrt(2)
         h = F.leaky_relu(self.conv2(F.avg_pool2d(h, 2)), 0.2) * math.sqrt(2)
-        return (h + self.shortcut(F.avg_pool2d(x, 2))) / math.sqrt(2)
+        y: Tensor = (h + self.shortcut(F.avg_pool2d(x, 2))) / math.sqrt(2)
+        return y
 
 
 class StyleTail(nn.Module):
-    """(P, C, h, w) -> features (P, F), with the standard deviation over groups of packs."""
+    """Maps (P, C, h, w) to features (P, F), with the standard deviation over groups of packs as an
+    extra channel."""
 
     def __init__(self, channels: int, positions: int, features: int, group: int) -> None:
         super().__init__()
@@ -180,12 +197,16 @@ class StyleTail(nn.Module):
         return F.leaky_relu(self.linear(h.flatten(1)), 0.2) * math.sqrt(2)
 
 
-def style_discriminator(config: StyleGanConfig, shape: Sequence[int], num_classes: int | None, pack: int) -> Discriminator:
-    """Images (M, C, H, W) -> logits (M / pack,)."""
+def style_discriminator(
+    config: StyleGanConfig, shape: Sequence[int], num_classes: int | None, pack: int
+) -> Discriminator:
+    """Build a discriminator that maps images (M, C, H, W) to logits (M / pack,)."""
     levels = len(config.channels)
     check_halvings(shape, levels - 1)
     layers: list[nn.Module] = [EqualConv2d(shape[0] * pack, config.channels[0], 1), nn.LeakyReLU(0.2)]
     layers += [StyleBlock(i, o) for i, o in pairwise(config.channels)]
     positions = (shape[1] >> (levels - 1)) * (shape[2] >> (levels - 1))
     layers.append(StyleTail(config.channels[-1], positions, config.channels[-1], config.std_group))
-    return Discriminator(nn.Sequential(*layers), config.channels[-1], num_classes=num_classes, pack=pack, spectral=False)
+    return Discriminator(
+        nn.Sequential(*layers), config.channels[-1], num_classes=num_classes, pack=pack, spectral=False
+    )

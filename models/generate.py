@@ -1,4 +1,4 @@
-"""Sampling text from a causal transformer, one token at a time, with cached keys and values.
+"""Generates text from a causal transformer, one token at a time, with cached keys and values.
 
 Legend: B samples, T positions, V vocabulary.
 """
@@ -20,19 +20,23 @@ def generate(
     generator: torch.Generator | None = None,
     stop: int | None = None,
 ) -> Tensor:
-    """`prompt_BT` (at least one token) followed by `n` generated tokens: (B, T + n), int64; by fewer once all samples have the token `stop` among them.
+    """Append `n` generated tokens to `prompt_BT` (at least one token): (B, T) -> (B, T + n), int64.
 
-    Temperature 0 takes the most probable token; `top_k` draws from the k most probable only. Experts are dropless, as in evaluation.
-    ValueError for a bidirectional model or an empty prompt.
+    Stops early once every sample has generated the token `stop`. Temperature 0 selects the most
+    probable token; `top_k` samples from the k most probable tokens only. Experts are dropless, as
+    in evaluation. Raises ValueError for a bidirectional model or an empty prompt.
     """
     if not model.config.causal:
-        raise ValueError("generate: the model is bidirectional (causal: false) and cannot write text from left to right")
+        raise ValueError(
+            "generate: the model is bidirectional (causal: false) and cannot write text from left to right"
+        )
     if prompt_BT.shape[1] == 0:
         raise ValueError("generate: the prompt has 0 tokens; give it at least 1")
     training = model.training
     model.eval()
     caches = [KVCache() for _ in model.blocks]
-    tokens_BT, new_BT = prompt_BT, prompt_BT
+    tokens_BT = prompt_BT
+    new_BT = prompt_BT
     for _ in range(n):
         logits_BV = model(new_BT, caches=caches)[0][:, -1].float()
         new_BT = choose(logits_BV, temperature, top_k, generator)
@@ -44,7 +48,7 @@ def generate(
 
 
 def choose(logits_BV: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
-    """One token for each sample: (B, 1)."""
+    """Sample one token per sample from logits (B, V): (B, 1)."""
     if temperature == 0:
         return logits_BV.argmax(-1, keepdim=True)
     if top_k is not None:

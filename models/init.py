@@ -1,7 +1,9 @@
-"""Initial weights that depend on the seed and the module's name alone, so that sharding changes nothing.
+"""Initial weights that depend on the seed and the module's name alone, so that sharding changes
+nothing.
 
-Every module that owns parameters fills them in `reset_parameters()`, as torch's own layers do, drawing from
-torch's global generator. `initialise` visits the modules by name and gives each its own seeded generator.
+Every module that owns parameters fills them in `reset_parameters()`, as torch's own layers do,
+drawing from torch's global generator. `initialise` visits the modules by name and gives each a
+seeded generator of its own.
 """
 
 import hashlib
@@ -11,27 +13,30 @@ from torch import nn
 
 
 def stable_hash(*parts: object) -> int:
-    """A 63-bit integer from `parts`, the same in every process and on every machine (unlike `hash`)."""
+    """Return a 63-bit integer computed from `parts`, the same in every process and on every machine
+    (unlike `hash`)."""
     digest = hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def no_decay(parameter: nn.Parameter) -> nn.Parameter:
-    """Tag `parameter` so that the optimiser applies no weight decay to it."""
+    """Tag `parameter` so that the optimiser applies no weight decay to it, and return it."""
     parameter.decay = False  # type: ignore[attr-defined]
     return parameter
 
 
 def decays(parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: to matrices and stacks of matrices, unless tagged by `no_decay`."""
+    """Return whether weight decay applies: to matrices and stacks of matrices, unless `no_decay`
+    tagged them."""
     return getattr(parameter, "decay", parameter.ndim >= 2)
 
 
 @torch.no_grad()
 def initialise(model: nn.Module, seed: int) -> None:
-    """Fill all parameters and buffers of `model` in place from (`seed`, module name).
+    """Fill all parameters and buffers of `model` in place, from (`seed`, module name).
 
-    The order of modules, the number of ranks and what was drawn before do not matter. The global generator is left as it was.
+    The order of modules, the number of ranks and earlier draws do not matter. The global generator
+    is left unchanged.
     """
     for name, module in model.named_modules():
         if not any(True for _ in module.parameters(recurse=False)):

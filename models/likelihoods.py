@@ -1,7 +1,8 @@
-"""The likelihoods p(x | z) of a VAE: how a decoder's output scores an image.
+"""The likelihoods p(x | z) of a VAE, which score an image under a decoder's output.
 
-Data x are in [0, 1], shape (M, C, ...) for M samples of C channels. A decoder gives `parameters_per_value` * C channels.
-Every `log_prob` sums over the dimensions of a sample: shape (M,), in nats.
+Data x are in [0, 1], shape (M, C, ...) for M samples of C channels. A decoder returns
+`parameters_per_value` * C channels. Every `log_prob` sums over the dimensions of a sample: shape
+(M,), in nats.
 """
 
 import math
@@ -17,7 +18,8 @@ from models.losses import binary_cross_entropy
 
 @dataclass(frozen=True, kw_only=True)
 class BernoulliConfig:
-    """Independent binary pixels. For pixels between 0 and 1 this is the usual cross-entropy, which is no density."""
+    """Independent binary pixels. For pixels between 0 and 1 this is the usual cross-entropy, which
+    is not a density."""
 
     name: Literal["bernoulli"] = "bernoulli"
     """Selects this likelihood."""
@@ -30,18 +32,20 @@ class GaussianConfig:
     name: Literal["gaussian"] = "gaussian"
     """Selects this likelihood."""
     variance: Literal["fixed", "shared", "per_pixel"] = "shared"
-    """`fixed`: `std` itself; `shared`: one learned standard deviation that starts at `std`; `per_pixel`: given by the decoder."""
+    """`fixed`: `std` itself; `shared`: one learned standard deviation that starts at `std`;
+    `per_pixel`: predicted by the decoder."""
     std: float = 0.1
     """Standard deviation of a pixel, in units of x; unused if `per_pixel`."""
 
     def __post_init__(self) -> None:
         if self.std <= 0:
-            raise ValueError(f"likelihood.std is {self.std}: a standard deviation is above 0, for example 0.1")
+            raise ValueError(f"likelihood.std is {self.std}, which must be above 0; use 0.1, for example")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiscretisedLogisticConfig:
-    """A logistic density integrated over each of `levels` grey values: a probability, so its bits can be compared with a codec's."""
+    """A logistic density integrated over each of `levels` grey values: a probability, so that its
+    bits can be compared with a codec's."""
 
     name: Literal["discretised_logistic"] = "discretised_logistic"
     """Selects this likelihood."""
@@ -50,34 +54,38 @@ class DiscretisedLogisticConfig:
 
     def __post_init__(self) -> None:
         if self.levels < 2:
-            raise ValueError(f"likelihood.levels is {self.levels}: an image has at least 2 grey values")
+            raise ValueError(
+                f"likelihood.levels is {self.levels}, but an image has at least 2 grey values; use 256 for bytes"
+            )
 
 
 LikelihoodConfig = BernoulliConfig | GaussianConfig | DiscretisedLogisticConfig
 
 
 class Likelihood(nn.Module):
-    """What the VAE asks of a likelihood."""
+    """Interface of a likelihood, as the VAE uses it."""
 
     parameters_per_value: int = 1
     discrete: bool = False
-    """Whether `log_prob` is a probability (bits per dimension are then at least 0) and not a density."""
+    """Whether `log_prob` is a probability, whose bits per dimension are at least 0, rather than a
+    density."""
 
     def forward(self, output: Tensor, x: Tensor) -> Tensor:
-        """`log_prob`, as a call of the module: what shards parameters gathers them around calls."""
+        """Compute `log_prob` as a call of the module, because sharded parameters are gathered
+        around calls."""
         return self.log_prob(output, x)
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
-        """log p(x | output) in nats, shape (M,)."""
+        """Return log p(x | output) in nats, shape (M,)."""
         raise NotImplementedError
 
     def mean(self, output: Tensor) -> Tensor:
-        """The expected image, of the shape of x."""
+        """Return the expected image, of the shape of x."""
         raise NotImplementedError
 
 
 class Bernoulli(Likelihood):
-    """The decoder gives logits."""
+    """Bernoulli likelihood; the decoder returns logits."""
 
     discrete = True
 
@@ -89,10 +97,12 @@ class Bernoulli(Likelihood):
 
 
 class Gaussian(Likelihood):
-    """The decoder gives means, and log standard deviations if `per_pixel`."""
+    """Gaussian likelihood; the decoder returns means, and log standard deviations if
+    `per_pixel`."""
 
     smallest_log_std = -6.0
-    """Below this a perfectly fitted pixel (a black border) would send the density to infinity."""
+    """Lower bound of a predicted log standard deviation: below it, a perfectly fitted pixel (a
+    black border) would send the density to infinity."""
 
     def __init__(self, config: GaussianConfig) -> None:
         super().__init__()
@@ -103,7 +113,7 @@ class Gaussian(Likelihood):
             self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start the learned standard deviation, where there is one, at `std`."""
+        """Start the learned standard deviation, if there is one, at `std`."""
         nn.init.constant_(self.log_std, math.log(self.config.std))
 
     def _moments(self, output: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,7 +136,8 @@ class Gaussian(Likelihood):
 
 
 class DiscretisedLogistic(Likelihood):
-    """The decoder gives means and log scales (Kingma et al. 2016, eq. 17; Salimans et al. 2017, eq. 2)."""
+    """Discretised logistic likelihood; the decoder returns means and log scales (Kingma et al.
+    2016, eq. 17; Salimans et al. 2017, eq. 2)."""
 
     parameters_per_value = 2
     discrete = True
@@ -142,10 +153,16 @@ class DiscretisedLogistic(Likelihood):
         half = 0.5 / (self.levels - 1)
         upper = (x - mean + half) * inverse_scale
         lower = (x - mean - half) * inverse_scale
-        # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)): no cancellation far from the mean. The outermost values take the whole tail.
-        first, last = x < half, x > 1 - half
+        # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)): no cancellation far
+        # from the mean. The outermost values include the whole tail.
+        first = x < half
+        last = x > 1 - half
         log_width = torch.log(-torch.expm1(-2 * half * inverse_scale))
-        log_p = F.logsigmoid(upper).masked_fill(last, 0.0) + F.logsigmoid(-lower).masked_fill(first, 0.0) + log_width.masked_fill(first | last, 0.0)
+        log_p = (
+            F.logsigmoid(upper).masked_fill(last, 0.0)
+            + F.logsigmoid(-lower).masked_fill(first, 0.0)
+            + log_width.masked_fill(first | last, 0.0)
+        )
         return log_p.flatten(1).sum(1)
 
     def mean(self, output: Tensor) -> Tensor:
@@ -153,7 +170,7 @@ class DiscretisedLogistic(Likelihood):
 
 
 def build_likelihood(config: LikelihoodConfig) -> Likelihood:
-    """The likelihood that `config` names."""
+    """Build the likelihood that `config` names."""
     match config:
         case BernoulliConfig():
             return Bernoulli()

@@ -1,4 +1,4 @@
-"""Plain multi-layer perceptrons, used by the VAE and by the toy GAN."""
+"""Plain multi-layer perceptrons."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -7,7 +7,8 @@ from torch import nn
 
 
 def mlp(sizes: Sequence[int], activation: Callable[[], nn.Module] = nn.SiLU) -> nn.Sequential:
-    """Linear layers through `sizes` (input first, output last) with `activation` between them; a single layer is purely linear."""
+    """Build linear layers through `sizes` (input first, output last) with `activation` between
+    them; a single layer is purely linear."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), activation()]

@@ -1,10 +1,26 @@
-"""The mixture-of-experts layer on one device: route, sort tokens by expert, apply the experts, combine.
+"""The mixture-of-experts layer on one device. A forward pass takes eight steps:
 
-The layer knows its experts only as `self.experts(x_AD, counts_E) -> y_AD`; trainer/expert_parallel.py replaces that module by
-one that sends the rows to other ranks. Whatever looks at more than one token (capacity, drops, balance loss) does so within a
-routing group of `group` consecutive samples, so the result does not depend on how a batch is split into micro-batches.
+    1 group    samples into routing groups   layer.py                            x_BTD -> x_GND
+    2 score    every token for every expert  router.py                           logits_GNE
+    3 choose   experts and gates per token   policies.py                         expert_GA, gate_GA
+    4 keep     assignments within capacity   policies.py                         keep_GA
+    5 sort     tokens' rows by expert        dispatch.py                         x_AD, counts_E
+    6 send     rows to their experts' ranks  trainer/engines/expert_parallel.py  x_AD
+    7 apply    each expert to its own rows   experts.py                          y_AD
+    8 combine  rows of each token by gate    dispatch.py                         y_AD -> y_BTD
 
-Legend: B samples, T positions, D model width, G routing groups, N tokens of a group, A assignments, E experts, K experts of a token.
+Step 4 is needed only with a capacity. Step 6 is needed only with experts on several ranks: it sends
+the rows there and returns the results. Then a shared expert, if configured, is added, and the
+router's losses and statistics are computed.
+
+The layer knows its experts only as `self.experts(x_AD, counts_E) -> y_AD`:
+trainer/engines/expert_parallel.py replaces that module by one that exchanges rows with other ranks.
+Every computation across tokens (capacity, drops, balance loss) stays within a routing group of
+`group` consecutive samples, so the result does not depend on how a batch is split into
+micro-batches.
+
+Legend: B samples, T positions, D model width, G routing groups, N tokens per group, A assignments,
+E experts, K experts per token.
 """
 
 import math
@@ -15,17 +31,17 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.dispatch import combine, dispatch, plan
+from models.dispatch import combine, dispatch, sort_by_expert
 from models.experts import Experts
 from models.feedforward import SwiGLU
 from models.random import derive, uniform
 from models.router import Router
 from models.routing import (
-    ExpertChoiceRouter,
-    NoisyTopKRouter,
-    RouterConfig,
-    Routing,
-    SwitchRouter,
+    Assignments,
+    ExpertChoiceRouting,
+    NoisyTopKRouting,
+    RoutingConfig,
+    SwitchRouting,
     count,
     experts_per_token,
     load_balance,
@@ -36,115 +52,161 @@ from models.routing import (
 
 @dataclass(frozen=True, kw_only=True)
 class MoEConfig:
-    """One mixture-of-experts layer."""
+    """Sizes, routing and losses of a mixture-of-experts layer."""
 
     experts: int
     """Number of experts."""
     ffn: int
     """Inner width of each expert."""
-    router: RouterConfig = field(default_factory=SwitchRouter)
-    """How tokens find their experts."""
+    router: RoutingConfig = field(default_factory=SwitchRouting)
+    """Routing that assigns tokens to experts."""
     capacity_factor: float | None = None
-    """Room of an expert in a routing group, in multiples of the mean load; what exceeds it is dropped. None: dropless."""
+    """Capacity of an expert per routing group, in multiples of the mean load; assignments beyond it
+    are dropped. null: dropless."""
     eval_capacity_factor: float | None = None
-    """The same in evaluation."""
+    """Capacity factor in evaluation; null: dropless."""
     drop_policy: Literal["position", "probability"] = "position"
-    """Who finds room first: first choices before second ones, early tokens before late ones; or the larger gate (V-MoE's batch priority)."""
+    """Order in which assignments fill the capacity. `position`: first choices before second
+    choices, early tokens before late ones; `probability`: larger gates first (batch priority of
+    V-MoE)."""
     jitter: float = 0.0
-    """In training the router's input is multiplied by uniform noise from [1 - jitter, 1 + jitter]."""
+    """Half-width of the uniform noise from [1 - jitter, 1 + jitter] that multiplies the router's
+    input in training."""
     balance_loss: float = 0.01
-    """Factor of the balance loss."""
+    """Weight of the balance loss."""
     z_loss: float = 0.001
-    """Factor of the router z-loss."""
+    """Weight of the router z-loss."""
     balance: Literal["group", "global"] = "group"
-    """Whose load the balance loss evens out: each routing group's own, or that of the whole batch, taken from the step before."""
+    """Load that the balance loss evens out: each routing group's own, or the whole batch's, taken
+    from the previous step."""
     shared_expert: int = 0
-    """Inner width of an expert that serves every token, beside the routed ones (DeepSeekMoE); 0 for none."""
+    """Inner width of an expert that serves every token in addition to the routed experts
+    (DeepSeekMoE); 0 for none."""
     group: int = 1
-    """Consecutive samples that form one routing group; a micro-batch holds whole groups."""
+    """Number of consecutive samples that form a routing group; a micro-batch holds whole groups."""
     control: Literal["none", "frozen", "permuted"] = "none"
-    """What a proof compares routing with: a router whose weights stay as they start, or one whose choices, gates included, are handed to
-    other tokens of the group at random."""
+    """Control of a proof, with which routing is compared. `frozen`: the router keeps its initial
+    weights; `permuted`: the tokens of a group exchange their choices, gates included, at random."""
 
     def __post_init__(self) -> None:
         if self.experts < 1 or self.ffn < 1 or self.group < 1:
-            raise ValueError(f"moe: experts {self.experts}, ffn {self.ffn} and group {self.group} must all be at least 1")
+            raise ValueError(
+                f"moe: experts {self.experts}, ffn {self.ffn} and group {self.group} must all be at least 1"
+            )
         if not 0 <= self.jitter < 1 or min(self.balance_loss, self.z_loss, self.shared_expert) < 0:
-            given = f"jitter {self.jitter}, balance_loss {self.balance_loss}, z_loss {self.z_loss} and shared_expert {self.shared_expert}"
-            raise ValueError(f"moe: {given} must not be below 0, and jitter must be below 1")
-        most = self.experts - isinstance(self.router, NoisyTopKRouter)
+            raise ValueError(
+                f"moe: jitter {self.jitter}, balance_loss {self.balance_loss}, z_loss {self.z_loss} "
+                f"and shared_expert {self.shared_expert} must not be below 0, and jitter must be below 1"
+            )
+        max_experts_per_token = self.experts - isinstance(self.router, NoisyTopKRouting)
         mean = experts_per_token(self.router)
-        if mean > most:
-            raise ValueError(f"moe.router: {mean:g} experts for each token are too many for {self.router.name} over {self.experts} experts; use at most {most}")
-        for name, factor in (("capacity_factor", self.capacity_factor), ("eval_capacity_factor", self.eval_capacity_factor)):
+        if mean > max_experts_per_token:
+            raise ValueError(
+                f"moe.router: {mean:g} experts per token are too many for {self.router.name} "
+                f"with {self.experts} experts; use at most {max_experts_per_token}"
+            )
+        for name, factor in (
+            ("capacity_factor", self.capacity_factor),
+            ("eval_capacity_factor", self.eval_capacity_factor),
+        ):
             if factor is not None and factor <= 0:
                 raise ValueError(f"moe.{name}: {factor} must be above 0, or null for dropless")
-            if factor is not None and isinstance(self.router, ExpertChoiceRouter):
-                raise ValueError(f"moe.{name}: {factor} does not go with expert_choice, whose room is set by experts_per_token; use null")
-        if self.balance == "global" and isinstance(self.router, NoisyTopKRouter | ExpertChoiceRouter):
-            raise ValueError(f"moe.balance: global does not go with {self.router.name}, which has no such balance loss; use group")
+            if factor is not None and isinstance(self.router, ExpertChoiceRouting):
+                raise ValueError(
+                    f"moe.{name}: {factor} does not go with expert_choice, whose capacity is set by experts_per_token; "
+                    "use null"
+                )
+        if self.balance == "global" and isinstance(self.router, NoisyTopKRouting | ExpertChoiceRouting):
+            raise ValueError(
+                f"moe.balance: global does not go with {self.router.name}, which has no such balance loss; use group"
+            )
 
 
 class RouteStats(NamedTuple):
-    """What one layer reports. The two losses are means over each group's tokens; the rest are float32 sums without gradient that
-    add up over micro-batches and ranks."""
+    """Losses and statistics of one layer.
+
+    The two losses are means over each group's tokens. The other values are float32 sums without
+    gradient, which add up over micro-batches and ranks.
+    """
 
     balance_G: Tensor
-    """Balance loss of each group, without its factor."""
+    """Balance loss of each group, without its weight."""
     z_G: Tensor
-    """Router z-loss of each group, without its factor."""
+    """Router z-loss of each group, without its weight."""
     load_E: Tensor
-    """Assignments of each expert, before drops."""
+    """Number of assignments of each expert, before drops."""
     dropped: Tensor
-    """Assignments that found no room; for expert_choice the tokens that no expert chose."""
+    """Number of assignments dropped for lack of capacity; for expert_choice, of tokens that no
+    expert chose."""
     entropy: Tensor
     """Entropy of the router's distribution in nats, summed over tokens."""
     gate: Tensor
     """Sum of the gates of all assignments, before drops."""
     tokens: Tensor
     """Number of tokens."""
-    busiest: Tensor
-    """Rows (assignments that found room) of the busiest expert in this forward pass."""
+    max_rows: Tensor
+    """Number of rows (assignments within capacity) of the expert that has most, in this forward
+    pass."""
     rows: Tensor
-    """Rows of all experts."""
+    """Number of rows of all experts."""
 
 
-def permuted(routing: Routing, keys_G: Tensor) -> Routing:
-    """`routing` with the choices and gates of a group's tokens dealt out anew among them, by a permutation drawn from `keys_G` (G,)."""
+def permuted(routing: Assignments, keys_G: Tensor) -> Assignments:
+    """Exchange the choices and gates of a group's tokens among them, by a permutation drawn from
+    `keys_G` (G,)."""
     groups, tokens, _ = routing.probs_GNE.shape
     order_GN = uniform(keys_G, (tokens,)).argsort(dim=1, stable=True)
     if routing.token_GA is not None:
         return routing._replace(token_GA=order_GN.gather(1, routing.token_GA))
-    expert_GA, gate_GA = (each.view(groups, tokens, -1).take_along_dim(order_GN[:, :, None], 1).flatten(1) for each in (routing.expert_GA, routing.gate_GA))
-    return routing._replace(expert_GA=expert_GA, gate_GA=gate_GA)
+
+    def moved(values_GA: Tensor) -> Tensor:
+        return values_GA.view(groups, tokens, -1).take_along_dim(order_GN[:, :, None], 1).flatten(1)
+
+    return routing._replace(expert_GA=moved(routing.expert_GA), gate_GA=moved(routing.gate_GA))
 
 
-def router_loss(config: MoEConfig, stats: Sequence[RouteStats], raised_L: Tensor | None = None) -> Tensor:
-    """balance_loss * balance + z_loss * z, summed over layers: (G,). `raised_L` are factors on the layers' balance losses, default 1."""
-    balance_LG, z_LG = torch.stack([layer.balance_G for layer in stats]), torch.stack([layer.z_G for layer in stats])
-    if raised_L is not None:
-        balance_LG = balance_LG * raised_L[:, None]
+def router_loss(config: MoEConfig, stats: Sequence[RouteStats], balance_factor_L: Tensor | None = None) -> Tensor:
+    """Return balance_loss * balance + z_loss * z, summed over layers: (G,). `balance_factor_L`
+    multiplies each layer's balance loss; default 1."""
+    balance_LG = torch.stack([layer.balance_G for layer in stats])
+    z_LG = torch.stack([layer.z_G for layer in stats])
+    if balance_factor_L is not None:
+        balance_LG = balance_LG * balance_factor_L[:, None]
     return (config.balance_loss * balance_LG + config.z_loss * z_LG).sum(0)
 
 
 class MoELayer(nn.Module):
-    """Routed SwiGLU experts, and a shared one if configured. A dropped token's output is zero: only the residual path carries it."""
+    """Routed SwiGLU experts, and a shared expert if configured. The output of a dropped token is
+    zero: only the residual path carries the token."""
 
     def __init__(self, config: MoEConfig, d_model: int, std: float = 0.02, out_std: float = 0.02):
         super().__init__()
         self.config = config
-        self.router = Router(config.router, config.experts, d_model, config.jitter, config.balance == "global", std, config.control == "frozen")
+        self.router = Router(
+            config.router,
+            config.experts,
+            d_model,
+            config.jitter,
+            config.balance == "global",
+            std,
+            config.control == "frozen",
+        )
         self.experts: nn.Module = Experts(config.experts, d_model, config.ffn, std=std, out_std=out_std)
         self.shared = SwiGLU(d_model, config.shared_expert, std, out_std) if config.shared_expert else None
 
     def forward(self, x_BTD: Tensor, keys_B: Tensor) -> tuple[Tensor, RouteStats]:
-        """`keys_B` (int64) are random keys of the samples, from `models.random.sample_keys`; they serve jitter and noise.
+        """Return the layer's output (B, T, D), and its losses and statistics.
 
-        ValueError if B is no multiple of the group's size.
+        `keys_B` (int64) are the samples' random keys, from `models.random.sample_keys`, for jitter
+        and noise. Raises ValueError if B is not a multiple of the group's size.
         """
-        samples, group = len(x_BTD), self._group()
+        samples = len(x_BTD)
+        group = self._group()
         if samples % group:
-            raise ValueError(f"moe.group: {group} consecutive samples form a routing group, but {samples} came; use a multiple of {group}")
+            raise ValueError(
+                f"moe.group: {group} consecutive samples form a routing group, but the micro-batch has {samples}; "
+                f"use a multiple of {group}"
+            )
         routing = self.router(x_BTD.reshape(samples // group, -1, x_BTD.shape[-1]), keys_B)
         if self.config.control == "permuted":
             routing = permuted(routing, derive(keys_B[::group], "permuted choices"))
@@ -156,22 +218,25 @@ class MoELayer(nn.Module):
         return y_BTD, self._stats(routing, keep_GA, counts_E)
 
     def after_step(self, load_E: Tensor) -> None:
-        """Tell the layer the load (E,) of the whole global batch, after each optimiser step, the same on all ranks."""
+        """Update the router from the load (E,) of the whole global batch. Call it after each
+        optimiser step, with the same load on all ranks."""
         self.router.update_bias(load_E)
         self.router.remember_load(load_E)
 
     def _group(self) -> int:
-        """Samples of a routing group: one in an evaluation where no token depends on others, so that any number of samples will do."""
-        alone = self.config.eval_capacity_factor is None and not isinstance(self.config.router, ExpertChoiceRouter)
+        """Return the number of samples per routing group: one in an evaluation where tokens are
+        independent, so that any number of samples is accepted."""
+        alone = self.config.eval_capacity_factor is None and not isinstance(self.config.router, ExpertChoiceRouting)
         return 1 if alone and not self.training else self.config.group
 
-    def _keep(self, routing: Routing) -> Tensor | None:
-        """Which assignments (G, A) find room; None for all."""
+    def _keep(self, routing: Assignments) -> Tensor | None:
+        """Return a mask (G, A) of the assignments within capacity; None if all are."""
         factor = self.config.capacity_factor if self.training else self.config.eval_capacity_factor
         if factor is None:
             return None
-        tokens, assignments = routing.probs_GNE.shape[1], routing.expert_GA.shape[1]
-        # Fedus et al. 2021, equation 3; the small number undoes rounding such as 1.1 * 80 = 88.00000000000001.
+        tokens = routing.probs_GNE.shape[1]
+        assignments = routing.expert_GA.shape[1]
+        # Fedus et al. 2021, equation 3; 1e-6 undoes rounding such as 1.1 * 80 = 88.00000000000001.
         capacity = math.ceil(factor * assignments / self.config.experts - 1e-6)
         if self.config.drop_policy == "probability":
             order_GA = -routing.gate_GA.detach()
@@ -181,26 +246,34 @@ class MoELayer(nn.Module):
             order_GA = (index_A % k * tokens + index_A // k).expand_as(routing.expert_GA)
         return within_capacity(routing.expert_GA, order_GA, capacity, self.config.experts)
 
-    def _experts(self, x_ND: Tensor, routing: Routing, keep_GA: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Output (all tokens, D) of the routed experts, and the rows (E,) of each."""
+    def _experts(self, x_ND: Tensor, routing: Assignments, keep_GA: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the output (all tokens, D) of the routed experts, and the number of rows (E,) of
+        each."""
         if torch.is_autocast_enabled(x_ND.device.type):
-            x_ND = x_ND.to(torch.get_autocast_dtype(x_ND.device.type))  # here and not in the experts: rows then travel in this type
+            # Cast here rather than in the experts, so that rows are sent in this type.
+            x_ND = x_ND.to(torch.get_autocast_dtype(x_ND.device.type))
         groups, tokens, _ = routing.probs_GNE.shape
-        expert_GA, gate_GA = routing.expert_GA, routing.gate_GA.to(x_ND.dtype)
+        expert_GA = routing.expert_GA
+        gate_GA = routing.gate_GA.to(x_ND.dtype)
         if keep_GA is not None:
-            expert_GA, gate_GA = expert_GA.where(keep_GA, self.config.experts), gate_GA.where(keep_GA, 0)
+            expert_GA = expert_GA.where(keep_GA, self.config.experts)
+            gate_GA = gate_GA.where(keep_GA, 0)
         if routing.token_GA is None:
             token_A = torch.arange(expert_GA.numel(), device=x_ND.device) // (expert_GA.shape[1] // tokens)
         else:
             token_A = (routing.token_GA + tokens * torch.arange(groups, device=x_ND.device)[:, None]).flatten()
-        way = plan(expert_GA.flatten(), token_A, self.config.experts, even=routing.token_GA is None)
-        return combine(self.experts(dispatch(x_ND, way), way.counts_E), gate_GA.flatten(), len(x_ND), way), way.counts_E
+        rows = sort_by_expert(expert_GA.flatten(), token_A, self.config.experts, even=routing.token_GA is None)
+        y_AD = self.experts(dispatch(x_ND, rows), rows.counts_E)
+        return combine(y_AD, gate_GA.flatten(), len(x_ND), rows), rows.counts_E
 
-    def _stats(self, routing: Routing, keep_GA: Tensor | None, counts_E: Tensor) -> RouteStats:
+    def _stats(self, routing: Assignments, keep_GA: Tensor | None, counts_E: Tensor) -> RouteStats:
+        """Compute the losses and statistics of one forward pass."""
         load_GE = count(routing.expert_GA, self.config.experts).to(routing.gate_GA.dtype)
         balance_G = routing.balance_G
         if balance_G is None:
-            share_GE = load_GE if self.config.balance == "group" else self.router.last_load_E.to(load_GE).expand_as(load_GE)
+            share_GE = load_GE
+            if self.config.balance == "global":
+                share_GE = self.router.last_load_E.to(load_GE).expand_as(load_GE)
             balance_G = load_balance(share_GE / share_GE.sum(-1, keepdim=True), routing.probs_GNE)
         z_G = router_z(routing.log_z_GN)
         with torch.no_grad():
@@ -209,6 +282,15 @@ class MoELayer(nn.Module):
                 dropped = (count(routing.token_GA, tokens) == 0).sum()
             else:
                 dropped = load_GE.new_zeros(()) if keep_GA is None else (~keep_GA).sum()
-            entropy, gate = torch.special.entr(routing.probs_GNE).sum(), routing.gate_GA.sum()
-            sums = (load_GE.sum(0), dropped, entropy, gate, load_GE.new_full((), groups * tokens), counts_E.max(), counts_E.sum())
-        return RouteStats(balance_G, z_G, *(each.detach().float() for each in sums))
+            entropy = torch.special.entr(routing.probs_GNE).sum()
+            gate = routing.gate_GA.sum()
+            sums = (
+                load_GE.sum(0),
+                dropped,
+                entropy,
+                gate,
+                load_GE.new_full((), groups * tokens),
+                counts_E.max(),
+                counts_E.sum(),
+            )
+        return RouteStats(balance_G, z_G, *(value.detach().float() for value in sums))

@@ -1,6 +1,8 @@
-"""What a diffusion network predicts (noise, x0 or v), and what the samplers read from it.
+"""Parameterisations of a diffusion network (noise, x0 or v), and the predictions that samplers read
+from its output.
 
-M samples of any shape; a network that learns the variance gives twice the channels, the second half for the variance.
+M samples of any shape. A network that learns the variance returns twice the channels; the second
+half is for the variance.
 """
 
 from collections.abc import Callable
@@ -10,27 +12,33 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from models.schedules import Schedule
+from models.schedules import NoiseSchedule
 
 Target = Literal["noise", "x0", "v"]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a denoiser says of x_t; x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise holds always."""
+    """A denoiser's estimates at x_t; x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise always
+    holds."""
 
     x0: Tensor
+    """Estimate of the clean sample."""
     noise: Tensor
+    """Estimate of the noise."""
     variance_fraction: Tensor | None = None
-    """Where the learned log variance lies between log beta tilde (0) and log beta (1) (Nichol & Dhariwal 2021, eq. 15)."""
+    """Position of the learned log variance between log beta tilde (0) and log beta (1) (Nichol &
+    Dhariwal 2021, eq. 15)."""
 
 
 Denoiser = Callable[[Tensor, Tensor], Prediction]
-"""(x_t, t_M) -> Prediction: a network, or a closed form, with labels and guidance already applied."""
+"""Maps (x_t, t_M) to a Prediction: a network or a closed form, with labels and guidance already
+applied."""
 
 
-def target(kind: Target, schedule: Schedule, x0: Tensor, t_M: Tensor, noise: Tensor) -> Tensor:
-    """What the network should give: the noise, x0, or v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0 (Salimans & Ho 2022, appendix D)."""
+def target(kind: Target, schedule: NoiseSchedule, x0: Tensor, t_M: Tensor, noise: Tensor) -> Tensor:
+    """Return the network's target: the noise, x0, or v = sqrt(alpha_bar) noise - sqrt(1 -
+    alpha_bar) x0 (Salimans & Ho 2022, appendix D)."""
     match kind:
         case "noise":
             return noise
@@ -42,7 +50,8 @@ def target(kind: Target, schedule: Schedule, x0: Tensor, t_M: Tensor, noise: Ten
 
 
 def split_variance(output: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The mean's part of a network's output, and the variance fraction if the output has twice the channels of `x_t`."""
+    """Split a network's output into the mean's part and the variance fraction, which is None unless
+    the output has twice the channels of `x_t`."""
     if output.shape[1] == x_t.shape[1]:
         return output, None
     assert output.shape[1] == 2 * x_t.shape[1], f"{output.shape[1]} output channels for samples of {x_t.shape[1]}"
@@ -50,8 +59,8 @@ def split_variance(output: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
     return mean, (variance + 1) / 2
 
 
-def predict(kind: Target, schedule: Schedule, output: Tensor, x_t: Tensor, t: Tensor | int) -> Prediction:
-    """Read x0 and noise from the network's `output` at `x_t`."""
+def predict(kind: Target, schedule: NoiseSchedule, output: Tensor, x_t: Tensor, t: Tensor | int) -> Prediction:
+    """Compute x0 and noise from the network's `output` at `x_t`."""
     output, fraction = split_variance(output, x_t)
     signal, spread = schedule.scales(t, x_t)
     match kind:
@@ -63,13 +72,14 @@ def predict(kind: Target, schedule: Schedule, output: Tensor, x_t: Tensor, t: Te
             return Prediction(signal * x_t - spread * output, spread * x_t + signal * output, fraction)
 
 
-def denoiser(network: Callable[[Tensor, Tensor], Tensor], kind: Target, schedule: Schedule) -> Denoiser:
-    """`network`, (x_t, t_M) -> output, as a denoiser."""
+def denoiser(network: Callable[[Tensor, Tensor], Tensor], kind: Target, schedule: NoiseSchedule) -> Denoiser:
+    """Wrap `network`, (x_t, t_M) -> output, as a denoiser."""
     return lambda x_t, t_M: predict(kind, schedule, network(x_t, t_M), x_t, t_M)
 
 
-def clipped(inner: Denoiser, schedule: Schedule, bound: float = 1.0) -> Denoiser:
-    """`inner` with x0 clamped to [-bound, bound], as images are, and the noise to match."""
+def clipped(inner: Denoiser, schedule: NoiseSchedule, bound: float = 1.0) -> Denoiser:
+    """Wrap `inner` so that x0 is clamped to [-bound, bound], the range of images, with the noise to
+    match."""
 
     def denoise(x_t: Tensor, t_M: Tensor) -> Prediction:
         prediction = inner(x_t, t_M)
@@ -80,10 +90,14 @@ def clipped(inner: Denoiser, schedule: Schedule, bound: float = 1.0) -> Denoiser
     return denoise
 
 
-def guided(network: Callable[[Tensor, Tensor, Tensor], Prediction], labels_M: Tensor, null_label: int, scale: float) -> Denoiser:
-    """Classifier-free guidance (Ho & Salimans 2022, eq. 6): noise = unconditional + scale * (conditional - unconditional); scale 1 is plain conditioning.
+def guided(
+    network: Callable[[Tensor, Tensor, Tensor], Prediction], labels_M: Tensor, null_label: int, scale: float
+) -> Denoiser:
+    """Apply classifier-free guidance (Ho & Salimans 2022, eq. 6): noise = unconditional + scale *
+    (conditional - unconditional). Scale 1 is plain conditioning.
 
-    `network` maps (x_t, t, labels) to a Prediction and sees both halves as one batch of 2 M. x0 is linear in the noise, so it is guided alike.
+    `network` maps (x_t, t, labels) to a Prediction and receives both halves as one batch of 2 M. x0
+    is linear in the noise, so it is guided alike.
     """
     labels = torch.cat([labels_M, torch.full_like(labels_M, null_label)])
 

@@ -1,9 +1,11 @@
-"""Which experts each token goes to, and with what gate: five published routings, each a small function of the router's scores.
+"""Routings: five published ways to assign tokens to experts, each a small function of the router's
+scores.
 
-All work on G routing groups at once and look at no more than one group. Everything here is float32 (float64 in tests).
+All work on G routing groups at once and look at no more than one group. All values are float32
+(float64 in tests).
 
-Legend: G groups, N tokens of a group, E experts, K experts of a token, C tokens of an expert,
-A assignments of a group (N K token-major, or E C expert-major for `expert_choice`).
+Legend: G groups, N tokens per group, E experts, K experts per token, C tokens per expert, A
+assignments per group (N K token-major, or E C expert-major for `expert_choice`).
 """
 
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwitchRouter:
+class SwitchRouting:
     """Top-1 routing of the Switch Transformer (Fedus, Zoph and Shazeer 2021)."""
 
     name: Literal["switch"] = "switch"
@@ -22,28 +24,29 @@ class SwitchRouter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopKRouter:
-    """The k most probable experts (GShard, GLaM, Mixtral, Qwen3-MoE)."""
+class TopKRouting:
+    """Top-k routing (GShard, GLaM, Mixtral, Qwen3-MoE)."""
 
     name: Literal["top_k"] = "top_k"
     """Selects this routing."""
     k: int = 2
-    """Experts of each token."""
+    """Number of experts per token."""
     normalise: bool = True
-    """Divide the gates by their sum, which makes them a softmax over the chosen (Mixtral, GShard); needs k > 1."""
+    """Whether the gates are divided by their sum, which makes them a softmax over the chosen
+    experts (Mixtral, GShard); needs k > 1."""
 
     def __post_init__(self) -> None:
         _check_k(self.k, self.normalise)
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoisyTopKRouter:
-    """Noisy top-k gating (Shazeer et al. 2017); the noise is off in evaluation."""
+class NoisyTopKRouting:
+    """Noisy top-k gating (Shazeer et al. 2017). The noise is off in evaluation."""
 
     name: Literal["noisy_top_k"] = "noisy_top_k"
     """Selects this routing."""
     k: int = 2
-    """Experts of each token: at least 2, and fewer than there are."""
+    """Number of experts per token: at least 2, and fewer than there are experts."""
     importance_loss: float = 1.0
     """Weight of the importance loss within the balance loss."""
     load_loss: float = 1.0
@@ -54,13 +57,14 @@ class NoisyTopKRouter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpertChoiceRouter:
-    """Each expert takes its tokens (Zhou et al. 2022): balanced by construction, for bidirectional models only."""
+class ExpertChoiceRouting:
+    """Expert choice: experts choose their tokens (Zhou et al. 2022). Balanced by construction, for
+    bidirectional models only."""
 
     name: Literal["expert_choice"] = "expert_choice"
     """Selects this routing."""
     experts_per_token: float = 2.0
-    """Experts of a token on average: the c of equation 1."""
+    """Mean number of experts per token: the c of equation 1."""
 
     def __post_init__(self) -> None:
         if self.experts_per_token <= 0:
@@ -68,50 +72,54 @@ class ExpertChoiceRouter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BiasBalancedRouter:
+class BiasBalancedRouting:
     """Sigmoid scores, balanced without a loss by a bias on the choice (DeepSeek-V3 2024)."""
 
     name: Literal["bias_balanced"] = "bias_balanced"
     """Selects this routing."""
     k: int = 2
-    """Experts of each token."""
+    """Number of experts per token."""
     normalise: bool = True
-    """Divide the gates by their sum (equation 13); needs k > 1."""
+    """Whether the gates are divided by their sum (equation 13); needs k > 1."""
     scale: float = 1.0
     """Factor on the gates (2.5 in DeepSeek-V3)."""
     bias_rate: float = 0.001
-    """How far one step moves the bias: gamma in section 2.1.2."""
+    """Change of the bias per step: gamma in section 2.1.2."""
 
     def __post_init__(self) -> None:
         _check_k(self.k, self.normalise)
 
 
-RouterConfig = SwitchRouter | TopKRouter | NoisyTopKRouter | ExpertChoiceRouter | BiasBalancedRouter
+RoutingConfig = SwitchRouting | TopKRouting | NoisyTopKRouting | ExpertChoiceRouting | BiasBalancedRouting
 
 
 def _check_k(k: int, normalise: bool) -> None:
     if k < 1:
         raise ValueError(f"k: {k} must be at least 1")
     if k == 1 and normalise:
-        raise ValueError("k: 1 with normalised gates makes every gate 1 and leaves the router without a gradient; use name: switch, or normalise: false")
+        raise ValueError(
+            "k: 1 with normalised gates makes every gate 1 and leaves the router without a gradient; "
+            "use name: switch, or normalise: false"
+        )
 
 
-def experts_per_token(router: RouterConfig) -> float:
-    """Assignments for each token, on average."""
+def experts_per_token(router: RoutingConfig) -> float:
+    """Return the mean number of assignments per token."""
     match router:
-        case SwitchRouter():
+        case SwitchRouting():
             return 1
-        case ExpertChoiceRouter(experts_per_token=mean):
+        case ExpertChoiceRouting(experts_per_token=mean):
             return mean
         case _:
             return router.k
 
 
-class Routing(NamedTuple):
-    """The decision for G groups, before any drop."""
+class Assignments(NamedTuple):
+    """Assignments of tokens to experts in G groups, before any drop."""
 
     probs_GNE: Tensor
-    """What the router gives each expert, normalised to one: P of the balance loss, and the entropy's distribution."""
+    """The router's weight of each expert, normalised to one: P of the balance loss, and the
+    distribution of the entropy."""
     log_z_GN: Tensor
     """Log-sum-exp of the logits, for the z-loss."""
     expert_GA: Tensor
@@ -119,68 +127,86 @@ class Routing(NamedTuple):
     gate_GA: Tensor
     """Weight of the expert's output."""
     token_GA: Tensor | None = None
-    """Token of each assignment, int64; None where every token has K of them in turn (assignment a belongs to token a // K)."""
+    """Token of each assignment, int64; None if every token has K assignments in order (assignment a
+    belongs to token a // K)."""
     balance_G: Tensor | None = None
-    """The routing's own balance loss, where it takes the place of Switch's."""
+    """The routing's own balance loss, if it replaces Switch's."""
 
 
 def softmax(logits_GNE: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax over experts, and its log-normaliser (G, N). On a CPU torch.softmax takes three times as long over so few."""
+    """Return the softmax over experts, and its log-normaliser (G, N). On a CPU torch.softmax is
+    three times slower for so few experts."""
     log_z_GN1 = logits_GNE.logsumexp(-1, keepdim=True)
     return (logits_GNE - log_z_GN1).exp(), log_z_GN1.squeeze(-1)
 
 
-def switch(logits_GNE: Tensor) -> Routing:
-    """Top-1 (Fedus et al. 2021, equations 1 and 2): the gate is the probability itself, as dividing by it would cut the router's gradient."""
+def switch(logits_GNE: Tensor) -> Assignments:
+    """Top-1 (Fedus et al. 2021, equations 1 and 2). The gate is the probability itself: normalised
+    it would be 1, and the router would get no gradient."""
     probs_GNE, log_z_GN = softmax(logits_GNE)
     gate_GN, expert_GN = probs_GNE.max(-1)
-    return Routing(probs_GNE, log_z_GN, expert_GN, gate_GN)
+    return Assignments(probs_GNE, log_z_GN, expert_GN, gate_GN)
 
 
-def top_k(logits_GNE: Tensor, k: int, normalise: bool) -> Routing:
-    """The k most probable experts: GLaM (Du et al. 2021, section 4); with `normalise` GShard (Lepikhin et al. 2020, algorithm 1)
-    and Mixtral (Jiang et al. 2024, section 2.1: softmax over the top-k logits, which is the same)."""
+def top_k(logits_GNE: Tensor, k: int, normalise: bool) -> Assignments:
+    """Top-k: GLaM (Du et al. 2021, section 4); with `normalise` GShard (Lepikhin et al. 2020,
+    algorithm 1) and Mixtral (Jiang et al. 2024, section 2.1, whose softmax over the top-k logits is
+    the same)."""
     probs_GNE, log_z_GN = softmax(logits_GNE)
     gate_GNK, expert_GNK = probs_GNE.topk(k)
     if normalise:
         gate_GNK = gate_GNK / gate_GNK.sum(-1, keepdim=True)
-    return Routing(probs_GNE, log_z_GN, expert_GNK.flatten(1), gate_GNK.flatten(1))
+    return Assignments(probs_GNE, log_z_GN, expert_GNK.flatten(1), gate_GNK.flatten(1))
 
 
-def noisy_top_k(logits_GNE: Tensor, noise_GNE: Tensor | None, std_GNE: Tensor, config: NoisyTopKRouter) -> Routing:
-    """Shazeer et al. 2017, equations 3 to 5: softmax over the k largest of logits + noise * softplus(...), given as `std_GNE`.
+def noisy_top_k(logits_GNE: Tensor, noise_GNE: Tensor | None, std_GNE: Tensor, config: NoisyTopKRouting) -> Assignments:
+    """Noisy top-k (Shazeer et al. 2017, equations 3 to 5): softmax over the k largest of logits +
+    noise * std, where std is softplus(...).
 
-    The balance loss is w_importance CV(Importance)^2 (equations 6 and 7) + w_load CV(Load)^2 (equations 8 to 11);
-    without noise (in evaluation) Load is not defined, and its term is left out.
+    The balance loss is w_importance CV(Importance)^2 (equations 6 and 7) + w_load CV(Load)^2
+    (equations 8 to 11). Without noise (in evaluation) Load is not defined, and its term is left
+    out.
     """
     noisy_GNE = logits_GNE if noise_GNE is None else logits_GNE + noise_GNE * std_GNE
     top, top_expert = noisy_GNE.topk(config.k + 1)
-    gate_GNK, expert_GNK = top[..., : config.k].softmax(-1), top_expert[..., : config.k]
+    gate_GNK = top[..., : config.k].softmax(-1)
+    expert_GNK = top_expert[..., : config.k]
     gates_GNE = torch.zeros_like(logits_GNE).scatter(-1, expert_GNK, gate_GNK)
     balance_G = config.importance_loss * squared_cv(gates_GNE.sum(1))
     if noise_GNE is not None:
-        # The k-th largest of the others: for a chosen expert that is the (k+1)-th of all, for any other the k-th.
+        # The k-th largest of the others: for a chosen expert that is the (k+1)-th of all, for any
+        # other the k-th.
         chosen_GNE = torch.zeros_like(logits_GNE, dtype=torch.bool).scatter(-1, expert_GNK, True)
         threshold_GNE = torch.where(chosen_GNE, top[..., config.k :], top[..., config.k - 1 : config.k])
         load_GE = torch.special.ndtr((logits_GNE - threshold_GNE) / std_GNE).sum(1)
         balance_G = balance_G + config.load_loss * squared_cv(load_GE)
-    return Routing(*softmax(logits_GNE), expert_GNK.flatten(1), gate_GNK.flatten(1), balance_G=balance_G)
+    return Assignments(*softmax(logits_GNE), expert_GNK.flatten(1), gate_GNK.flatten(1), balance_G=balance_G)
 
 
-def expert_choice(logits_GNE: Tensor, per_token: float) -> Routing:
-    """Zhou et al. 2022, equations 1 and 2: each expert takes the C = N c / E tokens of the group that score highest with it."""
+def expert_choice(logits_GNE: Tensor, per_token: float) -> Assignments:
+    """Expert choice (Zhou et al. 2022, equations 1 and 2): each expert takes the C = N c / E tokens
+    of the group that score highest with it."""
     _, tokens, experts = logits_GNE.shape
     capacity = min(tokens, max(1, round(tokens * per_token / experts)))
     probs_GNE, log_z_GN = softmax(logits_GNE)
     gate_GEC, token_GEC = probs_GNE.transpose(1, 2).topk(capacity)
     expert_GEC = torch.arange(experts, device=logits_GNE.device)[:, None].expand_as(token_GEC)
-    return Routing(probs_GNE, log_z_GN, expert_GEC.flatten(1), gate_GEC.flatten(1), token_GEC.flatten(1), logits_GNE.new_zeros(len(logits_GNE)))
+    return Assignments(
+        probs_GNE,
+        log_z_GN,
+        expert_GEC.flatten(1),
+        gate_GEC.flatten(1),
+        token_GEC.flatten(1),
+        logits_GNE.new_zeros(len(logits_GNE)),
+    )
 
 
-def bias_balanced(logits_GNE: Tensor, bias_E: Tensor, config: BiasBalancedRouter) -> Routing:
-    """DeepSeek-V3 (2024), equations 12 to 16: the k largest of sigmoid(logits) + bias; the gate leaves the bias out.
+def bias_balanced(logits_GNE: Tensor, bias_E: Tensor, config: BiasBalancedRouting) -> Assignments:
+    """Bias-balanced (DeepSeek-V3 2024, equations 12 to 16): the k largest of sigmoid(logits) +
+    bias; the gates ignore the bias.
 
-    Normalised over all experts the scores are those of its sequence-wise balance loss (equations 17 to 20).
+    Normalised over all experts, the scores are those of its sequence-wise balance loss (equations
+    17 to 20).
     """
     scores_GNE = logits_GNE.sigmoid()
     expert_GNK = (scores_GNE + bias_E).topk(config.k).indices
@@ -188,39 +214,45 @@ def bias_balanced(logits_GNE: Tensor, bias_E: Tensor, config: BiasBalancedRouter
     if config.normalise:
         gate_GNK = gate_GNK / gate_GNK.sum(-1, keepdim=True)
     probs_GNE = scores_GNE / scores_GNE.sum(-1, keepdim=True)
-    return Routing(probs_GNE, logits_GNE.logsumexp(-1), expert_GNK.flatten(1), config.scale * gate_GNK.flatten(1))
+    return Assignments(probs_GNE, logits_GNE.logsumexp(-1), expert_GNK.flatten(1), config.scale * gate_GNK.flatten(1))
 
 
 def squared_cv(values_GE: Tensor) -> Tensor:
-    """Squared coefficient of variation over experts, (G,): population variance over the squared mean."""
+    """Return the squared coefficient of variation over experts, (G,): population variance divided
+    by the squared mean."""
     return values_GE.var(-1, correction=0) / (values_GE.mean(-1) ** 2 + 1e-10)
 
 
 def count(expert_GA: Tensor, experts: int) -> Tensor:
-    """Number of assignments (G, E) of each expert, int64, without the host knowing it (torch.bincount would wait for the GPU)."""
+    """Count the assignments (G, E) of each expert, int64, without the host knowing them
+    (torch.bincount would wait for the GPU)."""
     zeros_GE = torch.zeros(len(expert_GA), experts, dtype=torch.int64, device=expert_GA.device)
     return zeros_GE.scatter_add_(1, expert_GA, torch.ones_like(expert_GA))
 
 
 def load_balance(share_GE: Tensor, probs_GNE: Tensor) -> Tensor:
-    """Balance loss (G,) of Switch (Fedus et al. 2021, equations 4 to 6) without its factor alpha: E sum_i f_i P_i.
+    """Return Switch's balance loss (G,) without its factor alpha (Fedus et al. 2021, equations 4 to
+    6): E sum_i f_i P_i.
 
-    `share_GE` is f, the share of each expert in all assignments: it sums to one, also for k > 1, so that 1 is balance for every k.
+    `share_GE` is f, the share of each expert in all assignments. It sums to one for every k, so
+    that 1 always means balance.
     """
     return probs_GNE.shape[-1] * (share_GE * probs_GNE.mean(1)).sum(-1)
 
 
 def router_z(log_z_GN: Tensor) -> Tensor:
-    """Router z-loss (G,) (Zoph et al. 2022, ST-MoE, equation 5): the mean squared log-sum-exp of the logits."""
+    """Return the router z-loss (G,) (Zoph et al. 2022, ST-MoE, equation 5): the mean squared
+    log-sum-exp of the logits."""
     return log_z_GN.square().mean(-1)
 
 
 def within_capacity(expert_GA: Tensor, order_GA: Tensor, capacity: int, experts: int) -> Tensor:
-    """Which assignments (G, A) find room when each expert takes `capacity` of a group, in ascending `order_GA`."""
+    """Return a mask (G, A) of the assignments within capacity, when each expert accepts `capacity`
+    per group in ascending `order_GA`."""
     by_order_GA = order_GA.argsort(dim=1, stable=True)
     by_expert_GA = by_order_GA.gather(1, expert_GA.gather(1, by_order_GA).argsort(dim=1, stable=True))
     expert_sorted_GA = expert_GA.gather(1, by_expert_GA)
     counts_GE = count(expert_GA, experts)
     starts_GE = counts_GE.cumsum(1) - counts_GE
-    place_GA = torch.arange(expert_GA.shape[1], device=expert_GA.device) - starts_GE.gather(1, expert_sorted_GA)
-    return torch.empty_like(expert_GA, dtype=torch.bool).scatter_(1, by_expert_GA, place_GA < capacity)
+    rank_GA = torch.arange(expert_GA.shape[1], device=expert_GA.device) - starts_GE.gather(1, expert_sorted_GA)
+    return torch.empty_like(expert_GA, dtype=torch.bool).scatter_(1, by_expert_GA, rank_GA < capacity)

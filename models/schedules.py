@@ -1,7 +1,9 @@
-"""Noise schedules of a diffusion: q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I) (Ho et al. 2020, eq. 4).
+"""Noise schedules of a diffusion: q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I) (Ho
+et al. 2020, eq. 4).
 
-T training timesteps t = 0 ... T - 1, counted as diffusers does (Ho et al. count from 1); t = -1 stands for the clean sample, alpha_bar = 1.
-M samples of any shape. Tables are float64, results have the dtype of the sample. `t` is a whole number or an int64 tensor (M,).
+T training timesteps t = 0 ... T - 1, counted as in diffusers (Ho et al. count from 1); t = -1
+stands for the clean sample, alpha_bar = 1. M samples of any shape. Tables are float64, results have
+the dtype of the sample. `t` is an integer or an int64 tensor (M,).
 """
 
 import math
@@ -23,12 +25,14 @@ class LinearScheduleConfig:
     beta_start: float = 1e-4
     """beta of the first timestep."""
     beta_end: float = 0.02
-    """beta of the last timestep; with fewer than 1000 steps raise it in proportion, so that alpha_bar still ends near 0."""
+    """beta of the last timestep. With fewer than 1000 steps raise it in proportion, so that
+    alpha_bar still ends near 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CosineScheduleConfig:
-    """alpha_bar falls as a squared cosine (Nichol & Dhariwal 2021, eq. 17); diffusers calls it `squaredcos_cap_v2`."""
+    """alpha_bar falls as a squared cosine (Nichol & Dhariwal 2021, eq. 17); diffusers calls it
+    `squaredcos_cap_v2`."""
 
     name: Literal["cosine"] = "cosine"
     """Selects this schedule."""
@@ -58,9 +62,12 @@ ScheduleConfig = LinearScheduleConfig | CosineScheduleConfig | SigmoidScheduleCo
 
 
 def betas(config: ScheduleConfig) -> Tensor:
-    """beta_t of every timestep, float64, shape (T,)."""
+    """Return beta_t of every timestep, float64, shape (T,). Raises ValueError for fewer than 2
+    timesteps."""
     if config.steps < 2:
-        raise ValueError(f"schedule.steps is {config.steps}: a diffusion has at least 2 timesteps, usually 1000")
+        raise ValueError(
+            f"schedule.steps is {config.steps}, but a diffusion has at least 2 timesteps; use 1000, for example"
+        )
     match config:
         case LinearScheduleConfig():
             return torch.linspace(config.beta_start, config.beta_end, config.steps, dtype=torch.float64)
@@ -73,8 +80,8 @@ def betas(config: ScheduleConfig) -> Tensor:
             return config.beta_start + (config.beta_end - config.beta_start) * rise
 
 
-class Schedule:
-    """The constants of a diffusion at each timestep."""
+class NoiseSchedule:
+    """Constants of a diffusion at each timestep."""
 
     def __init__(self, betas_T: Tensor) -> None:
         self.betas_T = betas_T.double()
@@ -86,46 +93,53 @@ class Schedule:
         """Number T of timesteps."""
         return len(self.betas_T)
 
-    def to(self, device: torch.device) -> "Schedule":
-        """The same schedule with its tables on `device`, which needs float64; on one that lacks it (MPS) leave the tables on the CPU."""
-        return Schedule(self.betas_T.to(device))
+    def to(self, device: torch.device) -> "NoiseSchedule":
+        """Return the same schedule with its tables on `device`, which must have float64; on a
+        device without it (MPS) leave the tables on the CPU."""
+        return NoiseSchedule(self.betas_T.to(device))
 
     def alpha_bar(self, t: Tensor | int) -> Tensor:
-        """alpha_bar at `t`, float64, of the shape of `t`; 1 at t = -1."""
+        """Return alpha_bar at `t`, float64, of the shape of `t`; 1 at t = -1."""
         return self._alpha_bars[torch.as_tensor(t, device=self._alpha_bars.device) + 1]
 
     def scales(self, t: Tensor | int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(alpha_bar) and sqrt(1 - alpha_bar), shaped to multiply `x`."""
+        """Return sqrt(alpha_bar) and sqrt(1 - alpha_bar), shaped to multiply `x`."""
         alpha_bar = self.alpha_bar(t)
         return expand(alpha_bar.sqrt(), x), expand((1 - alpha_bar).sqrt(), x)
 
     def diffuse(self, x0: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
-        """x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise (Ho et al. 2020, eq. 4)."""
+        """Return x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise (Ho et al. 2020, eq. 4)."""
         signal, spread = self.scales(t, x0)
         return signal * x0 + spread * noise
 
     def snr(self, t: Tensor | int) -> Tensor:
-        """Signal-to-noise ratio alpha_bar / (1 - alpha_bar), float64, of the shape of `t`."""
+        """Return the signal-to-noise ratio alpha_bar / (1 - alpha_bar), float64, of the shape of
+        `t`."""
         alpha_bar = self.alpha_bar(t)
         return alpha_bar / (1 - alpha_bar)
 
     def posterior_mean(self, x0: Tensor, x_t: Tensor, t: Tensor | int, previous: Tensor | int) -> Tensor:
-        """Mean of q(x_previous | x_t, x_0) (Ho et al. 2020, eq. 7), for any earlier timestep `previous`."""
-        now, before = self.alpha_bar(t), self.alpha_bar(previous)
+        """Return the mean of q(x_previous | x_t, x_0) (Ho et al. 2020, eq. 7), for any earlier
+        timestep `previous`."""
+        now = self.alpha_bar(t)
+        before = self.alpha_bar(previous)
         alpha = now / before
         from_x0 = before.sqrt() * (1 - alpha) / (1 - now)
         from_x_t = alpha.sqrt() * (1 - before) / (1 - now)
         return expand(from_x0, x0) * x0 + expand(from_x_t, x0) * x_t
 
     def beta(self, t: Tensor | int, previous: Tensor | int) -> Tensor:
-        """1 - alpha of the step from `t` to `previous`: the variance of q(x_t | x_previous), float64."""
+        """Return 1 - alpha of the step from `previous` to `t`: the variance of q(x_t | x_previous),
+        float64."""
         return 1 - self.alpha_bar(t) / self.alpha_bar(previous)
 
     def posterior_variance(self, t: Tensor | int, previous: Tensor | int) -> Tensor:
-        """beta tilde, the variance of q(x_previous | x_t, x_0) (Ho et al. 2020, eq. 7), float64; 0 at previous = -1."""
+        """Return beta tilde, the variance of q(x_previous | x_t, x_0) (Ho et al. 2020, eq. 7),
+        float64; 0 at previous = -1."""
         return self.beta(t, previous) * (1 - self.alpha_bar(previous)) / (1 - self.alpha_bar(t))
 
 
 def expand(values: Tensor, x: Tensor) -> Tensor:
-    """`values` of shape () or (M,) in the dtype and on the device of `x`, shaped to multiply it."""
+    """Return `values` of shape () or (M,) in the dtype and on the device of `x`, shaped to multiply
+    it."""
     return values.to(x).reshape(-1, *[1] * (x.ndim - 1))

@@ -1,6 +1,7 @@
-"""Networks that embed images and texts on one unit sphere: an encoder and a projection for two views (SimCLR), two towers (CLIP, SigLIP).
+"""Networks that embed images and texts on one unit sphere: an encoder and a projection for two
+views (SimCLR), and two towers (CLIP, SigLIP).
 
-M samples, images (C, H, W), F features, P width of an embedding.
+M samples, images (C, H, W), T tokens, F features, P width of an embedding.
 """
 
 import math
@@ -22,38 +23,42 @@ from models.transformer import Transformer, TransformerConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ConvEncoderConfig:
-    """A residual network with group norm: nothing in it looks at other samples."""
+    """A residual network with group norm, in which samples are independent."""
 
     name: Literal["convolutional"] = "convolutional"
     """Selects this encoder."""
     channels: tuple[int, ...] = (32, 64, 128)
     """Channels of each level; every level but the first halves the resolution."""
     blocks: int = 1
-    """Residual blocks of each level."""
+    """Number of residual blocks per level."""
     norm_groups: int = 8
-    """Groups of the group norms; divides all channels."""
+    """Groups of the group norms; must divide all channels."""
 
     def __post_init__(self) -> None:
-        if not self.channels or self.blocks < 1 or any(each % self.norm_groups for each in self.channels):
+        if not self.channels or self.blocks < 1 or any(channels % self.norm_groups for channels in self.channels):
             raise ValueError(
-                f"encoder: channels {list(self.channels)}, {self.blocks} blocks; norm_groups {self.norm_groups} must divide all channels, of one or more"
+                f"encoder: channels {list(self.channels)}, blocks {self.blocks}, norm_groups {self.norm_groups}; "
+                "give at least one level and one block, and channels that norm_groups divides"
             )
 
 
 class _Block(nn.Module):
-    """x + conv(relu(norm(conv(relu(norm(x)))))) (He et al. 2016, identity mappings)."""
+    """Computes x + conv(relu(norm(conv(relu(norm(x)))))) (He et al. 2016, identity mappings)."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        halves = [[nn.GroupNorm(groups, channels), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)] for _ in range(2)]
+        halves = [
+            [nn.GroupNorm(groups, channels), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)] for _ in range(2)
+        ]
         self.residual = nn.Sequential(*halves[0], *halves[1])
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.residual(x)
+        y: Tensor = x + self.residual(x)
+        return y
 
 
 class ConvEncoder(nn.Sequential):
-    """Images (M, C, H, W) -> features (M, F): the mean over places of the last level."""
+    """Maps images (M, C, H, W) to features (M, F): the last level, averaged over positions."""
 
     def __init__(self, config: ConvEncoderConfig, shape: Sequence[int]) -> None:
         check_halvings(shape, len(config.channels) - 1)
@@ -63,22 +68,28 @@ class ConvEncoder(nn.Sequential):
             layers.append(nn.Conv2d(inputs, channels, 3, stride=2 if level else 1, padding=1))
             layers += [_Block(channels, config.norm_groups) for _ in range(config.blocks)]
             inputs = channels
-        super().__init__(*layers, nn.GroupNorm(config.norm_groups, inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        super().__init__(
+            *layers, nn.GroupNorm(config.norm_groups, inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
         self.width = inputs
 
 
 class TwoViews(nn.Module):
-    """SimCLR's network: both views through one encoder and one projection head (Chen et al. 2020, section 2.1)."""
+    """SimCLR's network: one encoder and one projection head for both views (Chen et al. 2020,
+    section 2.1)."""
 
-    def __init__(self, encoder: ConvEncoderConfig, shape: Sequence[int], projection: Sequence[int], temperature: float) -> None:
+    def __init__(
+        self, encoder: ConvEncoderConfig, shape: Sequence[int], projection: Sequence[int], temperature: float
+    ) -> None:
         super().__init__()
         self.encoder = ConvEncoder(encoder, shape)
         self.head = mlp((self.encoder.width, *projection), nn.ReLU)
         self.log_scale = -math.log(temperature)
 
     def features(self, x: Tensor) -> Tensor:
-        """What is kept after training: (M, F), before the projection."""
-        return self.encoder(x)
+        """Return the features that are kept after training, before the projection: (M, F)."""
+        features_MF: Tensor = self.encoder(x)
+        return features_MF
 
     def forward(self, a: Tensor, b: Tensor) -> Embedded:
         a_MP, b_MP = F.normalize(self.head(self.encoder(torch.cat([a, b]))), dim=1).chunk(2)
@@ -86,11 +97,13 @@ class TwoViews(nn.Module):
 
 
 class Temperature(nn.Module):
-    """What the logits of two towers are scaled by and moved by, as learned: log(1 / temperature), and the bias where there is one."""
+    """Learned scale and bias of the logits of two towers: log(1 / temperature), and the bias if
+    there is one."""
 
     def __init__(self, temperature: float, bias: float | None) -> None:
         super().__init__()
-        self.start, self.start_bias = -math.log(temperature), bias
+        self.start = -math.log(temperature)
+        self.start_bias = bias
         self.log_scale = no_decay(nn.Parameter(torch.empty(1)))
         self.bias = None if bias is None else no_decay(nn.Parameter(torch.empty(1)))
         self.reset_parameters()
@@ -106,23 +119,34 @@ class Temperature(nn.Module):
 
 
 class TwoTowers(nn.Module):
-    """An image encoder and a causal text transformer, read at the end of the text, projected onto one sphere (Radford et al. 2021, section 2.4)."""
+    """An image encoder and a causal text transformer that is read at the end of the text, both
+    projected onto one sphere (Radford et al. 2021, section 2.4)."""
 
     def __init__(
-        self, image: ConvEncoderConfig, text: TransformerConfig, shape: Sequence[int], vocab_size: int, width: int, temperature: float, bias: float | None
+        self,
+        image: ConvEncoderConfig,
+        text: TransformerConfig,
+        shape: Sequence[int],
+        vocab_size: int,
+        width: int,
+        temperature: float,
+        bias: float | None,
     ) -> None:
         super().__init__()
         self.encoder = ConvEncoder(image, shape)
         self.text = Transformer(replace(text, tie_embeddings=True), vocab_size)
-        self.image_head, self.text_head = Linear(self.encoder.width, width, self.encoder.width**-0.5), Linear(text.d_model, width, text.d_model**-0.5)
+        self.image_head = Linear(self.encoder.width, width, self.encoder.width**-0.5)
+        self.text_head = Linear(text.d_model, width, text.d_model**-0.5)
         self.temperature = Temperature(temperature, bias)
 
     def features(self, x: Tensor) -> Tensor:
-        """What is kept of the image tower: (M, F), before the projection."""
-        return self.encoder(x)
+        """Return the image tower's features, before the projection: (M, F)."""
+        features_MF: Tensor = self.encoder(x)
+        return features_MF
 
     def read(self, tokens_MT: Tensor, end_M: Tensor) -> Tensor:
-        """Texts that end at place `end_M` -> (M, P); what comes behind their end is not seen."""
+        """Embed texts (M, T) that end at position `end_M`: (M, P). Causal attention hides
+        everything behind the end."""
         hidden_MTD, _ = self.text.hidden(tokens_MT)
         return F.normalize(self.text_head(hidden_MTD[torch.arange(len(end_M), device=end_M.device), end_M]), dim=1)
 

@@ -1,6 +1,8 @@
-"""A transformer over tokens, dense or with mixture-of-experts layers: decoder-only, or bidirectional with `causal: false`.
+"""A transformer over tokens, dense or with mixture-of-experts layers: decoder-only, or
+bidirectional with `causal: false`.
 
-Norms, positions and order of operations are those of Qwen3 and Qwen3-MoE, so that weights can be exchanged with Hugging Face.
+Norms, positions and order of operations are those of Qwen3 and Qwen3-MoE, so that weights can be
+exchanged with Hugging Face. The objectives are in trainer/objectives/language/.
 
 Legend: B samples, T positions, D model width, V vocabulary.
 """
@@ -19,7 +21,7 @@ from models.feedforward import Linear, SwiGLU
 from models.moe import MoEConfig, MoELayer, RouteStats
 from models.norm import RMSNorm
 from models.random import derive, sample_keys
-from models.routing import ExpertChoiceRouter
+from models.routing import ExpertChoiceRouting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,44 +35,60 @@ class TransformerConfig:
     heads: int
     """Query heads."""
     kv_heads: int | None = None
-    """Key-value heads (grouped-query attention, Ainslie et al. 2023); null: as many as query heads."""
+    """Key-value heads (grouped-query attention, Ainslie et al. 2023); null: as many as query
+    heads."""
     head_dim: int | None = None
     """Width of a head; null: d_model / heads."""
     ffn: int
     """Inner width of the dense SwiGLU layers."""
     qk_norm: bool = False
-    """RMSNorm on the queries and keys of each head (Qwen3)."""
+    """Whether the queries and keys of each head pass through RMSNorm (Qwen3)."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
     norm_eps: float = 1e-6
-    """Added to the mean square in RMSNorm."""
+    """Constant added to the mean square in RMSNorm."""
     init_std: float | None = None
-    """Standard deviation of initial weights; null: sqrt(2 / (5 d_model)) (Nguyen and Salazar 2019), which is 0.02 at d_model 1000.
-    Output projections have it divided by sqrt(2 layers)."""
+    """Standard deviation of initial weights; null: sqrt(2 / (5 d_model)) (Nguyen & Salazar 2019),
+    which is 0.02 at d_model 1000. For output projections it is divided by sqrt(2 layers)."""
     tie_embeddings: bool = False
-    """Use the token embedding as the output matrix too."""
+    """Whether the token embedding is also the output matrix."""
     causal: bool = True
     """Whether a position sees only itself and the past."""
     moe: MoEConfig | None = None
     """The mixture-of-experts layers; null: dense."""
     moe_layers: Literal["all", "alternate"] | tuple[int, ...] = "all"
-    """Which blocks have one: all, every second (1, 3, ...) as in GShard and Switch, or these, counted from 0."""
+    """Blocks with a mixture of experts: all, every second block (1, 3, ...) as in GShard and
+    Switch, or a list counted from 0."""
     activation_checkpointing: bool = False
-    """Keep only the blocks' inputs and compute the rest again in the backward pass: a third more work, far less memory."""
+    """Whether only the blocks' inputs are kept and the rest is recomputed in the backward pass: a
+    third more work, far less memory."""
 
     def __post_init__(self) -> None:
         if min(self.layers, self.d_model, self.heads, self.ffn) < 1:
-            raise ValueError(f"model: layers {self.layers}, d_model {self.d_model}, heads {self.heads} and ffn {self.ffn} must all be at least 1")
+            raise ValueError(
+                f"model: layers {self.layers}, d_model {self.d_model}, "
+                f"heads {self.heads} and ffn {self.ffn} must all be at least 1"
+            )
         if self.head_dim is None and self.d_model % self.heads:
-            raise ValueError(f"model.heads: {self.heads} does not divide d_model {self.d_model}; choose a divisor, or set head_dim")
+            raise ValueError(
+                f"model.heads: {self.heads} does not divide d_model {self.d_model}; choose a divisor, or set head_dim"
+            )
         if self.head_width % 2:
-            raise ValueError(f"model.head_dim: {self.head_width} is odd, but rotary positions turn pairs; choose an even one")
+            raise ValueError(
+                f"model.head_dim: {self.head_width} is odd, but rotary positions rotate pairs; choose an even number"
+            )
         if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
             raise ValueError(f"model.kv_heads: {self.kv_heads} does not divide heads {self.heads}; choose a divisor")
         if isinstance(self.moe_layers, tuple) and any(not 0 <= index < self.layers for index in self.moe_layers):
-            raise ValueError(f"model.moe_layers: {list(self.moe_layers)} must lie between 0 and {self.layers - 1}, as there are {self.layers} layers")
-        if self.moe is not None and self.causal and isinstance(self.moe.router, ExpertChoiceRouter):
-            raise ValueError("model.moe.router: expert_choice leaks the future, as experts choose among all tokens; use causal: false or another router")
+            raise ValueError(
+                f"model.moe_layers: {list(self.moe_layers)} must lie between 0 and {self.layers - 1}, "
+                f"as there are {self.layers} layers"
+            )
+        if self.moe is not None and self.causal and isinstance(self.moe.router, ExpertChoiceRouting):
+            raise ValueError(
+                "model.moe.router: expert_choice leaks the future, as experts choose among all tokens; "
+                "use causal: false or another router"
+            )
 
     @property
     def head_width(self) -> int:
@@ -89,7 +107,7 @@ class TransformerConfig:
 
     @property
     def moe_indices(self) -> tuple[int, ...]:
-        """Numbers of the blocks that have a mixture of experts, ascending."""
+        """Indices of the blocks with a mixture of experts, ascending."""
         match self.moe_layers:
             case _ if self.moe is None:
                 return ()
@@ -102,7 +120,7 @@ class TransformerConfig:
 
 
 class Embedding(nn.Embedding):
-    """A token embedding that starts as normal numbers of standard deviation `std`."""
+    """A token embedding with normal initial weights of standard deviation `std`."""
 
     def __init__(self, vocab_size: int, d_model: int, std: float):
         self.std = std
@@ -114,14 +132,26 @@ class Embedding(nn.Embedding):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x))."""
+    """Computes x + attention(norm(x)), then x + feed-forward(norm(x)): (B, T, D) -> (B, T, D)."""
 
     def __init__(self, config: TransformerConfig, index: int):
         super().__init__()
         self.index = index
-        d_model, std, out_std = config.d_model, config.weight_std, config.weight_std / math.sqrt(2 * config.layers)
+        d_model = config.d_model
+        std = config.weight_std
+        out_std = config.weight_std / math.sqrt(2 * config.layers)
         self.attention_norm = RMSNorm(d_model, config.norm_eps)
-        self.attention = Attention(d_model, config.heads, config.kv_head_count, config.head_width, config.causal, config.qk_norm, config.norm_eps, std, out_std)
+        self.attention = Attention(
+            d_model,
+            config.heads,
+            config.kv_head_count,
+            config.head_width,
+            config.causal,
+            config.qk_norm,
+            config.norm_eps,
+            std,
+            out_std,
+        )
         self.ffn_norm = RMSNorm(d_model, config.norm_eps)
         self.ffn: MoELayer | SwiGLU
         if config.moe is not None and index in config.moe_indices:
@@ -130,7 +160,12 @@ class Block(nn.Module):
             self.ffn = SwiGLU(d_model, config.ffn, std, out_std)
 
     def forward(
-        self, x_BTD: Tensor, rotary_T1C: tuple[Tensor, Tensor], keys_B: Tensor, mask_BTT: Tensor | None, cache: KVCache | None
+        self,
+        x_BTD: Tensor,
+        rotary_T1C: tuple[Tensor, Tensor],
+        keys_B: Tensor,
+        mask_BTT: Tensor | None,
+        cache: KVCache | None,
     ) -> tuple[Tensor, RouteStats | None]:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary_T1C, mask_BTT, cache)
         if isinstance(self.ffn, MoELayer):
@@ -144,7 +179,8 @@ class Transformer(nn.Module):
 
     def __init__(self, config: TransformerConfig, vocab_size: int):
         super().__init__()
-        self.config, self.vocab_size = config, vocab_size
+        self.config = config
+        self.vocab_size = vocab_size
         self.embedding = Embedding(vocab_size, config.d_model, config.weight_std)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
@@ -152,7 +188,7 @@ class Transformer(nn.Module):
 
     @property
     def moe_layers(self) -> tuple[MoELayer, ...]:
-        """The mixture-of-experts layers, in the order of `forward`'s stats."""
+        """Mixture-of-experts layers, in the order of `forward`'s statistics."""
         return tuple(block.ffn for block in self.blocks if isinstance(block.ffn, MoELayer))
 
     def forward(
@@ -163,7 +199,8 @@ class Transformer(nn.Module):
         seed: int = 0,
         caches: list[KVCache] | None = None,
     ) -> tuple[Tensor, tuple[RouteStats, ...]]:
-        """Logits (B, T, V) and the statistics of each mixture-of-experts layer. See `hidden` for the arguments."""
+        """Return the logits (B, T, V) and the statistics of each mixture-of-experts layer. The
+        arguments are those of `hidden`."""
         x_BTD, stats = self.hidden(tokens_BT, samples_B, segments_BT, seed, caches)
         return F.linear(x_BTD, self.embedding.weight) if self.head is None else self.head(x_BTD), stats
 
@@ -175,18 +212,23 @@ class Transformer(nn.Module):
         seed: int = 0,
         caches: list[KVCache] | None = None,
     ) -> tuple[Tensor, tuple[RouteStats, ...]]:
-        """What the output matrix reads (B, T, D), and the statistics of each mixture-of-experts layer.
+        """Return the output matrix's input (B, T, D), and the statistics of each mixture-of-experts
+        layer.
 
-        `samples_B` are the samples' numbers in the run (int64; default 0, 1, ...), which with `seed` decide jitter and noise.
-        `segments_BT` numbers the documents in a sample: positions see their own document only.
-        `caches`, one for each block, hold what came before; then `tokens_BT` is one more position, or the whole prompt of an empty cache.
+        `samples_B` are the samples' numbers in the run (int64; default 0, 1, ...); with `seed` they
+        determine jitter and noise. `segments_BT` numbers the documents in a sample: positions see
+        only their own document. `caches`, one per block, hold the previous positions; `tokens_BT`
+        is then one more position, or the whole prompt if the caches are empty.
         """
         samples_B = torch.arange(len(tokens_BT), device=tokens_BT.device) if samples_B is None else samples_B
         keys_B = sample_keys(seed, samples_B, "transformer")
         start = len(caches[0]) if caches else 0
-        rotary_T1C = rotary_table(start, start + tokens_BT.shape[1], self.config.head_width, self.config.rope_theta, tokens_BT.device)
+        rotary_T1C = rotary_table(
+            start, start + tokens_BT.shape[1], self.config.head_width, self.config.rope_theta, tokens_BT.device
+        )
         mask_BTT = None if segments_BT is None else self._mask(segments_BT)
-        x_BTD, stats = self.embedding(tokens_BT), []
+        x_BTD = self.embedding(tokens_BT)
+        stats = []
         for index, block in enumerate(self.blocks):
             inputs = (x_BTD, rotary_T1C, keys_B, mask_BTT, caches[index] if caches else None)
             if self.config.activation_checkpointing and torch.is_grad_enabled():
@@ -198,5 +240,6 @@ class Transformer(nn.Module):
         return self.norm(x_BTD), tuple(stats)
 
     def _mask(self, segments_BT: Tensor) -> Tensor:
+        """Return a mask (B, T, T) that is true where a position may see another of its document."""
         same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
         return same_BTT.tril() if self.config.causal else same_BTT

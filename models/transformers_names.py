@@ -1,11 +1,14 @@
-"""Our weights under the names that transformers' published files have, for each layout of models/transformers_format.py.
+"""Names of our weights in transformers' published files, for each layout of
+models/transformer/hf_layout.py.
 
-Each of ours, flattened, is one or more of theirs, flattened, one behind the other: so any range of ours is ranges of theirs.
+Each of our tensors, flattened, is one or more of theirs, flattened and concatenated. So any range
+of ours is a list of ranges of theirs.
 
 Legend: V vocabulary, D model width, C head width, E experts, F inner width.
 """
 
 from collections.abc import Mapping
+from itertools import product
 from math import prod
 from typing import NamedTuple
 
@@ -18,29 +21,30 @@ from models.transformers_format import Layout, layout
 
 
 class Part(NamedTuple):
-    """One tensor of theirs."""
+    """One of their tensors."""
 
     name: str
     """Its name in the file."""
     shape: tuple[int, ...]
     """Its shape."""
     scale: float = 1.0
-    """It holds `scale` times our values: a power of two, so that both ways are exact."""
+    """Ratio of their values to ours: a power of two, so that both directions are exact."""
 
 
 def tensors(config: TransformerConfig, vocab_size: int, stacked: bool = False) -> dict[str, tuple[Part, ...]]:
-    """For each of our parameters that takes part in evaluation the tensors that make it up, in this order.
+    """Return, for each of our parameters used in evaluation, the tensors that make it up, in order.
 
-    `stacked`: experts in one tensor, as transformers 5 has them in memory, instead of one by one, as all published files have them.
-    ValueError where transformers has no layout for `config`.
+    `stacked` puts experts in one tensor, as transformers 5 holds them in memory, instead of one by
+    one, as all published files do. Raises ValueError if transformers has no layout for `config`.
     """
-    kind, width = layout(config), config.d_model
-    found: dict[str, tuple[Part, ...]] = {
+    kind = layout(config)
+    width = config.d_model
+    parts_of: dict[str, tuple[Part, ...]] = {
         "embedding.weight": (Part("model.embed_tokens.weight", (vocab_size, width)),),
         "norm.weight": (Part("model.norm.weight", (width,)),),
     }
     if not config.tie_embeddings:
-        found["head.weight"] = (Part("lm_head.weight", (vocab_size, width)),)
+        parts_of["head.weight"] = (Part("lm_head.weight", (vocab_size, width)),)
     for index in range(config.layers):
         block = _attention(config)
         if config.moe is not None and index in config.moe_indices:
@@ -49,41 +53,55 @@ def tensors(config: TransformerConfig, vocab_size: int, stacked: bool = False) -
         else:
             block |= _swiglu("ffn.", "mlp.", width, config.ffn)
         for name, parts in block.items():
-            found[f"blocks.{index}.{name}"] = tuple(part._replace(name=f"model.layers.{index}.{part.name}") for part in parts)
-    return found
+            parts_of[f"blocks.{index}.{name}"] = tuple(
+                part._replace(name=f"model.layers.{index}.{part.name}") for part in parts
+            )
+    return parts_of
 
 
 def zeros(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
-    """Tensors that the layout has and we have not, which must be zero: the gate of Qwen2-MoE's shared expert, sigmoid(0) = 1/2."""
+    """Return the shapes of the tensors that the layout has in addition to ours and that must be
+    zero: the gate of Qwen2-MoE's shared expert, sigmoid(0) = 1/2."""
     if config.moe is None or layout(config) != "qwen2_moe":
         return {}
-    found: dict[str, tuple[int, ...]] = {"shared_expert_gate.weight": (1, config.d_model)}
+    shapes: dict[str, tuple[int, ...]] = {"shared_expert_gate.weight": (1, config.d_model)}
     if not config.moe.shared_expert:
-        found |= {part.name.removeprefix("mlp."): part.shape for (part,) in _swiglu("", "mlp.shared_expert.", config.d_model, 0).values()}
-    return {f"model.layers.{index}.mlp.{name}": shape for index in config.moe_indices for name, shape in found.items()}
+        shapes |= {
+            part.name.removeprefix("mlp."): part.shape
+            for (part,) in _swiglu("", "mlp.shared_expert.", config.d_model, 0).values()
+        }
+    return {f"model.layers.{index}.mlp.{name}": shapes[name] for index, name in product(config.moe_indices, shapes)}
 
 
-def to_transformers(weights: Mapping[str, Tensor], config: TransformerConfig, vocab_size: int, stacked: bool = False) -> dict[str, Tensor]:
-    """Copies of our `weights` under their names, each with memory of its own, as safetensors wants it."""
-    found = {name: torch.zeros(shape) for name, shape in zeros(config).items()}
+def to_transformers(
+    weights: Mapping[str, Tensor], config: TransformerConfig, vocab_size: int, stacked: bool = False
+) -> dict[str, Tensor]:
+    """Return copies of our `weights` under their names, each with memory of its own, as safetensors
+    requires."""
+    theirs = {name: torch.zeros(shape) for name, shape in zeros(config).items()}
     for name, parts in tensors(config, vocab_size, stacked).items():
         pieces = weights[name].detach().flatten().split([prod(part.shape) for part in parts])
-        found |= {part.name: (part.scale * piece).view(part.shape) for part, piece in zip(parts, pieces, strict=True)}
-    return found
+        theirs |= {part.name: (part.scale * piece).view(part.shape) for part, piece in zip(parts, pieces, strict=True)}
+    return theirs
 
 
 def _attention(config: TransformerConfig) -> dict[str, tuple[Part, ...]]:
-    width, head = config.d_model, config.head_width
+    width = config.d_model
+    head = config.head_width
     rows = {"q": config.heads * head, "k": config.kv_head_count * head, "v": config.kv_head_count * head}
-    found: dict[str, tuple[Part, ...]] = {
+    parts_of: dict[str, tuple[Part, ...]] = {
         "attention_norm.weight": (Part("input_layernorm.weight", (width,)),),
         "ffn_norm.weight": (Part("post_attention_layernorm.weight", (width,)),),
-        "attention.qkv.weight": tuple(Part(f"self_attn.{name}_proj.weight", (count, width)) for name, count in rows.items()),
+        "attention.qkv.weight": tuple(
+            Part(f"self_attn.{name}_proj.weight", (count, width)) for name, count in rows.items()
+        ),
         "attention.out.weight": (Part("self_attn.o_proj.weight", (width, config.heads * head)),),
     }
     if config.qk_norm:
-        found |= {f"attention.{name}_norm.weight": (Part(f"self_attn.{name}_norm.weight", (head,)),) for name in "qk"}
-    return found
+        parts_of |= {
+            f"attention.{name}_norm.weight": (Part(f"self_attn.{name}_norm.weight", (head,)),) for name in "qk"
+        }
+    return parts_of
 
 
 def _swiglu(ours: str, theirs: str, width: int, ffn: int, scale: float = 1.0) -> dict[str, tuple[Part, ...]]:
@@ -95,23 +113,29 @@ def _swiglu(ours: str, theirs: str, width: int, ffn: int, scale: float = 1.0) ->
 
 
 def _shared(moe: MoEConfig, width: int) -> dict[str, tuple[Part, ...]]:
-    """Qwen2-MoE multiplies by a sigmoid, which `zeros` makes 1/2: so its weights are twice ours."""
-    return _swiglu("ffn.shared.", "mlp.shared_expert.", width, moe.shared_expert, scale=2.0) if moe.shared_expert else {}
+    """Return the shared expert's tensors. Qwen2-MoE multiplies its output by a sigmoid, which
+    `zeros` makes 1/2, so their output matrix is twice ours."""
+    return (
+        _swiglu("ffn.shared.", "mlp.shared_expert.", width, moe.shared_expert, scale=2.0) if moe.shared_expert else {}
+    )
 
 
 def _experts(moe: MoEConfig, width: int, kind: Layout) -> dict[str, tuple[Part, ...]]:
-    """Experts one by one: (F, D), (F, D) and (D, F) each."""
-    block, (gate, up, down) = ("block_sparse_moe", ("w1", "w3", "w2")) if kind == "mixtral" else ("mlp", ("gate_proj", "up_proj", "down_proj"))
+    """Return the router and the experts one by one: (F, D), (F, D) and (D, F) each."""
+    block = "block_sparse_moe" if kind == "mixtral" else "mlp"
+    gate, up, down = ("w1", "w3", "w2") if kind == "mixtral" else ("gate_proj", "up_proj", "down_proj")
     experts = [f"{block}.experts.{expert}" for expert in range(moe.experts)]
     return {
         "ffn.router.weight": (Part(f"{block}.gate.weight", (moe.experts, width)),),
-        "ffn.experts.gate_up": tuple(Part(f"{expert}.{name}.weight", (moe.ffn, width)) for expert in experts for name in (gate, up)),
+        "ffn.experts.gate_up": tuple(
+            Part(f"{expert}.{name}.weight", (moe.ffn, width)) for expert, name in product(experts, (gate, up))
+        ),
         "ffn.experts.down": tuple(Part(f"{expert}.{down}.weight", (width, moe.ffn)) for expert in experts),
     }
 
 
 def _stacked(moe: MoEConfig, width: int) -> dict[str, tuple[Part, ...]]:
-    """Experts in one tensor: (E, 2F, D) and (E, D, F), as ours."""
+    """Return the router and the experts in one tensor: (E, 2F, D) and (E, D, F), as ours."""
     return {
         "ffn.router.weight": (Part("mlp.gate.weight", (moe.experts, width)),),
         "ffn.experts.gate_up": (Part("mlp.experts.gate_up_proj", (moe.experts, 2 * moe.ffn, width)),),

@@ -1,6 +1,8 @@
-"""The U-Net of DDPM (Ho et al. 2020, appendix B), built and named like diffusers' `UNet2DModel`: their state dicts are interchangeable.
+"""The U-Net of DDPM (Ho et al. 2020, appendix B), built and named like diffusers' `UNet2DModel`:
+their state dicts are interchangeable.
 
-M samples, E time-embedding width. The network predicts noise, x0 or v at (x_t, t); it does not care which.
+M samples, E time-embedding width. The network predicts noise, x0 or v at (x_t, t), and is the same
+for all three.
 """
 
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.unet_layers import Attention, Resample, ResidualBlock, TimeEmbedding, ZeroConv2d, timestep_embedding
+from models.unet_layers import Resample, ResidualBlock, SpatialAttention, TimeEmbedding, ZeroConv2d, timestep_embedding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,50 +24,62 @@ class UNetConfig:
     channels: tuple[int, ...] = (128, 256, 256)
     """Channels of each level; every level but the last halves the resolution."""
     layers_per_level: int = 2
-    """Residual blocks of each level on the way down; one more on the way up."""
+    """Residual blocks per level on the way down; the way up has one more."""
     attention_levels: tuple[int, ...] = (1,)
-    """Levels with self-attention after each residual block, 0 being the full resolution; the middle always has it."""
+    """Levels with self-attention after each residual block, 0 being the full resolution; the middle
+    always has it."""
     head_channels: int | None = None
-    """Channels of an attention head; one head if not given."""
+    """Channels per attention head; null: one head."""
     norm_groups: int = 32
     """Groups of each group normalisation."""
 
     def __post_init__(self) -> None:
         for channels in self.channels:
             if channels % self.norm_groups:
-                raise ValueError(f"network.channels has {channels}, not a multiple of norm_groups {self.norm_groups}: change either")
+                raise ValueError(
+                    f"network.channels has {channels}, not a multiple of norm_groups {self.norm_groups}; change either"
+                )
             if channels % (self.head_channels or channels):
-                raise ValueError(f"network.channels has {channels}, not a multiple of head_channels {self.head_channels}: change either")
+                raise ValueError(
+                    f"network.channels has {channels}, not a multiple of head_channels {self.head_channels}; "
+                    "change either"
+                )
         for level in self.attention_levels:
             if not 0 <= level < len(self.channels):
-                raise ValueError(f"network.attention_levels has {level}, but channels has {len(self.channels)} levels: choose 0 to {len(self.channels) - 1}")
+                raise ValueError(
+                    f"network.attention_levels has {level}, but channels has {len(self.channels)} levels; "
+                    f"choose 0 to {len(self.channels) - 1}"
+                )
 
 
 class Level(nn.Module):
     """The residual blocks of one resolution."""
 
     def __init__(self, config: UNetConfig, inputs: list[int], outputs: int, attention: bool) -> None:
-        """`inputs` holds the channels that come into each block."""
+        """`inputs` are the input channels of each block."""
         super().__init__()
         width = 4 * config.channels[0]
         self.resnets = nn.ModuleList([ResidualBlock(i, outputs, width, config.norm_groups) for i in inputs])
-        self.attentions = nn.ModuleList([Attention(outputs, config.head_channels, config.norm_groups) for _ in inputs] if attention else [])
+        self.attentions = nn.ModuleList(
+            [SpatialAttention(outputs, config.head_channels, config.norm_groups) for _ in inputs] if attention else []
+        )
 
     def block(self, index: int, x: Tensor, embedding_ME: Tensor) -> Tensor:
-        """Residual block `index`, and its attention if there is one."""
+        """Apply residual block `index`, and its attention if there is one."""
         x = self.resnets[index](x, embedding_ME)
         return self.attentions[index](x) if self.attentions else x
 
 
 class DownLevel(Level):
-    """On the way down, with a downsampler unless it is the last."""
+    """A level on the way down, with a downsampler unless it is the last."""
 
     def __init__(self, config: UNetConfig, inputs: list[int], outputs: int, attention: bool, last: bool) -> None:
         super().__init__(config, inputs, outputs, attention)
         self.downsamplers = nn.ModuleList([] if last else [Resample(outputs, "down")])
 
     def forward(self, x: Tensor, embedding_ME: Tensor) -> list[Tensor]:
-        """What each block and the downsampler give; the last is the input of the next level."""
+        """Return the outputs of each block and of the downsampler; the last is the input of the
+        next level."""
         steps = []
         for i in range(len(self.resnets)):
             x = self.block(i, x, embedding_ME)
@@ -74,14 +88,15 @@ class DownLevel(Level):
 
 
 class UpLevel(Level):
-    """On the way up, with an upsampler unless it is the last."""
+    """A level on the way up, with an upsampler unless it is the last."""
 
     def __init__(self, config: UNetConfig, inputs: list[int], outputs: int, attention: bool, last: bool) -> None:
         super().__init__(config, inputs, outputs, attention)
         self.upsamplers = nn.ModuleList([] if last else [Resample(outputs, "up")])
 
     def forward(self, x: Tensor, skips: list[Tensor], embedding_ME: Tensor) -> Tensor:
-        """`skips` are the connections that its blocks take, the last one first."""
+        """Return the level's output. `skips` are the skip connections of its blocks, used from last
+        to first."""
         for i, skip in enumerate(reversed(skips)):
             x = self.block(i, torch.cat([x, skip], dim=1), embedding_ME)
         for upsample in self.upsamplers:
@@ -90,27 +105,31 @@ class UpLevel(Level):
 
 
 class Middle(nn.Module):
-    """Residual block, attention, residual block at the lowest resolution."""
+    """Residual block, attention and residual block at the lowest resolution."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        channels, width = config.channels[-1], 4 * config.channels[0]
+        channels = config.channels[-1]
+        width = 4 * config.channels[0]
         self.resnets = nn.ModuleList([ResidualBlock(channels, channels, width, config.norm_groups) for _ in range(2)])
-        self.attentions = nn.ModuleList([Attention(channels, config.head_channels, config.norm_groups)])
+        self.attentions = nn.ModuleList([SpatialAttention(channels, config.head_channels, config.norm_groups)])
 
     def forward(self, x: Tensor, embedding_ME: Tensor) -> Tensor:
         x = self.attentions[0](self.resnets[0](x, embedding_ME))
-        return self.resnets[1](x, embedding_ME)
+        y: Tensor = self.resnets[1](x, embedding_ME)
+        return y
 
 
 class UNet(nn.Module):
-    """(x_t, t, labels) -> prediction. With `num_classes`, label `num_classes` is the null label of classifier-free guidance."""
+    """Maps (x_t, t, labels) to a prediction. With `num_classes`, label `num_classes` is the null
+    label of classifier-free guidance."""
 
     def __init__(self, config: UNetConfig, in_channels: int, out_channels: int, num_classes: int | None = None) -> None:
         super().__init__()
         self.config = config
         self.null_label = num_classes
-        width, levels = 4 * config.channels[0], len(config.channels)
+        width = 4 * config.channels[0]
+        levels = len(config.channels)
         self.conv_in = nn.Conv2d(in_channels, config.channels[0], 3, padding=1)
         self.time_embedding = TimeEmbedding(config.channels[0], width)
         self.class_embedding = nn.Embedding(num_classes + 1, width) if num_classes is not None else None
@@ -133,9 +152,16 @@ class UNet(nn.Module):
         self.conv_out = ZeroConv2d(channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, t_M: Tensor, labels_M: Tensor | None = None) -> Tensor:
-        """The prediction for x_t of shape (M, C, H, W) at timesteps t (M,); without labels a class-conditional network takes the null label."""
+        """Return the prediction for x_t of shape (M, C, H, W) at timesteps t (M,). Without labels,
+        a class-conditional network uses the null label.
+
+        Raises ValueError if the levels cannot halve the images.
+        """
         if (x.shape[2] | x.shape[3]) % 2 ** (len(self.config.channels) - 1):
-            raise ValueError(f"images of {x.shape[2]}x{x.shape[3]} cannot be halved {len(self.config.channels) - 1} times: give network.channels fewer levels")
+            raise ValueError(
+                f"images of {x.shape[2]}x{x.shape[3]} cannot be halved {len(self.config.channels) - 1} times; "
+                "give network.channels fewer levels"
+            )
         embedding_ME = self.time_embedding(timestep_embedding(t_M, self.config.channels[0]).to(x.dtype))
         if self.class_embedding is not None and self.null_label is not None:
             labels_M = torch.full_like(t_M, self.null_label) if labels_M is None else labels_M
@@ -146,5 +172,7 @@ class UNet(nn.Module):
         h = self.mid_block(skips[-1], embedding_ME)
         for level in self.up_blocks:
             left = len(skips) - self.config.layers_per_level - 1
-            h, skips = level(h, skips[left:], embedding_ME), skips[:left]
-        return self.conv_out(F.silu(self.conv_norm_out(h)))
+            h = level(h, skips[left:], embedding_ME)
+            skips = skips[:left]
+        y: Tensor = self.conv_out(F.silu(self.conv_norm_out(h)))
+        return y

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 
 class ZeroConv2d(nn.Conv2d):
-    """A convolution that starts at 0, so that its block starts as the identity (Ho et al. 2020, their code)."""
+    """A convolution that starts at 0, so that its block starts as the identity (Ho et al. 2020,
+    their code)."""
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
@@ -29,7 +30,8 @@ class ZeroLinear(nn.Linear):
 
 
 def timestep_embedding(t_M: Tensor, channels: int) -> Tensor:
-    """Cosines, then sines, of t at wavelengths from 2 pi to 20000 pi, shape (M, channels)."""
+    """Return cosines, then sines, of t at wavelengths from 2 pi to 20000 pi, shape (M, channels)
+    (Vaswani et al. 2017, section 3.5)."""
     half = channels // 2
     frequencies = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32, device=t_M.device) / half)
     angles = t_M[:, None].float() * frequencies
@@ -37,7 +39,7 @@ def timestep_embedding(t_M: Tensor, channels: int) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """Two layers on the sinusoidal embedding."""
+    """Two linear layers after the sinusoidal embedding."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -45,7 +47,8 @@ class TimeEmbedding(nn.Module):
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(embedding)))
+        y: Tensor = self.linear_2(F.silu(self.linear_1(embedding)))
+        return y
 
 
 class ResidualBlock(nn.Module):
@@ -63,10 +66,11 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, embedding_ME: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = h + self.time_emb_proj(F.silu(embedding_ME))[:, :, None, None]
-        return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+        y: Tensor = self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+        return y
 
 
-class Attention(nn.Module):
+class SpatialAttention(nn.Module):
     """Self-attention over the positions of an image."""
 
     def __init__(self, channels: int, head_channels: int | None, norm_groups: int) -> None:
@@ -80,13 +84,16 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h_MNC = self.group_norm(x).flatten(2).transpose(1, 2)
-        q, k, v = (layer(h_MNC).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.to_q, self.to_k, self.to_v))
+        projections = (layer(h_MNC) for layer in (self.to_q, self.to_k, self.to_v))
+        q, k, v = (rows.unflatten(2, (self.heads, -1)).transpose(1, 2) for rows in projections)
         attended_MNC = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return x + self.to_out[0](attended_MNC).transpose(1, 2).unflatten(2, x.shape[2:])
+        y: Tensor = x + self.to_out[0](attended_MNC).transpose(1, 2).unflatten(2, x.shape[2:])
+        return y
 
 
 class Resample(nn.Module):
-    """Halves (a strided convolution) or doubles (nearest neighbour, then a convolution) the resolution."""
+    """Halves the resolution by a strided convolution, or doubles it by nearest neighbours and a
+    convolution."""
 
     def __init__(self, channels: int, direction: Literal["down", "up"]) -> None:
         super().__init__()
@@ -94,4 +101,5 @@ class Resample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=1 if self.up else 2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest") if self.up else x)
+        y: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest") if self.up else x)
+        return y

@@ -1,26 +1,31 @@
-"""The variational bound of a diffusion on -log p(x_0), term by term, in bits per dimension (Ho et al. 2020, eq. 5).
+"""The variational bound of a diffusion on -log p(x_0), term by term, in bits per dimension (Ho et
+al. 2020, eq. 5).
 
-M samples with values in [-1, 1] that lie on `levels` grey values; T timesteps. The bound is L_T + sum over t of L_t, where L_0 is the
-negative log-likelihood of the discretised decoder and the rest are KL divergences.
+M samples with values in [-1, 1] that lie on `levels` grey values; T timesteps. The bound is L_T +
+sum over t of L_t. L_0 is the negative log-likelihood of the discretised decoder, and the other
+terms are KL divergences.
 """
 
 import math
-from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from models.losses import gaussian_kl
-from models.parameterisation import Denoiser, Prediction
-from models.schedules import Schedule, expand
+from models.parameterisation import Prediction
+from models.schedules import NoiseSchedule, expand
 
 FixedVariance = Literal["small", "large"]
-"""The variance of the reverse step where it is not learned: beta tilde (`small`) or beta (`large`) (Ho et al. 2020, section 3.2)."""
+"""Variance of the reverse step if it is not learned: beta tilde (`small`) or beta (`large`) (Ho et
+al. 2020, section 3.2)."""
 
 
-def log_variance(schedule: Schedule, prediction: Prediction, fixed: FixedVariance, t: Tensor | int, previous: Tensor | int) -> Tensor:
-    """Log variance of p(x_previous | x_t), shaped to multiply x_t: learned if the prediction has a variance, else `fixed`."""
+def log_variance(
+    schedule: NoiseSchedule, prediction: Prediction, fixed: FixedVariance, t: Tensor | int, previous: Tensor | int
+) -> Tensor:
+    """Return the log variance of p(x_previous | x_t), shaped to multiply x_t: learned if the
+    prediction has a variance, else `fixed`."""
     small = expand(_small_log_variance(schedule, t, previous), prediction.x0)
     large = expand(schedule.beta(t, previous).log(), prediction.x0)
     if prediction.variance_fraction is not None:
@@ -28,26 +33,43 @@ def log_variance(schedule: Schedule, prediction: Prediction, fixed: FixedVarianc
     return small if fixed == "small" else large
 
 
-def _small_log_variance(schedule: Schedule, t: Tensor | int, previous: Tensor | int) -> Tensor:
-    # beta tilde is 0 where the step reaches x_0: there the variance of the step before it stands in (Nichol & Dhariwal 2021, their code).
+def _small_log_variance(schedule: NoiseSchedule, t: Tensor | int, previous: Tensor | int) -> Tensor:
+    # beta tilde is 0 at the step to x_0; the variance of the preceding step replaces it (Nichol &
+    # Dhariwal 2021, their code).
     return schedule.posterior_variance(torch.as_tensor(t).clamp_min(1), torch.as_tensor(previous).clamp_min(0)).log()
 
 
 def discretised_gaussian_log_prob(x: Tensor, mean: Tensor, log_var: Tensor, levels: int = 256) -> Tensor:
-    """log P(grey value x), elementwise, in nats: the normal density over the bin around x, the outermost bins open (Ho et al. 2020, eq. 13)."""
+    """Return log P(grey value x), elementwise, in nats: the normal density integrated over the bin
+    around x, with open outermost bins (Ho et al. 2020, eq. 13)."""
     half = 1 / (levels - 1)
     inverse_std = torch.exp(-0.5 * log_var)
     upper = ((x - mean + half) * inverse_std).masked_fill(x > 1 - half, math.inf)
     lower = ((x - mean - half) * inverse_std).masked_fill(x < half - 1, -math.inf)
-    # Both ends are mirrored to the side where the distribution function is small and its logarithm exact.
+    # Both ends are mirrored to the side where the distribution function is small and its logarithm
+    # exact.
     mirror = x > mean
     upper, lower = torch.where(mirror, -lower, upper), torch.where(mirror, -upper, lower)
-    log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
-    return log_upper + torch.log1p(-torch.exp(log_lower - log_upper))
+    log_upper = torch.special.log_ndtr(upper)
+    log_lower = torch.special.log_ndtr(lower)
+    log_p: Tensor = log_upper + torch.log1p(-torch.exp(log_lower - log_upper))
+    return log_p
 
 
-def vlb_term(schedule: Schedule, prediction: Prediction, x0: Tensor, x_t: Tensor, t_M: Tensor, *, fixed: FixedVariance = "small", levels: int = 256) -> Tensor:
-    """L_t of each sample in bits per dimension, shape (M,): KL(q(x_{t-1} | x_t, x_0) || p) for t > 0, -log p(x_0 | x_0's first noising) at t = 0."""
+def vlb_term(
+    schedule: NoiseSchedule,
+    prediction: Prediction,
+    x0: Tensor,
+    x_t: Tensor,
+    t_M: Tensor,
+    *,
+    fixed: FixedVariance = "small",
+    levels: int = 256,
+) -> Tensor:
+    """Return L_t of each sample in bits per dimension, shape (M,).
+
+    L_t is KL(q(x_{t-1} | x_t, x_0) || p) for t > 0, and -log p(x_0 | x_0's first noising) at t = 0.
+    """
     true_mean = schedule.posterior_mean(x0, x_t, t_M, t_M - 1)
     true_log_var = expand(_small_log_variance(schedule, t_M, t_M - 1), x0)
     mean = schedule.posterior_mean(prediction.x0, x_t, t_M, t_M - 1)
@@ -57,31 +79,8 @@ def vlb_term(schedule: Schedule, prediction: Prediction, x0: Tensor, x_t: Tensor
     return torch.where(t_M == 0, decoder_M, kl_M) / math.log(2)
 
 
-def prior_term(schedule: Schedule, x0: Tensor) -> Tensor:
-    """L_T = KL(q(x_T | x_0) || N(0, I)) of each sample in bits per dimension, shape (M,)."""
+def prior_term(schedule: NoiseSchedule, x0: Tensor) -> Tensor:
+    """Return L_T = KL(q(x_T | x_0) || N(0, I)) of each sample in bits per dimension, shape (M,)."""
     signal, spread = schedule.scales(schedule.steps - 1, x0)
     kl = gaussian_kl(signal * x0, 2 * spread.log(), torch.zeros_like(x0), torch.zeros_like(x0))
     return kl.flatten(1).mean(1) / math.log(2)
-
-
-@torch.no_grad()
-def vlb_terms(
-    denoiser: Denoiser,
-    schedule: Schedule,
-    x0: Tensor,
-    noise: Callable[[int], Tensor],
-    timesteps: Sequence[int],
-    *,
-    fixed: FixedVariance = "small",
-    levels: int = 256,
-) -> Tensor:
-    """L_t at each of `timesteps`, shape (len(timesteps), M), in bits per dimension; `noise(t)` gives the noise that makes x_t, of the shape of x0.
-
-    Over all T timesteps, the sum plus `prior_term` is the bound; over every k-th, k times the sum estimates its KL part.
-    """
-    terms = []
-    for t in timesteps:
-        t_M = torch.full((len(x0),), t, device=x0.device)
-        x_t = schedule.diffuse(x0, t, noise(t))
-        terms.append(vlb_term(schedule, denoiser(x_t, t_M), x0, x_t, t_M, fixed=fixed, levels=levels))
-    return torch.stack(terms)

@@ -12,7 +12,7 @@ from conftest import tiny_job
 from launch.estimate import Machine, estimate
 from models.flops import flops_per_token, forward_flops_per_token, parameters
 from models.moe import MoEConfig
-from models.routing import TopKRouter
+from models.routing import TopKRouting
 from models.transformer import TransformerConfig
 from trainer.config import RunConfig
 from trainer.footprint import groups_of, on_meta
@@ -131,7 +131,7 @@ def test_step_time_and_mfu_by_hand(corpus: Path) -> None:
 
 
 def test_published_models() -> None:
-    mixtral = TransformerConfig(layers=32, d_model=4096, heads=32, kv_heads=8, ffn=14336, moe=MoEConfig(experts=8, ffn=14336, router=TopKRouter(k=2)))
+    mixtral = TransformerConfig(layers=32, d_model=4096, heads=32, kv_heads=8, ffn=14336, moe=MoEConfig(experts=8, ffn=14336, router=TopKRouting(k=2)))
     counted = parameters(mixtral, 32000)
     # Jiang et al. 2024, section 2 and table 2: 47B parameters in all, 13B of them active.
     assert round(counted.total / 1e9) == 47

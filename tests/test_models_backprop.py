@@ -6,7 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from models.backprop import RELU, SIGMOID, SILU, TANH, Activation, Layer, backward, cross_entropy_delta, forward, squared_error_delta
+from models.backprop import (
+    RELU,
+    SIGMOID,
+    SILU,
+    TANH,
+    Activation,
+    Layer,
+    backward,
+    cross_entropy_delta,
+    forward,
+    squared_error_delta,
+)
 
 MODULES = [(SIGMOID, nn.Sigmoid), (TANH, nn.Tanh), (RELU, nn.ReLU), (SILU, nn.SiLU)]
 
@@ -20,7 +31,9 @@ def network(sizes: list[int]) -> list[Layer]:
     return [Layer(weight, bias) for weight, bias in zip(parameters[::2], parameters[1::2])]
 
 
-@pytest.mark.parametrize("sizes", [[3, 2], [5, 7, 4], [6, 9, 9, 9, 9, 9, 9, 9, 3]], ids=["1 layer", "2 layers", "8 layers"])
+@pytest.mark.parametrize(
+    "sizes", [[3, 2], [5, 7, 4], [6, 9, 9, 9, 9, 9, 9, 9, 3]], ids=["1 layer", "2 layers", "8 layers"]
+)
 @pytest.mark.parametrize(("activation", "module"), MODULES, ids=["sigmoid", "tanh", "relu", "silu"])
 def test_every_gradient_equals_autograd(activation: Activation, module: type[nn.Module], sizes: list[int]) -> None:
     layers = network(sizes)
@@ -29,7 +42,8 @@ def test_every_gradient_equals_autograd(activation: Activation, module: type[nn.
     modules: list[nn.Module] = []
     for layer in layers:
         linear = nn.Linear(*reversed(layer.weight_OI.shape), dtype=torch.float64)
-        linear.weight.data, linear.bias.data = layer.weight_OI.clone(), layer.bias_O.clone()
+        linear.weight.data = layer.weight_OI.clone()
+        linear.bias.data = layer.bias_O.clone()
         modules += [linear, module()]
     reference = nn.Sequential(*modules[:-1])
     for delta, loss in (
@@ -51,7 +65,8 @@ def test_every_gradient_equals_autograd(activation: Activation, module: type[nn.
 @pytest.mark.parametrize("activation", [SIGMOID, TANH, SILU], ids=["sigmoid", "tanh", "silu"])
 def test_gradients_equal_finite_differences(activation: Activation) -> None:
     layers = network([4, 6, 5, 3])
-    x, target = torch.linspace(-1, 1, 28, dtype=torch.float64).view(7, 4), torch.zeros(7, 3, dtype=torch.float64)
+    x = torch.linspace(-1, 1, 28, dtype=torch.float64).view(7, 4)
+    target = torch.zeros(7, 3, dtype=torch.float64)
 
     def loss() -> float:
         return 0.5 * float((forward(layers, x, activation).z[-1] - target).square().sum())
@@ -61,7 +76,8 @@ def test_gradients_equal_finite_differences(activation: Activation) -> None:
     for layer, gradients in zip(layers, found, strict=True):
         for tensor, gradient in ((layer.weight_OI, gradients.weight_OI), (layer.bias_O, gradients.bias_O)):
             place = tuple(size // 2 for size in tensor.shape)
-            value, losses = tensor[place].item(), []
+            value = tensor[place].item()
+            losses = []
             for step in (1e-6, -1e-6):
                 tensor[place] = value + step
                 losses.append(loss())

@@ -1,4 +1,5 @@
-"""Batch norm over groups: torch's batch norm on each group, whatever the split into micro-batches."""
+"""Batch norm over groups: torch's batch norm on each group, whatever the split into
+micro-batches."""
 
 import pytest
 import torch
@@ -33,7 +34,8 @@ def _train_step(x: Tensor, weight: Tensor, micro_batch: int) -> tuple[Tensor, di
 
 def test_gradients_and_running_statistics_do_not_depend_on_the_split() -> None:
     torch.manual_seed(0)
-    x, weight = torch.randn(24, 5, 2, 2) + 2, torch.randn(24, 5, 2, 2)
+    x = torch.randn(24, 5, 2, 2) + 2
+    weight = torch.randn(24, 5, 2, 2)
     whole_gradient, whole_state = _train_step(x, weight, 24)
     for micro_batch in (4, 8, 12):
         gradient, state = _train_step(x, weight, micro_batch)
@@ -78,7 +80,8 @@ def test_evaluation_uses_running_statistics_and_folding_nothing_changes_nothing(
 def test_conditional_gain_and_bias_are_linear_in_the_condition() -> None:
     torch.manual_seed(0)
     norm = ConditionalBatchNorm(5, 3, group=4)
-    x, condition = torch.randn(8, 5, 2, 2), torch.randn(8, 3)
+    x = torch.randn(8, 5, 2, 2)
+    condition = torch.randn(8, 3)
     gain = 1 + condition @ norm.gain.weight.T + norm.gain.bias
     bias = condition @ norm.bias.weight.T + norm.bias.bias
     plain = GroupedBatchNorm(5, 4)(x)

@@ -9,7 +9,8 @@ from models.init import initialise
 
 def test_reads_the_digits_after_a_few_epochs() -> None:
     digits = load_digits()
-    x, labels = torch.from_numpy(digits.images).float()[:, None] / 8 - 1, torch.from_numpy(digits.target)
+    x = torch.from_numpy(digits.images).float()[:, None] / 8 - 1
+    labels = torch.from_numpy(digits.target)
     network = Classifier(ClassifierConfig(channels=(16, 32), features=24), (1, 8, 8), 10)
     initialise(network, seed=0)
     optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3)

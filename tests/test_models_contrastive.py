@@ -1,4 +1,5 @@
-"""Contrastive losses against NumPy on whole matrices, their gradients against its finite differences, and how much memory they take."""
+"""Contrastive losses against NumPy on whole matrices, their gradients against its finite
+differences, and how much memory they take."""
 
 import math
 from collections.abc import Callable
@@ -14,8 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from models.contrastive import Embedded, clamped, leads_out, nt_xent, sigmoid_pairs, symmetric_info_nce
 
 Array = npt.NDArray[np.float64]
-N, P = 7, 4
-LOSSES: dict[str, Callable[..., Any]] = {"nt_xent": nt_xent, "symmetric_info_nce": symmetric_info_nce, "sigmoid_pairs": sigmoid_pairs}
+N = 7
+P = 4
+LOSSES: dict[str, Callable[..., Any]] = {
+    "nt_xent": nt_xent,
+    "symmetric_info_nce": symmetric_info_nce,
+    "sigmoid_pairs": sigmoid_pairs,
+}
 
 
 def in_numpy(name: str, a: Array, b: Array, log_scale: Array, bias: Array) -> float:
@@ -42,7 +48,8 @@ def inputs() -> dict[str, Array]:
 
 def slopes(name: str) -> dict[str, Array]:
     """Central differences of `in_numpy` by every input."""
-    found, step = {}, 1e-6
+    found = {}
+    step = 1e-6
     for key, values in inputs().items():
         found[key] = np.zeros_like(values)
         for place in np.ndindex(values.shape):
@@ -62,7 +69,8 @@ def embedded(dtype: torch.dtype = torch.float64) -> Embedded:
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
 def test_loss_and_gradients_are_those_of_numpy(name: str, chunk: int) -> None:
-    numbers, expected = torch.tensor([40, 3, 8, 0, 77, 5, 12]), slopes(name)
+    numbers = torch.tensor([40, 3, 8, 0, 77, 5, 12])
+    expected = slopes(name)
     for dtype, tolerance in ((torch.float64, 1e-8), (torch.float32, 1e-5)):
         z = embedded(dtype)
         found = LOSSES[name](z, numbers, z.log_scale.exp(), chunk, lambda rows: rows)
@@ -75,7 +83,8 @@ def test_loss_and_gradients_are_those_of_numpy(name: str, chunk: int) -> None:
 
 
 def test_a_worked_example_of_the_sigmoid_loss() -> None:
-    """Two orthogonal pairs at scale 1 and bias 0: two positive logits of 1, two negative ones of 0."""
+    """Two orthogonal pairs at scale 1 and bias 0: two positive logits of 1, two negative ones of
+    0."""
     z = Embedded(torch.eye(2), torch.eye(2), torch.zeros(1), torch.zeros(1))
     found = sigmoid_pairs(z, torch.arange(2), torch.ones(1), 1, lambda rows: rows)
     torch.testing.assert_close(found.loss_M, torch.full((2,), math.log(1 + math.exp(-1)) + math.log(2)))
@@ -95,7 +104,8 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_memory_grows_with_own_rows_times_chunk(name: str) -> None:
-    """This process has 8 of 1024 pairs: its largest tensors are the gathered embeddings and one block of logits."""
+    """This process has 8 of 1024 pairs: its largest tensors are the gathered embeddings and one
+    block of logits."""
     everyone = torch.nn.functional.normalize(torch.randn(2048, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     z = Embedded(everyone[:8], everyone[8:16], torch.zeros(1), torch.zeros(1))
 

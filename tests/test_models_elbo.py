@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import distributions
 
-from models.elbo import LatentStatistics, bits_per_dimension, free_bits, importance_bound, kl_weight, log_normal, reparameterise
+from models.elbo import (
+    LatentStatistics,
+    bits_per_dimension,
+    free_bits,
+    importance_bound,
+    kl_weight,
+    log_normal,
+    reparameterise,
+)
 from models.losses import standard_gaussian_kl
 
 
@@ -14,7 +22,9 @@ def test_gaussian_kl_and_log_normal_equal_torch_distributions() -> None:
     torch.manual_seed(0)
     mean, log_var, z = torch.randn(3, 10, 4, dtype=torch.float64)
     posterior = distributions.Normal(mean, (0.5 * log_var).exp())
-    torch.testing.assert_close(standard_gaussian_kl(mean, log_var), distributions.kl_divergence(posterior, distributions.Normal(0.0, 1.0)))
+    torch.testing.assert_close(
+        standard_gaussian_kl(mean, log_var), distributions.kl_divergence(posterior, distributions.Normal(0.0, 1.0))
+    )
     torch.testing.assert_close(log_normal(z, mean, log_var), posterior.log_prob(z).sum(-1))
 
 
@@ -50,7 +60,9 @@ def test_kl_warm_up_is_linear() -> None:
 def test_importance_bound_is_the_log_of_the_mean_weight() -> None:
     weights_KM = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
     torch.testing.assert_close(importance_bound(weights_KM.log()), torch.tensor([2.0, 4.0]).log())
-    torch.testing.assert_close(importance_bound(weights_KM.log() - 1000) + 1000, torch.tensor([2.0, 4.0]).log(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        importance_bound(weights_KM.log() - 1000) + 1000, torch.tensor([2.0, 4.0]).log(), rtol=0, atol=1e-3
+    )
 
 
 def test_bits_of_a_uniform_byte() -> None:

@@ -1,4 +1,7 @@
-"""The GAN's networks: shapes, packing, what each formula says, and independence of the micro-batch."""
+"""The GAN's networks: shapes, packing, what each formula says, and independence of the
+micro-batch."""
+
+from itertools import chain
 
 import pytest
 import torch
@@ -28,24 +31,37 @@ SHAPE = (2, 8, 12)
 @pytest.mark.parametrize(("classes", "pack"), [(None, 1), (10, 1), (10, 2)])
 def test_shapes_gradients_and_micro_batches(config: GanNetworkConfig, classes: int | None, pack: int) -> None:
     torch.manual_seed(0)
-    generator, discriminator = build_generator(config, SHAPE, classes), build_discriminator(config, SHAPE, classes, pack)
+    generator = build_generator(config, SHAPE, classes)
+    discriminator = build_discriminator(config, SHAPE, classes, pack)
     initialise(generator, seed=0)
     initialise(discriminator, seed=1)
     for name, parameter in [*generator.named_parameters(), *discriminator.named_parameters()]:
         if name.endswith("gain"):  # of the self-attention: it starts at 0
             torch.nn.init.ones_(parameter)
-    z, labels_M = torch.randn(16, 6), None if classes is None else torch.arange(16) % 10
+    z = torch.randn(16, 6)
+    labels_M = None if classes is None else torch.arange(16) % 10
     images = generator(z, labels_M)
     logits = discriminator(images, labels_M)
     assert images.shape == (16, *SHAPE)
     assert logits.shape == (16 // pack,)
 
     half = slice(0, 8)
-    torch.testing.assert_close(generator(z[half], None if labels_M is None else labels_M[half]), images[half], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(discriminator(images[half], None if labels_M is None else labels_M[half]), logits[: 8 // pack], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        generator(z[half], None if labels_M is None else labels_M[half]), images[half], rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(
+        discriminator(images[half], None if labels_M is None else labels_M[half]),
+        logits[: 8 // pack],
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
     F.softplus(-logits).sum().backward()
-    dead = [name for network in (generator, discriminator) for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    dead = [
+        name
+        for name, p in chain(generator.named_parameters(), discriminator.named_parameters())
+        if p.grad is None or not p.grad.any()
+    ]
     assert dead == []
 
 
@@ -62,13 +78,16 @@ def test_r1_trains_through_every_discriminator(config: GanNetworkConfig) -> None
 
 def test_labels_change_the_image_and_the_verdict() -> None:
     for config in CONFIGS:
-        generator, discriminator = build_generator(config, SHAPE, 10), build_discriminator(config, SHAPE, 10)
+        generator = build_generator(config, SHAPE, 10)
+        discriminator = build_discriminator(config, SHAPE, 10)
         initialise(generator, seed=0)
         initialise(discriminator, seed=0)
         z = torch.randn(4, 6)
         images, others = (generator(z, torch.full((4,), label)) for label in (1, 2))
         assert not torch.allclose(images, others)
-        assert not torch.allclose(discriminator(images, torch.full((4,), 1)), discriminator(images, torch.full((4,), 2)))
+        assert not torch.allclose(
+            discriminator(images, torch.full((4,), 1)), discriminator(images, torch.full((4,), 2))
+        )
 
 
 def test_packing_lays_consecutive_samples_side_by_side() -> None:
@@ -83,7 +102,8 @@ def test_packing_lays_consecutive_samples_side_by_side() -> None:
 def test_a_packed_discriminator_projects_each_members_class() -> None:
     torch.manual_seed(0)
     discriminator = build_discriminator(MLPGanConfig(discriminator_hidden=(7,), maxout=0), (3,), 10, 2)
-    x, labels_M = torch.randn(6, 3), torch.tensor([1, 2, 3, 4, 5, 6])
+    x = torch.randn(6, 3)
+    labels_M = torch.tensor([1, 2, 3, 4, 5, 6])
     h = discriminator.trunk(x.view(3, 6))
     table = discriminator.projection.weight
     vectors = table[labels_M[0::2]] + table[10 + labels_M[1::2]]
@@ -94,7 +114,8 @@ def test_a_packed_discriminator_projects_each_members_class() -> None:
 def test_modulated_convolution_equals_a_kernel_for_each_sample() -> None:
     torch.manual_seed(0)
     layer = ModulatedConv2d(3, 5, 3, style=4)
-    x, w = torch.randn(2, 3, 6, 6), torch.randn(2, 4)
+    x = torch.randn(2, 3, 6, 6)
+    w = torch.randn(2, 4)
     for n in range(2):
         style = layer.affine(w[n : n + 1])[0]
         kernel = layer.weight / (3 * 9) ** 0.5 * style[None, :, None, None]
@@ -106,10 +127,12 @@ def test_modulated_convolution_equals_a_kernel_for_each_sample() -> None:
 def test_equalised_layer_starts_with_unit_variance_and_a_scaled_rate() -> None:
     torch.manual_seed(0)
     x = torch.randn(2000, 64)
-    plain, slow = EqualLinear(64, 32), EqualLinear(64, 32, rate=0.01)
+    plain = EqualLinear(64, 32)
+    slow = EqualLinear(64, 32, rate=0.01)
     for layer in (plain, slow):
         assert layer(x).std().item() == pytest.approx(1, rel=0.1)
-    # A step of the same size in the stored weight moves the output of the slow layer a hundredth as far.
+    # A step of the same size in the stored weight moves the output of the slow layer a hundredth as
+    # far.
     moved = []
     for layer in (plain, slow):
         before = layer(x)

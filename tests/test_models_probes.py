@@ -16,7 +16,8 @@ from models.random import sample_keys
 
 def test_nearest_neighbours_vote_as_in_scikit_learn() -> None:
     digits = load_digits()
-    x, y = normalize(torch.from_numpy(digits.data).float() + 1, dim=1), torch.from_numpy(digits.target).long()
+    x = normalize(torch.from_numpy(digits.data).float() + 1, dim=1)
+    y = torch.from_numpy(digits.target).long()
 
     def weights(distance):  # of unit vectors: squared distance = 2 - 2 cosine
         import numpy as np
@@ -29,11 +30,14 @@ def test_nearest_neighbours_vote_as_in_scikit_learn() -> None:
 
 def test_alignment_uniformity_and_recall() -> None:
     z = normalize(torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), dim=1)
-    assert uniformity(z, chunk=7) == pytest.approx(math.log((torch.from_numpy(pdist(z.double()) ** 2) * -2).exp().mean().item()), abs=1e-5)
+    assert uniformity(z, chunk=7) == pytest.approx(
+        math.log((torch.from_numpy(pdist(z.double()) ** 2) * -2).exp().mean().item()), abs=1e-5
+    )
     assert alignment(z, z.roll(1, 0)) == pytest.approx((z - z.roll(1, 0)).square().sum(1).mean().item())
     assert alignment(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])) == pytest.approx(2.0)
     known = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
-    asked, meaning = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([5, 6, 7])
+    asked = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    meaning = torch.tensor([5, 6, 7])
     assert recall_at(asked, known, torch.tensor([6, 7]), meaning, 1) == 0.5
     assert recall_at(asked, known, torch.tensor([6, 7]), meaning, 2) == 1.0
 
@@ -59,4 +63,7 @@ def test_views_that_change_nothing_and_that_mirror() -> None:
     grey = augment(AugmentConfig(**still, grey=1.0), x, keys)
     torch.testing.assert_close(grey[:, 0], grey[:, 2])
     cut = augment(AugmentConfig(**still | {"crop": (0.25, 0.25)}, grey=0.0), x, keys)
-    assert all(part.min() >= image.min() - 1e-5 and part.max() <= image.max() + 1e-5 for part, image in zip(cut, x, strict=True))
+    assert all(
+        part.min() >= image.min() - 1e-5 and part.max() <= image.max() + 1e-5
+        for part, image in zip(cut, x, strict=True)
+    )

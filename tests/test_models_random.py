@@ -1,4 +1,5 @@
-"""Counter-based random numbers against SplitMix64's published output and the distributions' closed forms."""
+"""Counter-based random numbers against SplitMix64's published output and the distributions' closed
+forms."""
 
 import torch
 from scipy import stats
@@ -8,7 +9,13 @@ from models.random import _words, derive, integers, normal, sample_keys, uniform
 
 def test_words_are_splitmix64() -> None:
     # The first outputs of Vigna's reference splitmix64.c (public domain) from the state 1234567.
-    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    expected = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
     words = _words(torch.tensor([1234567]), 5)[0].tolist()
     assert [word % (1 << 64) for word in words] == expected
 
@@ -23,13 +30,20 @@ def test_splitting_the_samples_changes_no_bit() -> None:
 
 def test_keys_differ_by_seed_sample_and_purpose() -> None:
     samples = torch.arange(1000)
-    keys = [sample_keys(0, samples, "a"), sample_keys(1, samples, "a"), sample_keys(0, samples, "b"), derive(sample_keys(0, samples, "a"), "a")]
+    keys = [
+        sample_keys(0, samples, "a"),
+        sample_keys(1, samples, "a"),
+        sample_keys(0, samples, "b"),
+        derive(sample_keys(0, samples, "a"), "a"),
+    ]
     assert len(torch.cat(keys).unique()) == 4000
 
 
 def test_distributions() -> None:
     keys = sample_keys(0, torch.arange(64), "test")
-    u, z, n = uniform(keys, (500,)), normal(keys, (501,)), integers(keys, 7, (500,))
+    u = uniform(keys, (500,))
+    z = normal(keys, (501,))
+    n = integers(keys, 7, (500,))
     assert u.min() >= 0
     assert u.max() < 1
     assert stats.kstest(u.flatten(), "uniform").pvalue > 1e-3

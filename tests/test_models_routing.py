@@ -1,4 +1,5 @@
-"""The routings against Hugging Face's modules, NumPy versions written from the papers, and closed forms."""
+"""The routings against Hugging Face's modules, NumPy versions written from the papers, and closed
+forms."""
 
 import numpy as np
 import pytest
@@ -17,11 +18,11 @@ from models.moe import MoEConfig, MoELayer
 from models.random import sample_keys
 from models.router import Router
 from models.routing import (
-    BiasBalancedRouter,
-    ExpertChoiceRouter,
-    NoisyTopKRouter,
-    SwitchRouter,
-    TopKRouter,
+    BiasBalancedRouting,
+    ExpertChoiceRouting,
+    NoisyTopKRouting,
+    SwitchRouting,
+    TopKRouting,
     bias_balanced,
     count,
     expert_choice,
@@ -32,7 +33,10 @@ from models.routing import (
     within_capacity,
 )
 
-GROUPS, TOKENS, WIDTH, EXPERTS = 3, 24, 16, 6
+GROUPS = 3
+TOKENS = 24
+WIDTH = 16
+EXPERTS = 6
 
 
 def logits(seed: int = 0) -> torch.Tensor:
@@ -49,7 +53,7 @@ def test_switch_is_hugging_face_router_with_capacity() -> None:
     config = SwitchTransformersConfig(num_experts=EXPERTS, hidden_size=WIDTH, expert_capacity=capacity)
     theirs = SwitchTransformersTop1Router(config).eval()
     x = torch.randn(GROUPS, TOKENS, WIDTH)
-    ours = Router(SwitchRouter(), EXPERTS, WIDTH)
+    ours = Router(SwitchRouting(), EXPERTS, WIDTH)
     ours.load_state_dict({"weight": theirs.classifier.weight.detach()})
     index, probability, scores = theirs(x)
     routing = ours(x, torch.arange(GROUPS))
@@ -65,9 +69,11 @@ def test_switch_is_hugging_face_router_with_capacity() -> None:
 @pytest.mark.parametrize("normalise", [False, True])
 @pytest.mark.parametrize("k", [2, 3])
 def test_top_k_is_qwen3_moe_router(k: int, normalise: bool) -> None:
-    theirs = Qwen3MoeTopKRouter(Qwen3MoeConfig(hidden_size=WIDTH, num_experts=EXPERTS, num_experts_per_tok=k, norm_topk_prob=normalise))
+    theirs = Qwen3MoeTopKRouter(
+        Qwen3MoeConfig(hidden_size=WIDTH, num_experts=EXPERTS, num_experts_per_tok=k, norm_topk_prob=normalise)
+    )
     torch.nn.init.normal_(theirs.weight)
-    ours = Router(TopKRouter(k=k, normalise=normalise), EXPERTS, WIDTH)
+    ours = Router(TopKRouting(k=k, normalise=normalise), EXPERTS, WIDTH)
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(GROUPS, TOKENS, WIDTH)
     _, gates, chosen = theirs(x)
@@ -79,7 +85,7 @@ def test_top_k_is_qwen3_moe_router(k: int, normalise: bool) -> None:
 def test_normalised_top_k_is_mixtral_router() -> None:
     theirs = MixtralTopKRouter(MixtralConfig(hidden_size=WIDTH, num_local_experts=EXPERTS, num_experts_per_tok=2))
     torch.nn.init.normal_(theirs.weight)
-    ours = Router(TopKRouter(k=2), EXPERTS, WIDTH)
+    ours = Router(TopKRouting(k=2), EXPERTS, WIDTH)
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(GROUPS, TOKENS, WIDTH)
     scores, gates, chosen = theirs(x)
@@ -114,30 +120,42 @@ def test_balance_loss_of_a_balanced_router_is_one(k: int) -> None:
 
 
 def test_noisy_top_k_losses_are_those_of_the_paper() -> None:
-    k, clean, noise, raw = 2, logits(1), logits(2), logits(3)
+    k = 2
+    clean = logits(1)
+    noise = logits(2)
+    raw = logits(3)
     std = torch.nn.functional.softplus(raw)
-    config = NoisyTopKRouter(k=k, importance_loss=0.7, load_loss=0.3)
+    config = NoisyTopKRouting(k=k, importance_loss=0.7, load_loss=0.3)
     routing = noisy_top_k(clean, noise, std, config)
     for group in range(GROUPS):
         h = (clean[group] + noise[group] * np.log1p(np.exp(raw[group]))).numpy()  # equation 4
-        gates, load = np.zeros_like(h), np.zeros(EXPERTS)
+        gates = np.zeros_like(h)
+        load = np.zeros(EXPERTS)
         for token in range(TOKENS):
             chosen = np.argsort(-h[token])[:k]
             gates[token, chosen] = softmax(h[token, chosen])  # equations 3 and 5
             for expert in range(EXPERTS):
                 threshold = np.sort(np.delete(h[token], expert))[-k]  # kth_excluding
-                load[expert] += norm.cdf((clean[group, token, expert] - threshold) / std[group, token, expert])  # equations 9 and 10
+                load[expert] += norm.cdf(
+                    (clean[group, token, expert] - threshold) / std[group, token, expert]
+                )  # equations 9 and 10
         importance = gates.sum(0)  # equation 6
-        expected = 0.7 * (importance.std() / importance.mean()) ** 2 + 0.3 * (load.std() / load.mean()) ** 2  # equations 7 and 11
+        expected = (
+            0.7 * (importance.std() / importance.mean()) ** 2 + 0.3 * (load.std() / load.mean()) ** 2
+        )  # equations 7 and 11
         assert routing.balance_G is not None
         assert routing.balance_G[group].item() == pytest.approx(expected, rel=1e-4)
         ours = np.zeros_like(gates)
-        np.put_along_axis(ours, routing.expert_GA[group].view(-1, k).numpy(), routing.gate_GA[group].view(-1, k).numpy(), axis=-1)
+        np.put_along_axis(
+            ours, routing.expert_GA[group].view(-1, k).numpy(), routing.gate_GA[group].view(-1, k).numpy(), axis=-1
+        )
         np.testing.assert_allclose(ours, gates, rtol=1e-5, atol=1e-7)
 
 
 def test_noisy_top_k_has_noise_in_training_only() -> None:
-    router, x, keys = Router(NoisyTopKRouter(), EXPERTS, WIDTH), torch.randn(2, TOKENS, WIDTH), sample_keys(0, torch.arange(2))
+    router = Router(NoisyTopKRouting(), EXPERTS, WIDTH)
+    x = torch.randn(2, TOKENS, WIDTH)
+    keys = sample_keys(0, torch.arange(2))
     chosen = router(x, keys).expert_GA
     assert torch.equal(chosen, router(x, keys).expert_GA)
     assert not torch.equal(chosen, router(x, keys + 1).expert_GA)
@@ -156,13 +174,17 @@ def test_expert_choice_takes_the_best_tokens_of_each_expert() -> None:
             mine = routing.expert_GA[group] == expert
             best = np.argsort(-p[:, expert])[:capacity]
             assert set(routing.token_GA[group, mine].tolist()) == set(best.tolist())
-            np.testing.assert_allclose(routing.gate_GA[group, mine], p[routing.token_GA[group, mine], expert], rtol=1e-5)
+            np.testing.assert_allclose(
+                routing.gate_GA[group, mine], p[routing.token_GA[group, mine], expert], rtol=1e-5
+            )
 
 
 @pytest.mark.parametrize("normalise", [False, True])
 def test_bias_moves_the_choice_and_not_the_gate(normalise: bool) -> None:
-    logits_GNE, bias_E, k = logits(), torch.tensor([2.0, 0, 0, 0, -2.0, 0]), 2
-    routing = bias_balanced(logits_GNE, bias_E, BiasBalancedRouter(k=k, normalise=normalise, scale=1.5))
+    logits_GNE = logits()
+    bias_E = torch.tensor([2.0, 0, 0, 0, -2.0, 0])
+    k = 2
+    routing = bias_balanced(logits_GNE, bias_E, BiasBalancedRouting(k=k, normalise=normalise, scale=1.5))
     expert_GNK = routing.expert_GA.view(GROUPS, TOKENS, k)
     scores = 1 / (1 + np.exp(-logits_GNE.double().numpy()))
     expected = np.sort(np.argsort(-(scores + bias_E.numpy()), axis=-1)[..., :k], axis=-1)
@@ -175,13 +197,13 @@ def test_bias_moves_the_choice_and_not_the_gate(normalise: bool) -> None:
 
 
 def test_update_bias_is_a_signed_step_towards_balance() -> None:
-    router = Router(BiasBalancedRouter(bias_rate=0.25), 3, WIDTH)
+    router = Router(BiasBalancedRouting(bias_rate=0.25), 3, WIDTH)
     router.update_bias(torch.tensor([9.0, 3.0, 6.0]))
     assert router.bias_E.tolist() == [-0.25, 0.25, 0.0]
 
 
 def test_bias_keeps_small_steps_in_a_bfloat16_model() -> None:
-    router = Router(BiasBalancedRouter(bias_rate=0.001), 2, WIDTH).bfloat16()
+    router = Router(BiasBalancedRouting(bias_rate=0.001), 2, WIDTH).bfloat16()
     router.bias_E.fill_(1)
     router.update_bias(torch.tensor([1.0, 3.0]))
     torch.testing.assert_close(router.bias_E, torch.tensor([1.001, 0.999]))
@@ -189,8 +211,9 @@ def test_bias_keeps_small_steps_in_a_bfloat16_model() -> None:
 
 def test_bias_update_balances_a_skewed_router() -> None:
     torch.manual_seed(0)
-    config = MoEConfig(experts=4, ffn=8, router=BiasBalancedRouter(k=1, normalise=False, bias_rate=0.02))
-    layer, x = MoELayer(config, WIDTH), torch.randn(8, 64, WIDTH) + 1
+    config = MoEConfig(experts=4, ffn=8, router=BiasBalancedRouting(k=1, normalise=False, bias_rate=0.02))
+    layer = MoELayer(config, WIDTH)
+    x = torch.randn(8, 64, WIDTH) + 1
     torch.nn.init.normal_(layer.router.weight, std=0.5)
     keys = torch.arange(8)
     with torch.no_grad():
@@ -212,7 +235,8 @@ def test_capacity_keeps_early_tokens_or_large_gates() -> None:
 
 
 def test_router_stays_float32_in_bfloat16_models_and_under_autocast() -> None:
-    router, x = Router(SwitchRouter(), EXPERTS, WIDTH), torch.randn(1, TOKENS, WIDTH)
+    router = Router(SwitchRouting(), EXPERTS, WIDTH)
+    x = torch.randn(1, TOKENS, WIDTH)
     expected = (x @ router.weight.T).softmax(-1)
     with torch.autocast("cpu", torch.bfloat16):
         routing = router(x, torch.zeros(1, dtype=torch.int64))
@@ -227,18 +251,18 @@ def test_router_stays_float32_in_bfloat16_models_and_under_autocast() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TopKRouter(k=1), "k: 1"),
-        (lambda: BiasBalancedRouter(k=1), "k: 1"),
-        (lambda: NoisyTopKRouter(k=1), "k: 1"),
-        (lambda: TopKRouter(k=0, normalise=False), "k: 0"),
-        (lambda: ExpertChoiceRouter(experts_per_token=0), "experts_per_token: 0"),
-        (lambda: MoEConfig(experts=4, ffn=8, router=TopKRouter(k=5)), "at most 4"),
-        (lambda: MoEConfig(experts=4, ffn=8, router=NoisyTopKRouter(k=4)), "at most 3"),
+        (lambda: TopKRouting(k=1), "k: 1"),
+        (lambda: BiasBalancedRouting(k=1), "k: 1"),
+        (lambda: NoisyTopKRouting(k=1), "k: 1"),
+        (lambda: TopKRouting(k=0, normalise=False), "k: 0"),
+        (lambda: ExpertChoiceRouting(experts_per_token=0), "experts_per_token: 0"),
+        (lambda: MoEConfig(experts=4, ffn=8, router=TopKRouting(k=5)), "at most 4"),
+        (lambda: MoEConfig(experts=4, ffn=8, router=NoisyTopKRouting(k=4)), "at most 3"),
         (lambda: MoEConfig(experts=4, ffn=8, capacity_factor=0.0), "capacity_factor: 0.0"),
         (lambda: MoEConfig(experts=4, ffn=8, jitter=1.0), "jitter 1.0"),
         (lambda: MoEConfig(experts=4, ffn=8, z_loss=-0.1), "z_loss -0.1"),
-        (lambda: MoEConfig(experts=4, ffn=8, router=ExpertChoiceRouter(), capacity_factor=1.0), "expert_choice"),
-        (lambda: MoEConfig(experts=4, ffn=8, router=NoisyTopKRouter(), balance="global"), "noisy_top_k"),
+        (lambda: MoEConfig(experts=4, ffn=8, router=ExpertChoiceRouting(), capacity_factor=1.0), "expert_choice"),
+        (lambda: MoEConfig(experts=4, ffn=8, router=NoisyTopKRouting(), balance="global"), "noisy_top_k"),
     ],
 )
 def test_wrong_configs_are_refused_in_one_line(make: object, message: str) -> None:

@@ -1,4 +1,5 @@
-"""Samplers: each step against diffusers', and whole chains on a mixture whose optimal denoiser is known."""
+"""Samplers: each step against diffusers', and whole chains on a mixture whose optimal denoiser is
+known."""
 
 from functools import partial
 
@@ -9,19 +10,29 @@ from torch import Tensor
 
 from models.parameterisation import Denoiser, Prediction, Target, clipped, denoiser, guided, predict
 from models.samplers import ddim, ddim_step, ddpm, ddpm_step, dpm_solver, timesteps
-from models.schedules import CosineScheduleConfig, LinearScheduleConfig, Schedule, ScheduleConfig, SigmoidScheduleConfig, betas
+from models.schedules import (
+    CosineScheduleConfig,
+    LinearScheduleConfig,
+    NoiseSchedule,
+    ScheduleConfig,
+    SigmoidScheduleConfig,
+    betas,
+)
 from models.toy import GaussianMixture, ModeCoverage
 
 CONFIGS: list[ScheduleConfig] = [LinearScheduleConfig(), CosineScheduleConfig(), SigmoidScheduleConfig()]
 PREDICTIONS: list[tuple[Target, str]] = [("noise", "epsilon"), ("x0", "sample"), ("v", "v_prediction")]
 
 MIXTURE = GaussianMixture(
-    weights_K=torch.tensor([0.5, 0.3, 0.2]), means_KD=torch.tensor([[-1.0, 0.0], [1.0, 0.5], [0.5, -1.5]]), stds_K=torch.tensor([0.15, 0.1, 0.2])
+    weights_K=torch.tensor([0.5, 0.3, 0.2]),
+    means_KD=torch.tensor([[-1.0, 0.0], [1.0, 0.5], [0.5, -1.5]]),
+    stds_K=torch.tensor([0.15, 0.1, 0.2]),
 )
 
 
 def exact(scheduler: DDPMScheduler | DDIMScheduler | DPMSolverMultistepScheduler, config: ScheduleConfig) -> None:
-    """Give a scheduler of diffusers tables in float64, so that formulas are compared and not the rounding of float32 tables."""
+    """Give a scheduler of diffusers tables in float64, so that formulas are compared and not the
+    rounding of float32 tables."""
     scheduler.betas = betas(config)
     scheduler.alphas = 1 - scheduler.betas
     scheduler.alphas_cumprod = scheduler.alphas.cumprod(0)
@@ -32,16 +43,20 @@ def exact(scheduler: DDPMScheduler | DDIMScheduler | DPMSolverMultistepScheduler
 @pytest.mark.parametrize("variance", ["small", "large", "learned"])
 def test_ddpm_step_equals_diffusers(config: ScheduleConfig, kind: Target, their_kind: str, variance: str) -> None:
     their_variance = {"small": "fixed_small", "large": "fixed_large", "learned": "learned_range"}[variance]
-    theirs = DDPMScheduler(prediction_type=their_kind, variance_type=their_variance, clip_sample=True, timestep_spacing="leading")
+    theirs = DDPMScheduler(
+        prediction_type=their_kind, variance_type=their_variance, clip_sample=True, timestep_spacing="leading"
+    )
     exact(theirs, config)
     theirs.set_timesteps(100)
-    schedule = Schedule(betas(config))
+    schedule = NoiseSchedule(betas(config))
     ladder = timesteps(1000, 100, "leading")
     assert theirs.timesteps.tolist() == ladder
     for place in (0, 40, 98, 99):
-        t, previous = ladder[place], [*ladder, -1][place + 1]
+        t = ladder[place]
+        previous = [*ladder, -1][place + 1]
         torch.manual_seed(place)
-        output, x = torch.randn(2, 6 if variance == "learned" else 3, 4, 4, dtype=torch.float64), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+        output = torch.randn(2, 6 if variance == "learned" else 3, 4, 4, dtype=torch.float64)
+        x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
         generator = torch.Generator().manual_seed(place)
         expected = theirs.step(output, t, x, generator=generator).prev_sample
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(place), dtype=torch.float64)
@@ -58,11 +73,12 @@ def test_ddim_step_equals_diffusers(config: ScheduleConfig, kind: Target, their_
     theirs = DDIMScheduler(prediction_type=their_kind, clip_sample=False)
     exact(theirs, config)
     theirs.set_timesteps(50)
-    schedule = Schedule(betas(config))
+    schedule = NoiseSchedule(betas(config))
     ladder = timesteps(1000, 50, "leading")
     assert theirs.timesteps.tolist() == ladder
     for place in (0, 20, 49):
-        t, previous = ladder[place], [*ladder, -1][place + 1]
+        t = ladder[place]
+        previous = [*ladder, -1][place + 1]
         torch.manual_seed(place)
         output, x, noise = torch.randn(3, 2, 3, 4, 4, dtype=torch.float64)
         expected = theirs.step(output, t, x, eta=eta, variance_noise=noise if eta else None).prev_sample
@@ -78,7 +94,7 @@ def test_dpm_solver_equals_diffusers(config: ScheduleConfig, kind: Target, their
     theirs.set_timesteps(20)
     alpha_bars = theirs.alphas_cumprod[theirs.timesteps]
     theirs.sigmas = torch.cat([((1 - alpha_bars) / alpha_bars).sqrt(), torch.zeros(1)])
-    schedule = Schedule(betas(config))
+    schedule = NoiseSchedule(betas(config))
     assert theirs.timesteps.tolist() == timesteps(1000, 20)
 
     def network(x: Tensor, t_M: Tensor) -> Tensor:
@@ -92,7 +108,7 @@ def test_dpm_solver_equals_diffusers(config: ScheduleConfig, kind: Target, their
     torch.testing.assert_close(actual, x, rtol=1e-6, atol=1e-6)
 
 
-def _draw(method: str, denoise: Denoiser, schedule: Schedule, samples: int) -> Tensor:
+def _draw(method: str, denoise: Denoiser, schedule: NoiseSchedule, samples: int) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     start = torch.randn(samples, 2, generator=generator)
 
@@ -114,7 +130,7 @@ def _draw(method: str, denoise: Denoiser, schedule: Schedule, samples: int) -> T
 
 @pytest.mark.parametrize("method", ["ddpm", "ddpm, 250 steps", "ddim", "ddim, eta 1", "dpm_solver"])
 def test_sampler_with_the_optimal_denoiser_reproduces_a_mixture(method: str) -> None:
-    schedule = Schedule(betas(CosineScheduleConfig()))
+    schedule = NoiseSchedule(betas(CosineScheduleConfig()))
     samples = 4000
     x = _draw(method, partial(MIXTURE.denoiser, schedule), schedule, samples)
     share_K = ModeCoverage.of(x, MIXTURE).nearest_K / samples
@@ -129,14 +145,17 @@ def test_sampler_with_the_optimal_denoiser_reproduces_a_mixture(method: str) -> 
 
 
 def test_guidance_is_linear_in_the_noise_and_scale_one_is_plain_conditioning() -> None:
-    schedule = Schedule(betas(LinearScheduleConfig()))
+    schedule = NoiseSchedule(betas(LinearScheduleConfig()))
 
     def network(x: Tensor, t_M: Tensor, labels_M: Tensor) -> Prediction:
         return predict("noise", schedule, x * (1 + labels_M.view(-1, 1)), x, t_M)
 
     torch.manual_seed(0)
-    x, labels_M, t_M = torch.randn(3, 2, dtype=torch.float64), torch.tensor([0, 1, 2]), torch.full((3,), 400)
-    conditional, null = network(x, t_M, labels_M), network(x, t_M, torch.full((3,), 9))
+    x = torch.randn(3, 2, dtype=torch.float64)
+    labels_M = torch.tensor([0, 1, 2])
+    t_M = torch.full((3,), 400)
+    conditional = network(x, t_M, labels_M)
+    null = network(x, t_M, torch.full((3,), 9))
     strong = guided(network, labels_M, 9, 3.0)(x, t_M)
     torch.testing.assert_close(strong.noise, null.noise + 3 * (conditional.noise - null.noise))
     torch.testing.assert_close(strong.x0, predict("noise", schedule, strong.noise, x, t_M).x0)
@@ -144,7 +163,7 @@ def test_guidance_is_linear_in_the_noise_and_scale_one_is_plain_conditioning() -
 
 
 def test_clipping_keeps_noise_and_x0_consistent() -> None:
-    schedule = Schedule(betas(LinearScheduleConfig()))
+    schedule = NoiseSchedule(betas(LinearScheduleConfig()))
     x = torch.linspace(-4, 4, 9, dtype=torch.float64)[:, None]
     t_M = torch.full((9,), 300)
     prediction = clipped(denoiser(lambda x, t_M: torch.zeros_like(x), "noise", schedule), schedule)(x, t_M)
@@ -153,9 +172,15 @@ def test_clipping_keeps_noise_and_x0_consistent() -> None:
 
 
 def test_watch_sees_every_step() -> None:
-    schedule = Schedule(betas(CosineScheduleConfig()))
+    schedule = NoiseSchedule(betas(CosineScheduleConfig()))
     seen: list[int] = []
-    dpm_solver(partial(MIXTURE.denoiser, schedule), schedule, torch.zeros(1, 2), timesteps(1000, 7), watch=lambda t, x0: seen.append(t))
+    dpm_solver(
+        partial(MIXTURE.denoiser, schedule),
+        schedule,
+        torch.zeros(1, 2),
+        timesteps(1000, 7),
+        watch=lambda t, x0: seen.append(t),
+    )
     assert seen == timesteps(1000, 7)
 
 

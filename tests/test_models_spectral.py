@@ -21,7 +21,8 @@ def test_sigma_is_the_largest_singular_value_once_converged() -> None:
 
 def test_output_and_gradient_equal_torch_with_the_same_vectors() -> None:
     torch.manual_seed(0)
-    ours, theirs = SpectralLinear(7, 5).eval(), nn.utils.parametrizations.spectral_norm(nn.Linear(7, 5)).eval()
+    ours = SpectralLinear(7, 5).eval()
+    theirs = nn.utils.parametrizations.spectral_norm(nn.Linear(7, 5)).eval()
     state = theirs.state_dict()
     ours.load_state_dict(
         {
@@ -39,7 +40,9 @@ def test_output_and_gradient_equal_torch_with_the_same_vectors() -> None:
 
 
 def test_once_after_each_renewal_and_in_training_only() -> None:
-    layer, x, seen = SpectralConv2d(3, 6, 3), torch.randn(2, 3, 5, 5), []
+    layer = SpectralConv2d(3, 6, 3)
+    x = torch.randn(2, 3, 5, 5)
+    seen = []
     initialise(layer, seed=0)
     nn.init.normal_(layer.weight)
 

@@ -1,12 +1,13 @@
 """Mixtures of Gaussians against torch.distributions, Tweedie's formula and simulation."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
 from torch import Tensor, distributions
 
-from models.schedules import LinearScheduleConfig, Schedule, betas
+from models.schedules import LinearScheduleConfig, NoiseSchedule, betas
 from models.toy import GaussianMixture, ModeCoverage, grid, perfect_sampler, ring
 
 
@@ -20,7 +21,9 @@ def mixture() -> GaussianMixture:
 
 def independent(mixture: GaussianMixture, signal: float = 1.0, spread: float = 0.0) -> distributions.Distribution:
     stds = ((signal * mixture.stds_K).square() + spread**2).sqrt()
-    components = distributions.Independent(distributions.Normal(signal * mixture.means_KD, stds[:, None].expand_as(mixture.means_KD)), 1)
+    components = distributions.Independent(
+        distributions.Normal(signal * mixture.means_KD, stds[:, None].expand_as(mixture.means_KD)), 1
+    )
     return distributions.MixtureSameFamily(distributions.Categorical(mixture.weights_K), components)
 
 
@@ -42,7 +45,7 @@ def test_moments_equal_torch_distributions_and_those_of_samples() -> None:
 
 def test_optimal_denoiser_satisfies_tweedies_formula() -> None:
     torch.manual_seed(0)
-    schedule = Schedule(betas(LinearScheduleConfig()))
+    schedule = NoiseSchedule(betas(LinearScheduleConfig()))
     for t in (0, 100, 500, 999):
         signal, spread = (s.item() for s in schedule.scales(t, torch.zeros(1, dtype=torch.float64)))
         x = torch.randn(20, 2, dtype=torch.float64, requires_grad=True)
@@ -53,14 +56,20 @@ def test_optimal_denoiser_satisfies_tweedies_formula() -> None:
 
 
 def test_grid_and_ring_have_pacgans_modes() -> None:
-    assert sorted(map(tuple, grid().means_KD.tolist())) == [(float(x), float(y)) for x in range(-4, 5, 2) for y in range(-4, 5, 2)]
+    assert sorted(map(tuple, grid().means_KD.tolist())) == [
+        (float(x), float(y)) for x, y in product(range(-4, 5, 2), repeat=2)
+    ]
     assert grid().stds_K.unique().item() == pytest.approx(0.05)
     torch.testing.assert_close(ring().means_KD.norm(dim=1), torch.ones(8))
     assert ring().stds_K.square().unique().item() == pytest.approx(1e-4)
 
 
 def test_coverage_of_hand_placed_samples() -> None:
-    modes = GaussianMixture(weights_K=torch.full((3,), 1 / 3), means_KD=torch.tensor([[0.0, 0.0], [4.0, 0.0], [8.0, 0.0]]), stds_K=torch.full((3,), 0.1))
+    modes = GaussianMixture(
+        weights_K=torch.full((3,), 1 / 3),
+        means_KD=torch.tensor([[0.0, 0.0], [4.0, 0.0], [8.0, 0.0]]),
+        stds_K=torch.full((3,), 0.1),
+    )
     x = torch.tensor([[0.0, 0.29], [0.0, 0.31], [3.9, 0.0], [4.2, 0.0], [6.5, 0.0]])
     coverage = ModeCoverage.of(x, modes)
     assert coverage.nearest_K.tolist() == [2, 2, 1]
@@ -81,7 +90,9 @@ def test_a_missing_mode_has_a_finite_reverse_kl() -> None:
 
 def _perfect_run(known: GaussianMixture, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    coverage = ModeCoverage.of(known.sample(torch.rand(2500, generator=generator), torch.randn(2500, 2, generator=generator)), known)
+    coverage = ModeCoverage.of(
+        known.sample(torch.rand(2500, generator=generator), torch.randn(2500, 2, generator=generator)), known
+    )
     return torch.tensor([coverage.modes(), coverage.high_quality(), coverage.reverse_kl(known)])
 
 
@@ -90,4 +101,6 @@ def test_ceilings_are_what_a_perfect_sampler_gets() -> None:
     ceiling = perfect_sampler(grid(), 2500)
     assert ceiling.high_quality == pytest.approx(1 - math.exp(-4.5))
     for simulated, expected in zip(runs.T, (ceiling.modes, ceiling.high_quality, ceiling.reverse_kl), strict=True):
-        assert simulated.mean().item() == pytest.approx(expected, rel=0.01, abs=4 * simulated.std().item() / math.sqrt(200) + 1e-6)
+        assert simulated.mean().item() == pytest.approx(
+            expected, rel=0.01, abs=4 * simulated.std().item() / math.sqrt(200) + 1e-6
+        )

@@ -1,4 +1,5 @@
-"""The transformer against Hugging Face's models, masks, checkpointing, generation, and its parameters and FLOPs against counts."""
+"""The transformer against Hugging Face's models, masks, checkpointing, generation, and its
+parameters and FLOPs against counts."""
 
 from dataclasses import replace
 
@@ -24,13 +25,14 @@ from models.generate import choose, generate
 from models.init import initialise
 from models.moe import MoEConfig, router_loss
 from models.norm import RMSNorm
-from models.routing import BiasBalancedRouter, ExpertChoiceRouter, NoisyTopKRouter, SwitchRouter, TopKRouter
+from models.routing import BiasBalancedRouting, ExpertChoiceRouting, NoisyTopKRouting, SwitchRouting, TopKRouting
 from models.transformer import Transformer, TransformerConfig
 from models.transformers_format import to_config
 from models.transformers_names import to_transformers
 
-VOCAB, LENGTH = 50, 24
-MOE = MoEConfig(experts=4, ffn=16, router=TopKRouter(k=2))
+VOCAB = 50
+LENGTH = 24
+MOE = MoEConfig(experts=4, ffn=16, router=TopKRouting(k=2))
 SMALL = TransformerConfig(layers=2, d_model=32, heads=4, kv_heads=2, head_dim=16, ffn=48, init_std=0.2)
 
 
@@ -50,7 +52,11 @@ def loss(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
 
 def in_transformers(model: Transformer) -> PreTrainedModel:
     """The same model there: its config, and our weights under its names."""
-    values = to_config(model.config, VOCAB, positions=LENGTH, end_of_text=0) | {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    values = to_config(model.config, VOCAB, positions=LENGTH, end_of_text=0) | {
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
     theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**values))
     weights = to_transformers(model.state_dict(), model.config, VOCAB, stacked=True)
     if model.config.tie_embeddings:
@@ -61,7 +67,8 @@ def in_transformers(model: Transformer) -> PreTrainedModel:
 
 def check_equal(model: Transformer, theirs: PreTrainedModel) -> None:
     """Same loss to 1e-5, same logits, same gradients at the embedding."""
-    ours, other = loss(model(tokens())[0], tokens()), theirs(input_ids=tokens(), labels=tokens()).loss
+    ours = loss(model(tokens())[0], tokens())
+    other = theirs(input_ids=tokens(), labels=tokens()).loss
     assert abs(ours.item() - other.item()) < 1e-5
     torch.testing.assert_close(model(tokens())[0], theirs(tokens()).logits, rtol=1e-4, atol=1e-5)
     ours.backward()
@@ -71,8 +78,12 @@ def check_equal(model: Transformer, theirs: PreTrainedModel) -> None:
 
 @pytest.mark.parametrize("tie", [False, True])
 @pytest.mark.parametrize("layers", ["all", "alternate"])
-@pytest.mark.parametrize("router", [SwitchRouter(), TopKRouter(k=2, normalise=False), TopKRouter(k=2)], ids=["switch", "top_2", "normalised_top_2"])
-def test_loss_is_qwen3_moe(router: TopKRouter, layers: str, tie: bool) -> None:
+@pytest.mark.parametrize(
+    "router",
+    [SwitchRouting(), TopKRouting(k=2, normalise=False), TopKRouting(k=2)],
+    ids=["switch", "top_2", "normalised_top_2"],
+)
+def test_loss_is_qwen3_moe(router: TopKRouting, layers: str, tie: bool) -> None:
     moe = replace(MOE, router=router)
     model = make(replace(SMALL, qk_norm=True, moe=moe, moe_layers=layers, tie_embeddings=tie, rope_theta=5000.0))
     theirs = in_transformers(model)
@@ -86,7 +97,10 @@ def test_loss_is_qwen3_moe(router: TopKRouter, layers: str, tie: bool) -> None:
         (replace(SMALL, moe=replace(MOE, ffn=48)), MixtralForCausalLM),
         (replace(SMALL, qk_norm=True), Qwen3ForCausalLM),
         (replace(SMALL, norm_eps=1e-4), LlamaForCausalLM),
-        (replace(SMALL, moe=replace(MOE, router=SwitchRouter(), shared_expert=24), moe_layers=(1,)), Qwen2MoeForCausalLM),
+        (
+            replace(SMALL, moe=replace(MOE, router=SwitchRouting(), shared_expert=24), moe_layers=(1,)),
+            Qwen2MoeForCausalLM,
+        ),
     ],
     ids=["mixtral", "qwen3", "llama", "qwen2_moe"],
 )
@@ -100,19 +114,23 @@ def test_loss_is_that_of_the_other_layouts(config: TransformerConfig, kind: type
 def test_greedy_generation_is_hugging_face() -> None:
     model = make(replace(SMALL, qk_norm=True, moe=MOE))
     prompt = tokens(2)[:, :5]
-    theirs = in_transformers(model).generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=15, do_sample=False)
+    theirs = in_transformers(model).generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=15, do_sample=False
+    )
     assert torch.equal(generate(model, prompt, 15, temperature=0), theirs)
 
 
 def test_cached_generation_equals_whole_passes() -> None:
-    model, whole = make(replace(SMALL, moe=MOE)).eval(), tokens(2)[:, :3]
+    model = make(replace(SMALL, moe=MOE)).eval()
+    whole = tokens(2)[:, :3]
     for _ in range(8):
         whole = torch.cat((whole, model(whole)[0][:, -1:].argmax(-1)), dim=1)
     assert torch.equal(generate(model, tokens(2)[:, :3], 8, temperature=0), whole)
 
 
 def test_sampling_follows_temperature_and_top_k() -> None:
-    generator, logits_BV = torch.Generator().manual_seed(0), torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(20000, -1)
+    generator = torch.Generator().manual_seed(0)
+    logits_BV = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(20000, -1)
     counts = choose(logits_BV, 0.5, None, generator).flatten().bincount(minlength=4) / 20000
     torch.testing.assert_close(counts, torch.tensor([1.0, 4, 9, 16]) / 30, atol=0.015, rtol=0)
     counts = choose(logits_BV, 1.0, 2, generator).flatten().bincount(minlength=4) / 20000
@@ -121,7 +139,8 @@ def test_sampling_follows_temperature_and_top_k() -> None:
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_documents_of_a_sample_do_not_see_each_other(causal: bool) -> None:
-    model, tokens_BT = make(replace(SMALL, moe=MOE, causal=causal)), tokens()
+    model = make(replace(SMALL, moe=MOE, causal=causal))
+    tokens_BT = tokens()
     segments_BT = (torch.arange(LENGTH) >= 10).long().expand(3, -1)
     together = model(tokens_BT, segments_BT=segments_BT)[0]
     apart = torch.cat([model(part)[0] for part in (tokens_BT[:, :10], tokens_BT[:, 10:])], dim=1)
@@ -131,7 +150,8 @@ def test_documents_of_a_sample_do_not_see_each_other(causal: bool) -> None:
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_who_sees_the_future(causal: bool) -> None:
-    model, before = make(replace(SMALL, moe=MOE, causal=causal)), tokens()
+    model = make(replace(SMALL, moe=MOE, causal=causal))
+    before = tokens()
     after = before.clone()
     after[:, -1] = (after[:, -1] + 1) % VOCAB
     change = (model(before)[0] - model(after)[0]).abs().amax((0, 2))
@@ -140,7 +160,7 @@ def test_who_sees_the_future(causal: bool) -> None:
 
 
 def test_activation_checkpointing_changes_nothing() -> None:
-    moe = MoEConfig(experts=4, ffn=16, router=NoisyTopKRouter(), capacity_factor=0.75, jitter=0.1)
+    moe = MoEConfig(experts=4, ffn=16, router=NoisyTopKRouting(), capacity_factor=0.75, jitter=0.1)
     results = []
     for checkpointing in (False, True):
         model = make(replace(SMALL, moe=moe, activation_checkpointing=checkpointing))
@@ -156,7 +176,10 @@ def test_random_routing_depends_on_seed_sample_and_layer_only() -> None:
     model = make(replace(SMALL, moe=moe))
     samples_B = torch.tensor([8, 9, 10])
     whole = model(tokens(), samples_B=samples_B, seed=4)[0]
-    parts = [model(part, samples_B=numbers, seed=4)[0] for part, numbers in zip(tokens().split((1, 2)), samples_B.split((1, 2)), strict=True)]
+    parts = [
+        model(part, samples_B=numbers, seed=4)[0]
+        for part, numbers in zip(tokens().split((1, 2)), samples_B.split((1, 2)), strict=True)
+    ]
     torch.testing.assert_close(torch.cat(parts), whole)
     assert not torch.allclose(whole, model(tokens(), samples_B=samples_B, seed=5)[0])
     assert not torch.allclose(whole, model(tokens(), samples_B=samples_B + 1, seed=4)[0])
@@ -174,7 +197,9 @@ def test_initial_weights_have_the_stated_spread() -> None:
 
 
 def test_norm_is_torch_rms_norm() -> None:
-    norm, x, grad = RMSNorm(16, 1e-3), torch.randn(3, 5, 16), torch.randn(3, 5, 16)
+    norm = RMSNorm(16, 1e-3)
+    x = torch.randn(3, 5, 16)
+    grad = torch.randn(3, 5, 16)
     torch.nn.init.normal_(norm.weight)
     results = []
     for function in (norm, lambda x: torch.nn.functional.rms_norm(x, (16,), norm.weight, 1e-3)):
@@ -186,18 +211,21 @@ def test_norm_is_torch_rms_norm() -> None:
 
 
 def test_norm_and_rotation_gradcheck() -> None:
-    norm, rotary_T1C = RMSNorm(6, 1e-6).double(), rotary_table(3, 8, 6, 100.0, torch.device("cpu"))
+    norm = RMSNorm(6, 1e-6).double()
+    rotary_T1C = rotary_table(3, 8, 6, 100.0, torch.device("cpu"))
     x_BTHC = torch.randn(2, 5, 3, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, weight: torch.func.functional_call(norm, {"weight": weight}, (x,)), (x_BTHC, norm.weight))
+    assert torch.autograd.gradcheck(
+        lambda x, weight: torch.func.functional_call(norm, {"weight": weight}, (x,)), (x_BTHC, norm.weight)
+    )
     assert torch.autograd.gradcheck(lambda x: rotate(x, rotary_T1C), (x_BTHC,))
 
 
 VARIANTS = [
     SMALL,
     replace(SMALL, tie_embeddings=True, qk_norm=True, moe=MOE, moe_layers="alternate"),
-    replace(SMALL, moe=replace(MOE, router=NoisyTopKRouter(k=3), shared_expert=24)),
-    replace(SMALL, moe=replace(MOE, router=BiasBalancedRouter(k=2)), moe_layers=(0,)),
-    replace(SMALL, moe=replace(MOE, router=ExpertChoiceRouter(experts_per_token=2)), causal=False),
+    replace(SMALL, moe=replace(MOE, router=NoisyTopKRouting(k=3), shared_expert=24)),
+    replace(SMALL, moe=replace(MOE, router=BiasBalancedRouting(k=2)), moe_layers=(0,)),
+    replace(SMALL, moe=replace(MOE, router=ExpertChoiceRouting(experts_per_token=2)), causal=False),
 ]
 
 
@@ -206,7 +234,10 @@ def test_counts_agree_with_the_model(config: TransformerConfig) -> None:
     model = make(config)
     counted = parameters(config, VOCAB)
     assert counted.total == sum(parameter.numel() for parameter in model.parameters())
-    idle = sum((layer.config.experts - counted_k(layer.config)) * 3 * config.d_model * layer.config.ffn for layer in model.moe_layers)
+    idle = sum(
+        (layer.config.experts - counted_k(layer.config)) * 3 * config.d_model * layer.config.ffn
+        for layer in model.moe_layers
+    )
     assert counted.active == counted.total - idle
     with sdpa_kernel(SDPBackend.MATH):  # the counter does not know the CPU's fused attention
         with FlopCounterMode(display=False) as forward:
@@ -214,7 +245,9 @@ def test_counts_agree_with_the_model(config: TransformerConfig) -> None:
         with FlopCounterMode(display=False) as backward:
             loss(logits_BTV, tokens()).backward()
     assert forward.get_total_flops() == tokens().numel() * forward_flops_per_token(config, VOCAB, LENGTH)
-    assert forward.get_total_flops() + backward.get_total_flops() == tokens().numel() * flops_per_token(config, VOCAB, LENGTH)
+    assert forward.get_total_flops() + backward.get_total_flops() == tokens().numel() * flops_per_token(
+        config, VOCAB, LENGTH
+    )
 
 
 def counted_k(moe: MoEConfig) -> int:
@@ -223,16 +256,31 @@ def counted_k(moe: MoEConfig) -> int:
 
 def test_published_parameter_counts() -> None:
     mixtral = TransformerConfig(
-        layers=32, d_model=4096, heads=32, kv_heads=8, ffn=14336, rope_theta=1e6, moe=MoEConfig(experts=8, ffn=14336, router=TopKRouter(k=2))
+        layers=32,
+        d_model=4096,
+        heads=32,
+        kv_heads=8,
+        ffn=14336,
+        rope_theta=1e6,
+        moe=MoEConfig(experts=8, ffn=14336, router=TopKRouting(k=2)),
     )
     counted = parameters(mixtral, 32000)
     assert round(counted.total / 1e9, 1) == 46.7
     assert round(counted.active / 1e9, 1) == 12.9
     with torch.device("meta"):
         assert counted.total == sum(parameter.numel() for parameter in Transformer(mixtral, 32000).parameters())
-    # Switch-C (Fedus et al. 2021, table 9): 1.571e12. It is an encoder and a decoder of 15 layers each, whose ReLU experts are two matrices of
-    # inner width 6144: as many weights as three of 4096. Ours lacks the decoder's cross attention, under 0.1 % of the whole.
-    switch_c = TransformerConfig(layers=30, d_model=2080, heads=32, head_dim=64, ffn=4096, tie_embeddings=True, moe=MoEConfig(experts=2048, ffn=4096))
+    # Switch-C (Fedus et al. 2021, table 9): 1.571e12. It is an encoder and a decoder of 15 layers
+    # each, whose ReLU experts are two matrices of inner width 6144: as many weights as three of
+    # 4096. Ours lacks the decoder's cross attention, under 0.1 % of the whole.
+    switch_c = TransformerConfig(
+        layers=30,
+        d_model=2080,
+        heads=32,
+        head_dim=64,
+        ffn=4096,
+        tie_embeddings=True,
+        moe=MoEConfig(experts=2048, ffn=4096),
+    )
     assert parameters(switch_c, 32128).total == pytest.approx(1.571e12, rel=2e-3)
 
 
@@ -244,7 +292,7 @@ def test_published_parameter_counts() -> None:
         ({"head_dim": 7}, "head_dim: 7 is odd"),
         ({"layers": 0}, "layers 0"),
         ({"moe_layers": (0, 2)}, r"\[0, 2\] must lie between 0 and 1"),
-        ({"moe": MoEConfig(experts=4, ffn=8, router=ExpertChoiceRouter())}, "leaks the future"),
+        ({"moe": MoEConfig(experts=4, ffn=8, router=ExpertChoiceRouting())}, "leaks the future"),
     ],
 )
 def test_wrong_configs_are_refused_in_one_line(options: dict[str, object], message: str) -> None:

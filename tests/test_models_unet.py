@@ -23,7 +23,8 @@ def test_equals_diffusers_on_copied_weights(config: UNetConfig, classes: int | N
         torch.nn.init.normal_(parameter, std=0.2)
     theirs = UNet2DModel(**unet_arguments(ours, 8))
     theirs.load_state_dict(ours.state_dict())
-    x, t_M = torch.randn(4, 3, 8, 8), torch.tensor([0, 3, 500, 999])
+    x = torch.randn(4, 3, 8, 8)
+    t_M = torch.tensor([0, 3, 500, 999])
     labels_M = None if classes is None else torch.tensor([0, 3, 9, classes])
     actual = ours(x, t_M, labels_M)
     expected = theirs(x, t_M, class_labels=labels_M).sample
@@ -41,7 +42,8 @@ def test_equals_diffusers_on_copied_weights(config: UNetConfig, classes: int | N
 def test_starts_by_predicting_nothing_and_every_parameter_learns() -> None:
     network = UNet(UNetConfig(channels=(8, 8), norm_groups=4), 1, 1, 10)
     initialise(network, seed=0)
-    x, t_M = torch.randn(2, 1, 8, 8), torch.tensor([1, 700])
+    x = torch.randn(2, 1, 8, 8)
+    t_M = torch.tensor([1, 700])
     assert network(x, t_M).abs().max() == 0
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)
     for _ in range(3):
@@ -55,7 +57,8 @@ def test_missing_labels_mean_the_null_label() -> None:
     network = UNet(UNetConfig(channels=(8, 8), norm_groups=4), 1, 1, 10)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    x, t_M = torch.randn(2, 1, 8, 8), torch.tensor([1, 700])
+    x = torch.randn(2, 1, 8, 8)
+    t_M = torch.tensor([1, 700])
     torch.testing.assert_close(network(x, t_M), network(x, t_M, torch.tensor([10, 10])), rtol=0, atol=0)
     assert not torch.allclose(network(x, t_M), network(x, t_M, torch.tensor([3, 4])))
 

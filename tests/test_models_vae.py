@@ -1,4 +1,5 @@
-"""The VAE against probabilistic PCA, whose likelihood is known in closed form (Tipping & Bishop 1999)."""
+"""The VAE against probabilistic PCA, whose likelihood is known in closed form (Tipping & Bishop
+1999)."""
 
 import math
 
@@ -11,7 +12,8 @@ from models.init import initialise
 from models.likelihoods import BernoulliConfig, DiscretisedLogisticConfig, GaussianConfig, LikelihoodConfig
 from models.vae import VAE, ConvVAEConfig, MLPVAEConfig, VAENetworkConfig
 
-D, L = 6, 2
+D = 6
+L = 2
 
 
 def data(samples: int = 400) -> Tensor:
@@ -42,7 +44,9 @@ def linear_vae() -> VAE:
 def optimal_vae(ppca: PPCA) -> VAE:
     """A linear VAE with the weights of probabilistic PCA and its exact posterior."""
     vae = linear_vae().double()
-    encoder, decoder = (next(m for m in network.modules() if isinstance(m, nn.Linear)) for network in (vae.encoder, vae.decoder))
+    encoder, decoder = (
+        next(m for m in network.modules() if isinstance(m, nn.Linear)) for network in (vae.encoder, vae.decoder)
+    )
     precision_LL = ppca.loadings_DL.T @ ppca.loadings_DL / ppca.variance + torch.eye(L, dtype=torch.float64)
     projection_LD = torch.linalg.solve(precision_LL, ppca.loadings_DL.T) / ppca.variance
     with torch.no_grad():
@@ -55,7 +59,8 @@ def optimal_vae(ppca: PPCA) -> VAE:
 
 
 def exact_elbo(vae: VAE, x: Tensor) -> Tensor:
-    """The ELBO without sampling error: for a linear decoder the mean over these 2 L points is the mean over N(0, I)."""
+    """The ELBO without sampling error: for a linear decoder the mean over these 2 L points is the
+    mean over N(0, I)."""
     points = math.sqrt(L) * torch.cat([torch.eye(L), -torch.eye(L)]).to(x)
     elbos = []
     for point in points:
@@ -103,16 +108,25 @@ def test_importance_bound_rises_with_k_and_stays_below_the_likelihood() -> None:
     encoder.bias += torch.tensor([0.2, -0.2, 1.0, 0.7])
     torch.manual_seed(0)
     log_weights_KM = vae.log_weights(x.repeat(50, 1), torch.randn(256, 5000, L, dtype=torch.float64))
-    bounds = [torch.stack([importance_bound(part) for part in log_weights_KM.split(k)]).mean().item() for k in (1, 4, 16, 64, 256)]
+    bounds = [
+        torch.stack([importance_bound(part) for part in log_weights_KM.split(k)]).mean().item()
+        for k in (1, 4, 16, 64, 256)
+    ]
     exact = ppca.log_prob(x).mean().item()
     assert bounds == sorted(bounds)
     assert bounds[1] - bounds[0] > 0.1
     assert bounds[-1] < exact < bounds[-1] + 0.01
 
 
-@pytest.mark.parametrize("likelihood", [BernoulliConfig(), GaussianConfig(variance="per_pixel"), DiscretisedLogisticConfig(levels=17)])
-@pytest.mark.parametrize("network", [MLPVAEConfig(latent=3, hidden=(16,)), ConvVAEConfig(latent=3, channels=(8, 8), hidden=16)])
-def test_networks_fit_images_and_every_parameter_learns(network: VAENetworkConfig, likelihood: LikelihoodConfig) -> None:
+@pytest.mark.parametrize(
+    "likelihood", [BernoulliConfig(), GaussianConfig(variance="per_pixel"), DiscretisedLogisticConfig(levels=17)]
+)
+@pytest.mark.parametrize(
+    "network", [MLPVAEConfig(latent=3, hidden=(16,)), ConvVAEConfig(latent=3, channels=(8, 8), hidden=16)]
+)
+def test_networks_fit_images_and_every_parameter_learns(
+    network: VAENetworkConfig, likelihood: LikelihoodConfig
+) -> None:
     torch.manual_seed(0)
     vae = VAE(network, likelihood, (2, 8, 12))
     initialise(vae, seed=0)
@@ -128,7 +142,8 @@ def test_networks_fit_images_and_every_parameter_learns(network: VAENetworkConfi
 def test_log_weights_and_elbo_share_their_definition() -> None:
     torch.manual_seed(0)
     vae = VAE(ConvVAEConfig(latent=3, channels=(4,), hidden=8), BernoulliConfig(), (1, 4, 4)).double()
-    x, noise_KML = torch.rand(2, 1, 4, 4, dtype=torch.float64), torch.randn(5000, 2, 3, dtype=torch.float64)
+    x = torch.rand(2, 1, 4, 4, dtype=torch.float64)
+    noise_KML = torch.randn(5000, 2, 3, dtype=torch.float64)
     with torch.no_grad():
         sampled = vae.log_weights(x, noise_KML).mean(0)
         parts = vae(x.repeat_interleave(5000, 0), noise_KML.transpose(0, 1).flatten(0, 1))

@@ -13,7 +13,7 @@ from distributed import run_distributed
 from test_trainer_checkpoint import whole_state
 
 from models.moe import MoEConfig
-from models.routing import ExpertChoiceRouter, SwitchRouter, TopKRouter
+from models.routing import ExpertChoiceRouting, SwitchRouting, TopKRouting
 from trainer.endings import Ending
 from trainer.objectives.routing_watch import CollapseConfig, RaiseBalanceLoss, RoutingWatch, build_watch
 from trainer.run_rows import EventKind
@@ -234,7 +234,7 @@ def test_the_watch_counts_steps_in_a_row() -> None:
 
 
 def test_an_equal_share_is_no_collapse() -> None:
-    watch = build_watch(CollapseConfig(share=0.4, steps=1), MoEConfig(experts=2, ffn=4, router=TopKRouter(k=2)), layers=1)
+    watch = build_watch(CollapseConfig(share=0.4, steps=1), MoEConfig(experts=2, ffn=4, router=TopKRouting(k=2)), layers=1)
     assert watch is not None
     watch.count(torch.tensor([[10.0, 10.0]]))
     assert not watch.over_LE.any()
@@ -242,9 +242,9 @@ def test_an_equal_share_is_no_collapse() -> None:
 
 def test_what_cannot_be_watched_or_raised() -> None:
     assert build_watch(CollapseConfig(), None, layers=0) is None
-    assert build_watch(CollapseConfig(), MoEConfig(experts=2, ffn=4, router=ExpertChoiceRouter(experts_per_token=1)), layers=1) is None
+    assert build_watch(CollapseConfig(), MoEConfig(experts=2, ffn=4, router=ExpertChoiceRouting(experts_per_token=1)), layers=1) is None
     with pytest.raises(ValueError, match="balance_loss is 0"):
-        build_watch(CollapseConfig(action=RaiseBalanceLoss()), MoEConfig(experts=2, ffn=4, router=SwitchRouter(), balance_loss=0.0), layers=1)
+        build_watch(CollapseConfig(action=RaiseBalanceLoss()), MoEConfig(experts=2, ffn=4, router=SwitchRouting(), balance_loss=0.0), layers=1)
     for wrong in ({"share": 0.0}, {"share": 1.1}, {"steps": 0}):
         with pytest.raises(ValueError, match="share is"):
             CollapseConfig(**wrong)

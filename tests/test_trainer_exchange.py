@@ -253,7 +253,7 @@ def test_a_vocabulary_padded_by_its_maker_is_named_with_the_fix(folders: Path, c
 
 
 REFUSED: list[tuple[dict[str, Any], list[str]]] = [
-    ({"moe": TOP_2 | {"router": {"name": "bias_balanced", "k": 2}}}, ["run.objective.model.moe.router: bias_balanced", "switch, top_k and noisy_top_k"]),
+    ({"moe": TOP_2 | {"router": {"name": "bias_balanced", "k": 2}}}, ["run.objective.model.moe.router: bias_balanced", "switch, top_k or noisy_top_k"]),
     ({"moe": TOP_2 | {"shared_expert": 8}, "qk_norm": True}, ["run.objective.model.moe.shared_expert: 8", "qk_norm: false"]),
     ({"moe": TOP_2 | {"control": "permuted"}}, ["run.objective.model.moe.control: permuted", "frozen"]),
 ]

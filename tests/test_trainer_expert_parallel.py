@@ -16,11 +16,11 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from models.init import initialise
 from models.moe import MoEConfig, RouteStats, router_loss
-from models.routing import BiasBalancedRouter, ExpertChoiceRouter, NoisyTopKRouter, RouterConfig, SwitchRouter, TopKRouter
+from models.routing import BiasBalancedRouting, ExpertChoiceRouting, NoisyTopKRouting, RoutingConfig, SwitchRouting, TopKRouting
 from models.transformer import Transformer, TransformerConfig
 
 EXPERTS, SAMPLES, TOKENS, VOCABULARY, GROUP = 8, 16, 12, 50, 2
-ROUTERS: list[RouterConfig] = [SwitchRouter(), TopKRouter(k=2), NoisyTopKRouter(k=2), ExpertChoiceRouter(), BiasBalancedRouter(k=2, bias_rate=0.01)]
+ROUTERS: list[RoutingConfig] = [SwitchRouting(), TopKRouting(k=2), NoisyTopKRouting(k=2), ExpertChoiceRouting(), BiasBalancedRouting(k=2, bias_rate=0.01)]
 LAYOUTS = {2: [2], 4: [2, 4]}
 """EP sizes for each world."""
 
@@ -39,7 +39,7 @@ def build(moe: MoEConfig, planted: bool, ep: int = 1, rank: int = 0, **options: 
         for layer in network.moe_layers:
             if planted:
                 layer.router.weight[:, 0] = torch.tensor([2.0, 2.0] + [0.0] * (EXPERTS - 2))
-            if isinstance(moe.router, BiasBalancedRouter):
+            if isinstance(moe.router, BiasBalancedRouting):
                 layer.router.bias_E.copy_(torch.linspace(0, 0.1, EXPERTS))
     for module in network.modules():
         if isinstance(module, ShardedExperts):
@@ -88,7 +88,7 @@ def compare_case(world: Any, ep: int, moe: MoEConfig, planted: bool, frugal: boo
     network = build(moe, planted, ep, world.rank, activation_checkpointing=frugal)
     logits_BTV, stats = run(network, moe, mine, GROUP if frugal else len(mine))
     errors: dict[str, float] = {"outputs": error(logits_BTV, expected_BTV[mine.start : mine.stop])}
-    for name in set(RouteStats._fields) - {"busiest"}:  # that one is of each micro-batch by itself
+    for name in set(RouteStats._fields) - {"max_rows"}:  # that one is of each micro-batch by itself
         errors[name] = error(world.sum(total(stats, name)), total(expected_stats, name))
     reference = {name: parameter.grad for name, parameter in whole.named_parameters() if parameter.grad is not None}
     for name, parameter in network.named_parameters():
@@ -121,14 +121,14 @@ def gradient_error(world: Any, ep: int, name: str, parameter: torch.nn.Parameter
     return "router gradients" if ".router." in name else "dense gradients", error(world.sum(gradient), expected)
 
 
-def config(router: RouterConfig, capacity: float | None, policy: str) -> MoEConfig:
+def config(router: RoutingConfig, capacity: float | None, policy: str) -> MoEConfig:
     return MoEConfig(experts=EXPERTS, ffn=24, router=router, capacity_factor=capacity, drop_policy=policy, jitter=0.1, shared_expert=8, group=GROUP)  # type: ignore[arg-type]
 
 
 def cases() -> dict[str, tuple[MoEConfig, bool, bool]]:
     table: dict[str, tuple[MoEConfig, bool, bool]] = {}
     for router in ROUTERS:
-        chooses = isinstance(router, ExpertChoiceRouter)
+        chooses = isinstance(router, ExpertChoiceRouting)
         for drops, capacity, policy in (("dropless", None, "position"), ("position", 0.75, "position"), ("probability", 0.75, "probability")):
             if capacity is not None and chooses:
                 continue  # its room is the routing itself
@@ -147,7 +147,7 @@ def test_sharded_equals_one_process(world: int) -> None:
             for (name, (moe, planted, _)), result in zip(table.items(), results, strict=True):
                 too_large = {kind: value for kind, value in result["errors"].items() if not value <= 1e-5}
                 assert not too_large, (name, ep, rank, too_large)
-                assert (result["dropped"] > 0) == (moe.capacity_factor is not None or isinstance(moe.router, ExpertChoiceRouter)), name
+                assert (result["dropped"] > 0) == (moe.capacity_factor is not None or isinstance(moe.router, ExpertChoiceRouting)), name
                 assert result["empty_ranks"] == (2 * (ep - 1) if planted else 0), name
                 assert all(value > 1e-3 for value in result["gradients"].values()), (name, result["gradients"])
 

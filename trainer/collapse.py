@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.experts import Experts
 from models.init import stable_hash
 from models.moe import MoELayer
-from models.routing import BiasBalancedRouter
+from models.routing import BiasBalancedRouting
 from trainer.core.protocols import Engine
 from trainer.endings import Ending, Stopped
 from trainer.loop import Hook, Training
@@ -137,5 +137,5 @@ def _overlap(start: int, numel: int, index: int, each: int) -> tuple[slice, slic
 
 def _forget_bias(module: MoELayer, dead: list[int], busiest: int) -> None:
     """A bias that grew while the expert was idle would send it every token now."""
-    if isinstance(module.config.router, BiasBalancedRouter):
+    if isinstance(module.config.router, BiasBalancedRouting):
         module.router.bias_E[dead] = module.router.bias_E[busiest]

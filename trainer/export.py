@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import save_torch_state_dict
 
 from data.tokenizer_files import tokenizer_files
-from models.routing import NoisyTopKRouter
+from models.routing import NoisyTopKRouting
 from models.transformers_format import to_config
 from models.transformers_names import to_transformers
 from trainer.core.protocols import Objective
@@ -51,7 +51,7 @@ def _left_behind(config: TextModelConfig) -> list[str]:
     moe, lines = config.model.moe, []
     if moe is not None and moe.eval_capacity_factor is not None:
         lines.append(f"model.moe.eval_capacity_factor is {moe.eval_capacity_factor:g}; transformers drops no token")
-    if moe is not None and isinstance(moe.router, NoisyTopKRouter):
+    if moe is not None and isinstance(moe.router, NoisyTopKRouting):
         lines.append("the router's noise, which is for training only, is left out")
     return lines
 

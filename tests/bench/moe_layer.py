@@ -32,7 +32,7 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
 
 from models.feedforward import SwiGLU
 from models.moe import MoEConfig, MoELayer, router_loss
-from models.routing import SwitchRouter, TopKRouter
+from models.routing import SwitchRouting, TopKRouting
 
 D_MODEL, FFN, EXPERTS, SEQ_LEN = 256, 1024, 8, 512
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -42,7 +42,7 @@ Side = tuple[nn.Module, Callable[[Tensor], Loss]]
 
 def sides(k: int, tokens: int) -> dict[str, Side]:
     """Name -> (module, its output and auxiliary loss as a function of the input)."""
-    layer = MoELayer(MoEConfig(experts=EXPERTS, ffn=FFN, router=SwitchRouter() if k == 1 else TopKRouter(k=k)), D_MODEL)
+    layer = MoELayer(MoEConfig(experts=EXPERTS, ffn=FFN, router=SwitchRouting() if k == 1 else TopKRouting(k=k)), D_MODEL)
     keys_B = torch.arange(tokens // SEQ_LEN)
 
     def ours(x_BTD: Tensor) -> Loss:

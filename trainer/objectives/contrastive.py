@@ -4,7 +4,7 @@ The loss of a pair depends on all others of the step. So `prepare` embeds all mi
 gradient by each embedding once, over all ranks, and gives each micro-batch its part; `loss` embeds it again, and its gradient is that of
 <cached gradient, embedding>. Summed over micro-batches and ranks this is exactly the gradient of the loss of the whole batch.
 
-M samples, F features, P width of an embedding.
+The mathematics is in models/contrastive/. M samples, F features, P width of an embedding.
 """
 
 from abc import abstractmethod

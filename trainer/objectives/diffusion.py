@@ -1,6 +1,6 @@
 """Denoising diffusion (Ho et al. 2020; Nichol & Dhariwal 2021) as an objective.
 
-M samples with values in [-1, 1], T timesteps.
+The mathematics is in models/diffusion/. M samples with values in [-1, 1], T timesteps.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from models.diffusion_networks import DiffusionNetworkConfig, build_diffusion_ne
 from models.parameterisation import Denoiser, Prediction, clipped, denoiser, guided, predict, split_variance
 from models.random import derive, integers, normal, sample_keys, uniform
 from models.samplers import Watch, ddim, ddpm, dpm_solver, timesteps
-from models.schedules import Schedule, betas
+from models.schedules import NoiseSchedule, betas
 from models.unet import UNetConfig
 from models.vlb import prior_term, vlb_term
 from trainer.core.protocols import SampleSet, Sums
@@ -75,7 +75,7 @@ class DDPMConfig(ImageModelConfig):
     network: DiffusionNetworkConfig = field(default_factory=UNetConfig)
     """The network: `unet` for images, `mlp` for points."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    """Schedule, what is predicted, and the loss."""
+    """Noise schedule, prediction target and loss."""
     conditional: bool = False
     """Tell the network the class."""
     label_dropout: float = 0.1
@@ -110,7 +110,7 @@ class DDPMObjective(GenerativeObjective):
         super().__init__(config.data, config.quality, config.group, seed)
         self.config = config
         self.classes = self.data.classes if config.conditional else None
-        self.schedule = Schedule(betas(config.diffusion.schedule))
+        self.schedule = NoiseSchedule(betas(config.diffusion.schedule))
         self.model = build_diffusion_network(config.network, self.data.shape, config.diffusion.output_multiple, self.classes)
         self.networks: dict[str, nn.Module] = {"model": self.model}
 

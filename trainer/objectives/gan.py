@@ -1,6 +1,6 @@
 """Generative adversarial networks (Goodfellow et al. 2014) as an objective: two networks, two phases.
 
-M samples, P packs of consecutive samples (M = P * pack).
+The mathematics is in models/gan/. M samples, P packs of consecutive samples (M = P * pack).
 """
 
 import math

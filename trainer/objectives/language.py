@@ -1,5 +1,7 @@
 """Language models: the next token, or masked ones (BERT). Dense or mixture of experts.
 
+The mathematics is in models/transformer/ and models/moe/.
+
 Legend: B samples, T positions, V vocabulary, G routing groups, E experts.
 """
 

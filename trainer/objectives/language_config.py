@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from data.text import TextConfig
 from models.moe import MoEConfig
-from models.routing import TopKRouter
+from models.routing import TopKRouting
 from models.transformer import TransformerConfig
 from models.upcycle import UpcycleConfig
 from trainer.init_from import InitFrom
@@ -189,7 +189,7 @@ def _upcycled(config: TextModelConfig) -> TransformerConfig:
         return model
     if config.init_from is None:
         raise ValueError(f"upcycle.experts: {upcycle.experts}, but there is no dense model; set init_from to the folder of one")
-    moe = model.moe or MoEConfig(experts=upcycle.experts, ffn=model.ffn, router=TopKRouter(k=2))
+    moe = model.moe or MoEConfig(experts=upcycle.experts, ffn=model.ffn, router=TopKRouting(k=2))
     if (moe.experts, moe.ffn) != (upcycle.experts, model.ffn):
         here = f"experts {moe.experts} and ffn {moe.ffn} beside upcycle.experts {upcycle.experts} and model.ffn {model.ffn}"
         fix = f"use experts {upcycle.experts} and ffn {model.ffn}, as each expert starts as a copy of the dense feed-forward network"

@@ -20,7 +20,7 @@ def routing_sums(stats: Sequence[RouteStats], weight_G: Tensor) -> dict[str, Ten
         "dropped_L": torch.stack([layer.dropped for layer in stats]),
         "entropy_L": torch.stack([layer.entropy for layer in stats]),
         "gate_L": torch.stack([layer.gate for layer in stats]),
-        "busiest_L": torch.stack([layer.busiest for layer in stats]),
+        "busiest_L": torch.stack([layer.max_rows for layer in stats]),
         "rows_L": torch.stack([layer.rows for layer in stats]),
         "routed_tokens": stats[0].tokens,
     }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.moe import MoEConfig
-from models.routing import ExpertChoiceRouter, experts_per_token
+from models.routing import ExpertChoiceRouting, experts_per_token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class RoutingWatch(nn.Module):
 
 def build_watch(config: CollapseConfig, moe: MoEConfig | None, layers: int) -> RoutingWatch | None:
     """The watch over `layers` routers; None where nothing can collapse: no experts, or experts that choose their tokens themselves."""
-    if moe is None or layers == 0 or isinstance(moe.router, ExpertChoiceRouter):
+    if moe is None or layers == 0 or isinstance(moe.router, ExpertChoiceRouting):
         return None
     if isinstance(config.action, RaiseBalanceLoss) and moe.balance_loss == 0:
         raise ValueError("collapse.action: raise_balance_loss, but model.moe.balance_loss is 0, which no factor raises; set it above 0, or use another action")

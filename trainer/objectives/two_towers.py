@@ -1,6 +1,6 @@
 """Images and their captions on one sphere: CLIP's symmetric InfoNCE or SigLIP's pairwise sigmoid, on the protocol of contrastive.py.
 
-M samples, K classes, P width of an embedding.
+The mathematics is in models/contrastive/. M samples, K classes, P width of an embedding.
 """
 
 from collections.abc import Mapping

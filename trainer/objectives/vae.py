@@ -1,6 +1,6 @@
 """The variational auto-encoder (Kingma & Welling 2014) as an objective.
 
-M samples, L latent dimensions, K importance samples.
+The mathematics is in models/vae/. M samples, L latent dimensions, K importance samples.
 """
 
 import math
