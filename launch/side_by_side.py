@@ -59,7 +59,7 @@ def summaries(console: Console, runs: Sequence[RunConfig], processes: int, what:
                 run = under_way.pop(done)
                 done.result()
                 if _summary(run) is None:  # and so will be the others: of themselves, or as they were asked to
-                    raise ValueError(f"run {run.root}/{run.name}: stopped before its last step; give the same command again to go on with it")
+                    raise ValueError(f"run {run_files(run.root, run.name)}: stopped before its last step; give the same command again to go on with it")
             show()
     found = [_summary(run) for run in runs]
     return [summary for summary in found if summary is not None]

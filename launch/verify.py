@@ -13,7 +13,7 @@ from trainer import restore
 from trainer.checkpoint_format import step_name, steps_in
 from trainer.objectives import build_objective
 from trainer.rules import audit
-from trainer.run_files import RULES_LOG, RunFiles
+from trainer.run_files import DATA_MANIFEST, RULES_LOG, RunFiles
 from trainer.run_folder import find_run
 from trainer.storage import Folder, absolute
 
@@ -52,7 +52,10 @@ def verify_data(console: Console, folder: Folder, step: int) -> bool:
         return True
     try:
         now = json.loads(json.dumps(build_objective(run.objective, run.seed).manifest()))
-        check_manifest(files.data_manifest() or {}, now)
+        frozen = files.data_manifest()
+        if frozen is None:
+            raise FileNotFoundError(f"no {DATA_MANIFEST} in {files}")
+        check_manifest(frozen, now)
         found = verify_ledger(data, files.ledger(), seed=run.seed, last_step=step)
     except (ValueError, OSError) as error:
         console.print(f"data  cannot be derived again: {' '.join(str(error).split())}", highlight=False)

@@ -15,6 +15,7 @@ from ray.cluster_utils import Cluster
 
 from cluster.config import ClusterConfig
 from cluster.ray_train import check_room, start_workers, waits_for
+from trainer.run_files import run_files
 
 CASES = {
     "one node, with env and labels, a GPU each": (
@@ -71,7 +72,7 @@ def placed(folder: Path, fields: dict[str, Any], group: int) -> list[dict[str, A
         (Path(config["folder"]) / f"{context.get_world_rank()}.json").write_text(json.dumps(found))
 
     check_room(config)
-    start_workers(note, {"folder": str(folder)}, config, str(folder / "run"), dict.fromkeys(config.sizes, group))
+    start_workers(note, {"folder": str(folder)}, config, run_files(str(folder), "run"), dict.fromkeys(config.sizes, group))
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(len(list(folder.glob("*.json"))))]
 
 

@@ -22,9 +22,9 @@ from test_trainer_image_runs import DIGITS
 from test_trainer_image_runs import OBJECTIVES as IMAGES
 from test_trainer_image_runs import job_of as image_job
 
-from trainer.attempts import UNKNOWN, close_attempt, note_end, stopped_by_error
+from trainer.attempts import close_attempt, note_end, stopped_by_error
 from trainer.config import RunConfig
-from trainer.endings import Ending
+from trainer.endings import UNKNOWN, Ending
 from trainer.memory import OutOfMemory, out_of_memory
 from trainer.parsing import parse
 from trainer.run_files import RunFiles, run_files

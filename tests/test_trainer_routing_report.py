@@ -49,8 +49,8 @@ def test_health_of_two_micro_batches() -> None:
 def test_the_picture_shows_the_load_by_layer_expert_and_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn, imshow = [], Axes.imshow
     monkeypatch.setattr("matplotlib.axes.Axes.imshow", lambda axis, shares, **options: drawn.append(shares) or imshow(axis, shares, **options))
-    rows = [{"step": 10 * i, **{f"expert_load/layer{n}/expert{e}": (i + n + e) / 10 for n in (0, 1) for e in (0, 1, 2)}} for i in (1, 2)]
-    file = expert_load([*rows, {"step": 20, "collapse/layer1": 0.95}], [0, 1], tmp_path / "load.png", "test")
+    rows = [(10 * i, {f"expert_load/layer{n}/expert{e}": (i + n + e) / 10 for n in (0, 1) for e in (0, 1, 2)}) for i in (1, 2)]
+    file = expert_load([*rows, (20, {"collapse/layer1": 0.95})], [0, 1], tmp_path / "load.png", "test")
     assert file.read_bytes().startswith(b"\x89PNG")
     for layer, shares in enumerate(drawn):
         np.testing.assert_allclose(shares, [[3 * (i + layer + expert) / 10 for i in (1, 2)] for expert in (0, 1, 2)])

@@ -35,12 +35,24 @@ def begin_attempt(files: RunFiles, world: "World") -> int:
             before = [row.world for row in earlier if row.world is not None][-1]
             resized = Stopped(Ending.RESIZED, f"{before} workers became {world.size}")
             close_attempt(files, attempt - 1, UNKNOWN if before == world.size else resized)
-        begun = {"attempt": attempt, "time": time.time(), "world": world.size, "host": platform.node(), "pid": os.getpid()}
-        files.add_attempt(AttemptBegan.from_row(begun | code_version()))
+        files.add_attempt(_begun(attempt, world))
         for name in files.checkpoints.names():
             if name.startswith(".step-"):
                 (files.checkpoints / name).remove()
     return int(world.gather(attempt)[0])
+
+
+def _begun(attempt: int, world: "World") -> AttemptBegan:
+    version = code_version()
+    return AttemptBegan(
+        attempt=attempt,
+        time=time.time(),
+        world=world.size,
+        host=platform.node(),
+        pid=os.getpid(),
+        commit=None if version["commit"] is None else str(version["commit"]),
+        dirty=bool(version["dirty"]),
+    )
 
 
 def current_attempt(files: RunFiles) -> int:
@@ -54,7 +66,10 @@ def note_end(files: RunFiles, attempt: int, by: str, stopped: Stopped) -> None:
 
 
 def close_attempt(files: RunFiles, attempt: int, otherwise: Stopped = UNKNOWN) -> Stopped:
-    """Write down the end of an attempt that is over; returns why it ended, which is `otherwise` where nobody has said."""
+    """Write down the end of an attempt that is over.
+
+    Returns why it ended, which is `otherwise` where nobody has said.
+    """
     for end in files.attempts_ended():
         if end.attempt == attempt:
             return end.stopped
@@ -71,7 +86,7 @@ def stopped_by_error(text: str) -> Stopped:
 
 @contextmanager
 def ending(training: "Training", files: RunFiles, attempt: int) -> Iterator[None]:
-    """Note why the attempt ends, if the block ends with an error; an error that more than one rank meets is noted by each."""
+    """Note why the attempt ends, if the block ends with an error; every rank that meets an error notes it."""
     try:
         yield
     except BaseException as error:

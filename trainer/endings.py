@@ -70,7 +70,10 @@ class Stopped:
 
     @staticmethod
     def read(text: str, ending: str | None, failed: bool = False) -> "Stopped":
-        """From the sentence `text` and the key `ending` beside it in a file, which old files lack; `failed` says whether the run failed."""
+        """From the sentence `text` and the key `ending` of a file; old files lack the key.
+
+        `failed` says whether the run failed.
+        """
         kind = Ending(ending) if ending else ending_of_words(text, failed)
         return Stopped(kind, text.removeprefix(_PREFIXES.get(kind, "")))
 
@@ -80,7 +83,7 @@ class Stopped:
 
     @staticmethod
     def from_request(content: bytes) -> "Stopped":
-        """What a `stop` file asks for, which a program wrote or a person: anything but our JSON is a person's reason."""
+        """The request in a `stop` file; anything but our JSON is a person's reason."""
         text = content.decode(errors="replace").strip()
         try:
             request = json.loads(text)
@@ -111,7 +114,10 @@ _OLD_WORDS = (
 
 
 def ending_of_words(text: str, failed: bool = False) -> Ending:
-    """The ending that a sentence of an old run folder means; any other sentence is the reason of a person who asked to stop."""
+    """The ending that a sentence of an old run folder means.
+
+    A sentence that no program wrote is the reason of a person who asked to stop.
+    """
     known = next((ending for words, ending in _OLD_WORDS if re.match(words, text, re.DOTALL)), None)
     if known is Ending.ERROR and is_lost_peer(text):
         return Ending.PEER_LOST

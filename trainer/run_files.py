@@ -42,24 +42,55 @@ from typing import Any, cast
 import yaml
 
 from trainer.endings import Stopped
-from trainer.run_rows import Anomaly, AttemptBegan, AttemptEnded, Event, Fault, GoodputRow, Job, MetricsRow, Sent, Summary
+from trainer.run_rows import (
+    Anomaly,
+    AttemptBegan,
+    AttemptEnded,
+    Event,
+    Fault,
+    GoodputRow,
+    Job,
+    MetricsRow,
+    Sent,
+    Summary,
+)
 from trainer.storage import Folder
 
-RESOLVED, SUMMARY, DATA_MANIFEST = "resolved.yaml", "summary.json", "data_manifest.json"
-METRICS, EVENTS, ATTEMPTS, LEDGER = "metrics.jsonl", "events.jsonl", "attempts.jsonl", "ledger.jsonl"
-CURVES, EXPERT_LOAD = "curves.png", "expert_load.png"
-RULES_LOG, RULES_HEAD = "rules_audit.jsonl", "rules_audit.head"
+RESOLVED = "resolved.yaml"
+SUMMARY = "summary.json"
+DATA_MANIFEST = "data_manifest.json"
+METRICS = "metrics.jsonl"
+EVENTS = "events.jsonl"
+ATTEMPTS = "attempts.jsonl"
+LEDGER = "ledger.jsonl"
+CURVES = "curves.png"
+EXPERT_LOAD = "expert_load.png"
+RULES_LOG = "rules_audit.jsonl"
+RULES_HEAD = "rules_audit.head"
 AUDIT = "audit.json"
-_ANOMALIES, _FAULTS, _GOODPUT, _FIRST_STEP = "anomalies.jsonl", "faults.jsonl", "goodput.json", "first_step.json"
-_MLFLOW, _MLFLOW_RUN_ID = "mlflow.json", "mlflow_run_id"
-_STOP, _FAILURE, _JOB_ID, _EVIDENCE = "stop", "failure", "job_id", "evidence.safetensors"
-_CHECKPOINTS, _SAMPLES, _PROFILE, _STACKS, _ENDS, _EVALS, _RAY = "checkpoints", "samples", "profile", "stacks", "ends", "evals", "ray"
+_ANOMALIES = "anomalies.jsonl"
+_FAULTS = "faults.jsonl"
+_GOODPUT = "goodput.json"
+_FIRST_STEP = "first_step.json"
+_MLFLOW = "mlflow.json"
+_MLFLOW_RUN_ID = "mlflow_run_id"
+_STOP = "stop"
+_FAILURE = "failure"
+_JOB_ID = "job_id"
+_EVIDENCE = "evidence.safetensors"
+_CHECKPOINTS = "checkpoints"
+_SAMPLES = "samples"
+_PROFILE = "profile"
+_STACKS = "stacks"
+_ENDS = "ends"
+_EVALS = "evals"
+_RAY = "ray"
 _LM_EVAL = "harness.json"
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Readers and writers of the files in the run folder `folder`. A reader of a missing file returns nothing, or None."""
+    """Readers and writers of the files in the run folder `folder`; a missing file reads as nothing, or None."""
 
     folder: Folder
 
@@ -113,7 +144,8 @@ class RunFiles:
     def causes(self, attempt: int) -> list[AttemptEnded]:
         """What the ranks, and Ray, said of the end of an attempt."""
         ends = self.folder / _ENDS
-        return [AttemptEnded.from_row(json.loads(ends.read(name))) for name in ends.names() if name.startswith(f"attempt-{attempt}-")]
+        names = [name for name in ends.names() if name.startswith(f"attempt-{attempt}-")]
+        return [AttemptEnded.from_row(json.loads(ends.read(name))) for name in names]
 
     def add_cause(self, end: AttemptEnded) -> None:
         """In a file of its own: all ranks may write at the same time, and object stores cannot append."""
