@@ -23,5 +23,6 @@ def views(array: "pa.Array") -> list[Bytes]:
     if len(array) == 0:
         return []
     data = np.frombuffer(values or b"", np.uint8)
-    places = np.frombuffer(offsets, width, count=len(array) + 1, offset=array.offset * np.dtype(width).itemsize)
-    return [data[start:end] for start, end in pairwise(places.tolist())]
+    start = array.offset * np.dtype(width).itemsize
+    edges = np.frombuffer(offsets, width, count=len(array) + 1, offset=start)
+    return [data[begin:end] for begin, end in pairwise(edges.tolist())]

@@ -13,6 +13,7 @@ from data.baseline import xz_bits_per_byte
 from data.documents import Documents
 from data.held_out import held_out, held_out_documents
 from data.sources import Files
+from data.steps import Batch, Share
 from data.stream import TextStream
 from data.text import TextConfig
 
@@ -83,7 +84,7 @@ def test_training_and_held_out_documents_are_all_documents_and_none_twice(config
     assert kept - everything == Counter()
     trained = everything - kept
     epoch = sum(len(text.encode()) + 1 for text in trained.elements())
-    with TextStream(dataclasses.replace(config, lanes=1, seq_len=1), seed=0, rank=0, world=1, global_batch=epoch, micro_batch=epoch) as stream:
+    with TextStream(dataclasses.replace(config, lanes=1, seq_len=1), Share(rank=0, world=1, global_batch=epoch, micro_batch=epoch), seed=0) as stream:
         tokens = next(stream).micro_batches[0]["tokens"]
     assert Counter(tokens[:, 1].tolist()) == Counter("".join(trained.elements()).encode()) + Counter({256: trained.total()})
 
@@ -131,7 +132,7 @@ def test_an_eval_source_is_evaluated_whole_and_trained_on_whole(config, folder, 
 
 def test_nothing_held_out(config):
     assert held_out(dataclasses.replace(config, held_out=0.0), rank=0, world=1, micro_batch=2) == []
-    with pytest.raises(ValueError, match=r"^data.held_out = 1e-09: no document .*; raise it, or name a data.eval_source$"):
+    with pytest.raises(ValueError, match=r"^run.objective.data.held_out: 1e-09: no document .*; use a larger share, or name run.objective.data.eval_source$"):
         held_out(dataclasses.replace(config, held_out=1e-9), rank=0, world=1, micro_batch=2)
 
 

@@ -19,7 +19,7 @@ from data.images import ImageConfig
 from data.manifest import manifest
 from data.prepare import prepare
 from data.sources import Digits, Files, Hub
-from data.steps import merge_states
+from data.steps import RunState, Share, merge_states
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (40, 6, 6, 3), np.uint8)
@@ -39,7 +39,7 @@ def run(config, world, steps, state=None, global_batch=16, micro_batch=2, seed=3
     """({sample number: (image, label)}, merged state) of some steps at `world`."""
     samples, states = {}, []
     for rank in range(world):
-        with ImageStream(config, seed=seed, rank=rank, world=world, global_batch=global_batch, micro_batch=micro_batch, state=state) as stream:
+        with ImageStream(config, Share(rank=rank, world=world, global_batch=global_batch, micro_batch=micro_batch), seed=seed, state=state) as stream:
             for _ in range(steps):
                 step = next(stream)
                 for batch in step.micro_batches:
@@ -199,15 +199,15 @@ def test_prepare_and_manifest_know_images(folder):
 
 
 ONE_LINERS = {
-    "unreadable": ({}, r"data.source: .*bad.parquet, row 2: no image that can be read \(in no known format\); mend it, take it out of the source, or set "),
-    "no bytes": ({"image_column": "none"}, r"data.source: .*bad.parquet, row 0: no image that can be read \(no such file, or no bytes in it\); "),
-    "cut": ({"image_column": "cut"}, r"data.source: .*bad.parquet, row 1: no image that can be read \(.*\); "),
-    "size": ({"image_column": "sizes"}, "data.source: .*bad.parquet, row 2: images of 7 x 6 and 6 x 6 cannot go into one batch; set data.size"),
-    "label": ({"image_column": "good", "classes": 2}, "data.source: .*bad.parquet, row 2: label 2 in 'label', but labels go from 0 to 1; mend it, or set "),
-    "negative": ({"image_column": "good", "label_column": "minus"}, "data.source: .*bad.parquet, row 1: label -1 in 'minus', but labels begin at 0; "),
-    "no labels": ({"image_column": "good", "label_column": "word"}, "data.label_column = 'word' holds string, not class numbers; name a column of integers"),
-    "no images": ({"image_column": "word"}, "data.image_column = 'word' holds string, not images; name a column"),
-    "no column": ({"image_column": "img"}, "data.source.paths = .* has no column 'img' .*; set data.text_column, data.image_column"),
+    "unreadable": ({}, r"source: .*bad.parquet, row 2: not a readable image \(in no known format\); repair it, remove it from the source, or set "),
+    "no bytes": ({"image_column": "none"}, r"source: .*bad.parquet, row 0: not a readable image \(no such file, or an empty one\); "),
+    "cut": ({"image_column": "cut"}, r"source: .*bad.parquet, row 1: not a readable image \(.*\); "),
+    "size": ({"image_column": "sizes"}, "source: .*bad.parquet, row 2: images of 7 x 6 and 6 x 6 cannot go into one batch; set run.objective.data.size"),
+    "label": ({"image_column": "good", "classes": 2}, "source: .*bad.parquet, row 2: label 2 in 'label', but labels go from 0 to 1; repair it, or set "),
+    "negative": ({"image_column": "good", "label_column": "minus"}, "source: .*bad.parquet, row 1: label -1 in 'minus', but labels begin at 0; "),
+    "no labels": ({"image_column": "good", "label_column": "word"}, "label_column: 'word' holds string, not class numbers; use a column of integers"),
+    "no images": ({"image_column": "word"}, "image_column: 'word' holds string, not images; use a column"),
+    "no column": ({"image_column": "img"}, "source.paths: .*: no column 'img' .*; set run.objective.data.text_column, run.objective.data.image_column"),
 }
 
 
@@ -227,24 +227,24 @@ def test_wrong_images_are_one_line(tmp_path, case):
     pq.write_table(pa.table(columns), tmp_path / "bad.parquet")
     options, said = ONE_LINERS[case]
     images = config(tmp_path / "bad.parquet", lanes=1, **options)
-    with pytest.raises(ValueError, match=f"^{said}") as raised:
+    with pytest.raises(ValueError, match=rf"^run\.objective\.data\.{said}") as raised:
         prepare(images)
     assert "\n" not in str(raised.value)
-    if "data.source: " in said:
-        with pytest.raises(ValueError, match=f"^{said}"), ImageStream(images, seed=0, rank=0, world=1, global_batch=3, micro_batch=3) as stream:
+    if "source: " in said:
+        with pytest.raises(ValueError, match=rf"^run\.objective\.data\.{said}"), ImageStream(images, Share(rank=0, world=1, global_batch=3, micro_batch=3), seed=0) as stream:
             next(stream)
 
 
 def test_a_file_that_is_no_image_is_named(folder, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.png").write_bytes(b"this is no image")
-    with pytest.raises(ValueError, match=rf"^data.source: {tmp_path}/a/x.png: no image"):
+    with pytest.raises(ValueError, match=rf"^run.objective.data.source: {tmp_path}/a/x.png: not a readable image"):
         prepare(config(tmp_path / "a" / "*.png"))
 
 
 @pytest.mark.parametrize(("field", "value"), [("size", 0), ("window", 0), ("held_out", 1.0), ("lanes", 0), ("prefetch", -1), ("classes", 0)])
 def test_numbers_out_of_range_are_one_line(field, value):
-    with pytest.raises(ValueError, match=rf"^data.{field} = {value} "):
+    with pytest.raises(ValueError, match=rf"^run.objective.data.{field}: {value} "):
         ImageConfig(**{field: value})
 
 

@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.documents import Documents, TextMaker
+from data.documents import Documents, TextSamples
 from data.lanes import Lane
-from data.rows import Position, Reading, Rows
+from data.rows import Reading, Rows
 from data.shards import open_shards
 from data.sources import Files
 from data.tokenizers import ByteTokenizer
@@ -24,11 +24,10 @@ def write(folder, sizes, length=LENGTH, row_group_size=None):
 
 
 def make_lane(source, *, lane=0, lanes=1, seed=0, window=100, seq_len=LENGTH + 1, held_out=0.0, state=None, split=False):
-    maker = TextMaker(ByteTokenizer(), Documents(text_column="text", key_column="text", held_out=held_out), seq_len=seq_len)
+    maker = TextSamples(ByteTokenizer(), Documents(text_column="text", key_column="text", held_out=held_out), seq_len=seq_len)
     state = json.loads(json.dumps(state)) if state else Lane.first_state(maker)
     shards = open_shards(source, ["text"], at_least=lanes if split else 1)
-    position = Position(epoch=state["epoch"], shard=state["shard"], row=state["row"])
-    rows = Rows(shards, lane=lane, lanes=lanes, seed=seed, position=position, reading=Reading(retry_seconds=0), wide=state["wide"])
+    rows = Rows(shards, lane=lane, lanes=lanes, seed=seed, reading=Reading(retry_seconds=0), state=state)
     return Lane(rows, maker, lane=lane, seed=seed, window=window, state=state)
 
 
@@ -157,5 +156,5 @@ def test_a_lane_without_documents_of_its_own_reads_those_of_all(tmp_path):
 
 def test_no_document_at_all_is_an_error_that_names_the_files(tmp_path):
     source = write(tmp_path, [5, 7])
-    with pytest.raises(ValueError, match=r"^data.source: lane 0 has no documents .*00.parquet, .*01.parquet.*: all are empty or held out; give more data"):
+    with pytest.raises(ValueError, match=r"^run.objective.data.source: lane 0 has no documents .*00.parquet, .*01.parquet.*: all are empty or held out; use more data"):
         make_lane(source, held_out=0.999999, lanes=2).take(1)

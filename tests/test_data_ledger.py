@@ -12,7 +12,7 @@ from data.images import ImageConfig
 from data.lane_set import open_lanes
 from data.ledger import entry, verify
 from data.sources import Files, Mixture, Part
-from data.steps import merge_states
+from data.steps import RunState, Share, merge_states
 from data.stream import TextStream
 from data.text import TextConfig
 
@@ -41,7 +41,7 @@ def attempt(lines, config, number, world, steps, state=None, every=3):
     kind = ImageStream if isinstance(config, ImageConfig) else TextStream
     start = entry(state, tokens_per_sample=16) if state else {"step": 0, "lanes": {}}
     lines.append({"attempt": number, "group": 1, "global_batch": 16, **start})
-    streams = [kind(config, seed=3, rank=rank, world=world, state=state, **BATCH) for rank in range(world)]
+    streams = [kind(config, Share(rank=rank, world=world, **BATCH), seed=3, state=state) for rank in range(world)]
     for done in range(1, steps + 1):
         merged = merge_states([next(stream).state for stream in streams])
         if (start["step"] + done) % every == 0:
@@ -108,7 +108,7 @@ def test_attempts_that_do_not_join_are_found_out(text):
     assert verify(text, missing, seed=3, last_step=9).problems[0] == "attempt 1 began at step 6, which no attempt before it saved"
     moved = copy.deepcopy(lines)
     next(line for line in moved if line["attempt"] == 1)["lanes"]["3"]["digest"] = "0"
-    assert "lane 3: attempt 1 began at step 6 in another place than was saved" in verify(text, moved, seed=3, last_step=9).problems
+    assert "lane 3: attempt 1 began at step 6 at another sample than was saved" in verify(text, moved, seed=3, last_step=9).problems
     assert verify(text, lines, seed=3, last_step=7).problems == ["the ledger has no line for step 7"]
 
 
@@ -127,5 +127,5 @@ def test_what_was_skipped_is_counted_and_derived_again(text, tmp_path):
     verdict = verify(config, lines, seed=3, last_step=12)
     assert verdict.problems == []
     assert verdict.skipped >= 1
-    with pytest.raises(ValueError, match=r"cannot read .*2.parquet .*; mend the file, take it out of the source, or set data.on_unreadable to skip"):
+    with pytest.raises(ValueError, match=r"cannot read .*2.parquet .*; repair the file, remove it from the source, or set run.objective.data.on_unreadable to skip"):
         attempt([], dataclasses.replace(config, on_unreadable="fail"), 0, 1, 6)

@@ -14,7 +14,7 @@ from data.images import ImageConfig
 from data.manifest import manifest
 from data.prepare import prepare
 from data.sources import Digits, Files, Mixture, Part, absolute, parts_of
-from data.steps import merge_states
+from data.steps import RunState, Share, merge_states
 from data.stream import TextStream
 from data.text import TextConfig
 
@@ -37,7 +37,7 @@ def run(config, world, steps, state=None, global_batch=16, micro_batch=2):
     samples, states = {}, []
     kind = ImageStream if isinstance(config, ImageConfig) else TextStream
     for rank in range(world):
-        with kind(config, seed=3, rank=rank, world=world, global_batch=global_batch, micro_batch=micro_batch, state=state) as stream:
+        with kind(config, Share(rank=rank, world=world, global_batch=global_batch, micro_batch=micro_batch), seed=3, state=state) as stream:
             for _ in range(steps):
                 step = next(stream)
                 for batch in step.micro_batches:
@@ -117,10 +117,10 @@ def test_prepare_and_manifest_look_at_every_part(config, tmp_path):
     assert [file["weight"] for file in source] == [5.0] * 3 + [3.0] * 3 + [2.0]
     assert source[0]["name"].startswith("part 0: ")
     bad = dataclasses.replace(config, source=Mixture(parts=(*config.source.parts, Part(weight=1, source=Files(paths=(f"{tmp_path}/none.parquet",))))))
-    with pytest.raises(ValueError, match=r"^data.source.paths: no such file"):
+    with pytest.raises(ValueError, match=r"^run.objective.data.source.paths: no such file"):
         prepare(bad)
     for weight in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=f"^weight = {weight} is not above 0"):
+        with pytest.raises(ValueError, match=f"^weight is {weight}; it must be above 0"):
             Part(weight=weight, source=Digits())
-    with pytest.raises(ValueError, match=r"^data.source.parts is empty"):
+    with pytest.raises(ValueError, match=r"^parts is empty"):
         Mixture(parts=())

@@ -26,6 +26,7 @@ from data.images import ImageConfig
 from data.manifest import check_manifest, manifest
 from data.prepare import prepare
 from data.sources import Files, Hub, Mixture, Part, PythonStdlib, absolute
+from data.steps import Share
 from data.stream import TextStream
 from data.text import TextConfig
 
@@ -38,7 +39,7 @@ def files(*paths, **options):
 
 def epoch(config, samples=100):
     """The documents among the first samples."""
-    with TextStream(config, seed=0, rank=0, world=1, global_batch=samples, micro_batch=samples) as stream:
+    with TextStream(config, Share(rank=0, world=1, global_batch=samples, micro_batch=samples), seed=0) as stream:
         rows = next(stream).micro_batches[0]["tokens"].tolist()
     return " ".join("".join(chr(token) if token < 256 else "|" for token in row) for row in rows)
 
@@ -133,18 +134,18 @@ def test_the_config_is_parsed_from_plain_values_and_made_by_default():
 
 
 ONE_LINERS = {
-    "no such file": (["{tmp}/none.parquet"], {}, "data.source.paths: no such file: .*none.parquet"),
-    "nothing matches": (["{tmp}/*.pq"], {}, r"data.source.paths: nothing matches .*\*.pq; check the glob"),
-    "folder": (["{tmp}"], {}, r"data.source.paths: .* is a folder; name its files by a glob such as .*/\*.parquet"),
-    "zero bytes": (["{tmp}/empty.jsonl"], {}, "data.source.paths: .*empty.jsonl is empty"),
-    "no rows": (["{tmp}/none.pq.parquet"], {}, "data.source: no rows in .*none.pq.parquet; give files with data"),
-    "no format": (["{tmp}/data.bin"], {}, "data.source.format = auto cannot tell the format of .*data.bin"),
-    "mixed": (["{tmp}/a.parquet", "{tmp}/good.txt"], {}, r"data.source.paths mixes formats \(parquet, text\)"),
-    "column": (["{tmp}/a.parquet"], {"text_column": "body"}, "data.source.paths = .* has no column 'body' \\(it has 'text', 'id'\\); set data.text_column"),
-    "key": (["{tmp}/a.parquet"], {"key_column": "url", "held_out": 0.1}, "data.source.paths = .* has no column 'url'"),
-    "type": (["{tmp}/a.parquet"], {"text_column": "id"}, "data.text_column = 'id' holds int64, not text; name a column of strings"),
-    "damaged": (["{tmp}/bad.parquet"], {}, "data.source.paths = .*bad.parquet: .*"),
-    "no paths": ([], {}, "data.source.paths is empty"),
+    "no such file": (["{tmp}/none.parquet"], {}, "source.paths: no such file: .*none.parquet"),
+    "nothing matches": (["{tmp}/*.pq"], {}, r"source.paths: nothing matches .*\*.pq; check the glob"),
+    "folder": (["{tmp}"], {}, r"source.paths: .* is a folder; name its files by a glob such as .*/\*.parquet"),
+    "zero bytes": (["{tmp}/empty.jsonl"], {}, "source.paths: .*empty.jsonl is empty"),
+    "no rows": (["{tmp}/none.pq.parquet"], {}, "source: no rows in .*none.pq.parquet; use files with data"),
+    "no format": (["{tmp}/data.bin"], {}, "source.format: auto cannot tell the format of .*data.bin"),
+    "mixed": (["{tmp}/a.parquet", "{tmp}/good.txt"], {}, r"source.paths: mixes formats \(parquet, text\)"),
+    "column": (["{tmp}/a.parquet"], {"text_column": "body"}, "source.paths: .*: no column 'body' \\(it has 'text', 'id'\\); set run.objective.data.text_column"),
+    "key": (["{tmp}/a.parquet"], {"key_column": "url", "held_out": 0.1}, "source.paths: .*: no column 'url'"),
+    "type": (["{tmp}/a.parquet"], {"text_column": "id"}, "text_column: 'id' holds int64, not text; use a column of strings"),
+    "damaged": (["{tmp}/bad.parquet"], {}, "source.paths: .*bad.parquet: .*"),
+    "no paths": ([], {}, "source.paths: empty"),
 }
 
 
@@ -157,7 +158,7 @@ def test_wrong_files_are_one_line(corpus, case):
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), corpus / "none.pq.parquet")
     paths, options, said = ONE_LINERS[case]
     config = TextConfig(source=Files(paths=tuple(path.format(tmp=corpus) for path in paths)), **{"held_out": 0.0, **options})
-    with pytest.raises(ValueError, match=f"^{said}") as raised:
+    with pytest.raises(ValueError, match=rf"^run\.objective\.data\.{said}") as raised:
         prepare(config)
     assert "\n" not in str(raised.value)
     assert ";" in str(raised.value)
@@ -165,7 +166,7 @@ def test_wrong_files_are_one_line(corpus, case):
 
 @pytest.mark.parametrize(("field", "value"), [("seq_len", 0), ("window", 0), ("held_out", 1.0), ("lanes", 0), ("prefetch", -1), ("max_eval_samples", 0)])
 def test_numbers_out_of_range_are_one_line(field, value):
-    with pytest.raises(ValueError, match=rf"^data.{field} = {value} "):
+    with pytest.raises(ValueError, match=rf"^run.objective.data.{field}: {value} "):
         TextConfig(**{field: value})
 
 
@@ -202,7 +203,7 @@ def test_a_changed_source_is_told_by_name(corpus, name):
     config = files(corpus / "*.parquet")
     saved = json.loads(json.dumps(manifest(config, seed=0)))
     said = changed(corpus, name)
-    with pytest.raises(ValueError, match=rf"^data.source: {corpus}/{said}; a resumed run would not see") as raised:
+    with pytest.raises(ValueError, match=rf"^run.objective.data.source: {corpus}/{said}; a resumed run would see other samples") as raised:
         check_manifest(saved, manifest(config, seed=0))
     assert "\n" not in str(raised.value)
 
@@ -210,7 +211,7 @@ def test_a_changed_source_is_told_by_name(corpus, name):
 @pytest.mark.parametrize(("field", "value"), [("seq_len", 8), ("window", 5), ("held_out", 0.5)])
 def test_another_order_of_samples_is_told_by_its_field(corpus, field, value):
     config = files(corpus / "*.parquet")
-    with pytest.raises(ValueError, match=rf"^data.{field} was .* when the run began, and is {value}; "):
+    with pytest.raises(ValueError, match=rf"^run.objective.data.{field}: it was .* when the run began, and is {value}; "):
         check_manifest(manifest(config, seed=0), manifest(dataclasses.replace(config, **{field: value}), seed=0))
     check_manifest(manifest(config, seed=0), manifest(dataclasses.replace(config, prefetch=3, processes=2, lanes=4), seed=0))
 
@@ -247,7 +248,7 @@ def test_so_it_is_with_images_and_mixtures(corpus):
         return ImageConfig(source=Mixture(parts=parts), lanes=2, held_out=0.0)
 
     def first(config):
-        with ImageStream(config, seed=0, rank=0, world=1, global_batch=40, micro_batch=40) as stream:
+        with ImageStream(config, Share(rank=0, world=1, global_batch=40, micro_batch=40), seed=0) as stream:
             return next(stream).micro_batches[0]["image"].tolist()
 
     with server(corpus, lambda _, n: 503 if math.isqrt(n) ** 2 == n else None) as (url, requests):
@@ -262,7 +263,7 @@ def test_a_source_that_stays_away_ends_the_run_or_is_skipped(corpus, skip):
     with server(corpus, lambda path, _: 503 if broken.is_set() and path.startswith("/b") else None) as (url, _):
         options = {"retry_seconds": 0.5, "prefetch": 0, "on_unreadable": "skip" if skip else "fail"}
         config = dataclasses.replace(files(f"{url}/a.parquet", f"{url}/b.parquet", **options), lanes=1)
-        with TextStream(config, seed=0, rank=0, world=1, global_batch=60, micro_batch=60) as stream:
+        with TextStream(config, Share(rank=0, world=1, global_batch=60, micro_batch=60), seed=0) as stream:
             broken.set()
             if skip:
                 step = next(stream)
@@ -279,10 +280,10 @@ def test_a_source_that_goes_away_ends_with_its_name(corpus):
     broken = threading.Event()
     with server(corpus, lambda path, _: 503 if broken.is_set() and path.startswith("/b") else None) as (url, _):
         config = files(f"{url}/a.parquet", f"{url}/b.parquet", retry_seconds=0.6, prefetch=0)
-        with TextStream(config, seed=0, rank=0, world=1, global_batch=2, micro_batch=1) as stream:
+        with TextStream(config, Share(rank=0, world=1, global_batch=2, micro_batch=1), seed=0) as stream:
             broken.set()
             began = time.monotonic()
-            with pytest.raises(OSError, match=r"^data.source: http://.*/b.parquet has not answered for 0.6 s \(.*503.*\); resume when it does"):
+            with pytest.raises(OSError, match=r"^run.objective.data.source: http://.*/b.parquet has not answered for 0.6 s \(.*503.*\); resume when it does"):
                 next(stream)
             assert 0.5 < time.monotonic() - began < 10
 
@@ -290,7 +291,7 @@ def test_a_source_that_goes_away_ends_with_its_name(corpus):
 def test_closing_does_not_wait_for_a_source_that_does_not_answer(corpus):
     broken = threading.Event()
     with server(corpus, lambda *_: 503 if broken.is_set() else None) as (url, _):
-        stream = TextStream(files(f"{url}/a.parquet"), seed=0, rank=0, world=1, global_batch=2, micro_batch=1)
+        stream = TextStream(files(f"{url}/a.parquet"), Share(rank=0, world=1, global_batch=2, micro_batch=1), seed=0)
         broken.set()
         time.sleep(0.3)
         began = time.monotonic()
@@ -301,10 +302,10 @@ def test_closing_does_not_wait_for_a_source_that_does_not_answer(corpus):
 def test_missing_and_unreachable_urls_are_one_line(corpus):
     with server(corpus, lambda path, _: 403 if "forbidden" in path else None) as (url, _):
         for name, said in (("none.parquet", "404"), ("forbidden.parquet", "403")):
-            with pytest.raises(ValueError, match=rf"^data.source.paths = {url}/{name}: .*{said}.*; check the files") as raised:
+            with pytest.raises(ValueError, match=rf"^run.objective.data.source.paths: {url}/{name}: .*{said}.*; check the files") as raised:
                 prepare(files(f"{url}/{name}"))
             assert "\n" not in str(raised.value)
-    with pytest.raises(ValueError, match=rf"^data.source.paths = {url}/a.parquet: .*; check the files"):
+    with pytest.raises(ValueError, match=rf"^run.objective.data.source.paths: {url}/a.parquet: .*; check the files"):
         prepare(files(f"{url}/a.parquet", retry_seconds=0.3))
 
 
@@ -319,9 +320,9 @@ def test_a_hub_dataset_streams_and_what_it_lacks_is_one_line(corpus):
     for options, text_column, said in (
         ({"split": "valid"}, "text", "Unknown split|Bad split"),
         ({"config": "french"}, "text", "french"),
-        ({}, "body", "has no column 'body'"),
+        ({}, "body", "no column 'body'"),
     ):
-        with pytest.raises(ValueError, match=rf"^data.source.dataset = .*({said})") as raised:
+        with pytest.raises(ValueError, match=rf"^run.objective.data.source.dataset: .*({said})") as raised:
             prepare(TextConfig(source=Hub(dataset=str(corpus / "hub"), **options), text_column=text_column, held_out=0.0))
         assert "\n" not in str(raised.value)
 
@@ -348,6 +349,6 @@ def test_what_the_hub_refuses_is_one_line(tmp_path):
     lines = ran.stdout.splitlines()
     assert len(lines) == 4
     for line, name in zip(lines, codes, strict=False):
-        assert line.startswith(f"data.source.dataset = 'someone/{name}' (split = 'train'): ")
+        assert line.startswith(f"run.objective.data.source.dataset: 'someone/{name}' (split 'train'): ")
         assert line.endswith("; check the name, config, split and revision, HF_TOKEN (private and gated data) and the network")
-    assert lines[3].startswith("data.tokenizer = 'someone/missing': ")
+    assert lines[3].startswith("run.objective.data.tokenizer: 'someone/missing': ")

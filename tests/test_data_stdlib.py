@@ -65,6 +65,6 @@ def test_the_manifest_does_not_depend_on_where_the_cache_is(cache, tmp_path, mon
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SWITCHWORK_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(ValueError, match=r"^cannot write to the cache .*set SWITCHWORK_CACHE") as raised:
+    with pytest.raises(ValueError, match=r"^SWITCHWORK_CACHE: cannot write to the cache .*; set it to a folder") as raised:
         stdlib_shards()
     assert "\n" not in str(raised.value)

@@ -29,7 +29,7 @@ def run(config, world, steps, state=None, global_batch=32, micro_batch=2, group=
     """({sample number: tokens}, merged state, each rank's numbers) of some steps at `world`."""
     samples, states, served = {}, [], []
     for rank in range(world):
-        with TextStream(config, seed=seed, rank=rank, world=world, global_batch=global_batch, micro_batch=micro_batch, group=group, state=state) as stream:
+        with TextStream(config, Share(rank=rank, world=world, global_batch=global_batch, micro_batch=micro_batch, group=group), seed=seed, state=state) as stream:
             for _ in range(steps):
                 step = next(stream)
                 assert len(step.micro_batches) * micro_batch * world == global_batch
@@ -95,7 +95,7 @@ def test_lanes_are_chosen_where_the_job_leaves_them_open_and_kept_on_resume(corp
 
 
 def test_document_mask_gives_segments(corpus):
-    with TextStream(dataclasses.replace(corpus, document_mask=True), seed=0, rank=0, world=1, global_batch=8, micro_batch=8) as stream:
+    with TextStream(dataclasses.replace(corpus, document_mask=True), Share(rank=0, world=1, global_batch=8, micro_batch=8), seed=0) as stream:
         batch = next(stream).micro_batches[0]
     assert batch["segments"].tolist() == segments(batch["tokens"].numpy(), 256).tolist()
     assert batch["segments"].max() > 0
@@ -109,7 +109,7 @@ def test_preview_shows_the_first_samples(corpus):
 
 
 def test_closing_ends_the_thread_and_the_iteration(corpus):
-    stream = TextStream(corpus, seed=0, rank=0, world=1, global_batch=8, micro_batch=8)
+    stream = TextStream(corpus, Share(rank=0, world=1, global_batch=8, micro_batch=8), seed=0)
     next(stream)
     stream.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "data"]
@@ -120,7 +120,7 @@ def test_an_error_in_the_background_reaches_the_consumer_each_time(corpus, tmp_p
     pq.write_table(pa.table({"text": [""] * 20}), tmp_path / "0.parquet")
     pq.write_table(pa.table({"text": [""] * 20}), tmp_path / "1.parquet")
     config = dataclasses.replace(corpus, source=Files(paths=(str(tmp_path / "*.parquet"),)), lanes=2, held_out=0.0)
-    with TextStream(config, seed=0, rank=0, world=1, global_batch=2, micro_batch=1) as stream:
+    with TextStream(config, Share(rank=0, world=1, global_batch=2, micro_batch=1), seed=0) as stream:
         for _ in range(2):
             with pytest.raises(ValueError, match="lane 0 has no documents"):
                 next(stream)
@@ -129,8 +129,8 @@ def test_an_error_in_the_background_reaches_the_consumer_each_time(corpus, tmp_p
 @pytest.mark.parametrize(
     ("world", "global_batch", "micro_batch", "group", "said"),
     [
-        (3, 32, 2, 1, "global_batch = 32 is not a multiple of workers x micro_batch = 3 x 2; set it to 36"),
-        (2, 32, 4, 3, "micro_batch = 4 does not hold whole groups of 3 samples; set it to 6"),
+        (3, 32, 2, 1, "^run.batch.global_batch: 32 is not a multiple of 3 workers x micro_batch 2; use 36$"),
+        (2, 32, 4, 3, "^run.batch.micro_batch: 4 does not hold whole groups of 3 samples; use 6$"),
     ],
 )
 def test_numbers_that_do_not_divide_are_one_line(world, global_batch, micro_batch, group, said):
@@ -140,9 +140,9 @@ def test_numbers_that_do_not_divide_are_one_line(world, global_batch, micro_batc
 
 def test_a_state_of_other_numbers_is_refused(corpus):
     _, state, _ = run(corpus, 1, 2)
-    with pytest.raises(ValueError, match=r"data.lanes = 16, but the checkpoint has 8; set data.lanes = 8"):
+    with pytest.raises(ValueError, match=r"^run.objective.data.lanes: 16, but the checkpoint has 8; use 8 to resume it$"):
         run(dataclasses.replace(corpus, lanes=16), 1, 1, state)
-    with pytest.raises(ValueError, match=r"global_batch = 16, but the checkpoint's 2 steps held 64 samples; set global_batch = 32"):
+    with pytest.raises(ValueError, match=r"^run.batch.global_batch: 16, but the checkpoint's 2 steps held 64 samples; use 32 to resume it$"):
         run(corpus, 1, 1, state, global_batch=16)
-    with pytest.raises(ValueError, match=r"data.lanes = 8 is not a multiple of the 3 workers; .* such as 24"):
+    with pytest.raises(ValueError, match=r"^run.objective.data.lanes: 8 is not a multiple of the 3 workers; .* such as 24$"):
         run(corpus, 3, 1, global_batch=12)

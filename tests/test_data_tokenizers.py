@@ -90,7 +90,7 @@ def test_the_digest_follows_the_content(bpe):
 
 
 def test_no_end_of_text_token_is_said_in_one_line(bpe):
-    with pytest.raises(ValueError, match=r"^data.tokenizer = .* has no end-of-text token .*; name one as eos_token in tokenizer_config.json$"):
+    with pytest.raises(ValueError, match=r"^run.objective.data.tokenizer: .*: no end-of-text token .*; name one as eos_token in tokenizer_config.json$"):
         load_tokenizer(str(bpe(special=("<pad>",))))
 
 
@@ -98,12 +98,12 @@ def test_no_end_of_text_token_is_said_in_one_line(bpe):
     ("name", "said"), [("no/such/place", "no such file or folder"), ("missing.json", "no such file or folder"), ("{tmp}", "holds no tokenizer.json")]
 )
 def test_missing_tokenizers_are_one_line(tmp_path, name, said):
-    with pytest.raises(ValueError, match=f"^data.tokenizer = .*{said}.*; (give|save) ") as raised:
+    with pytest.raises(ValueError, match=f"^run.objective.data.tokenizer: .*{said}.*; (use|save) ") as raised:
         load_tokenizer(name.format(tmp=tmp_path))
     assert "\n" not in str(raised.value)
 
 
 def test_a_file_that_is_no_tokenizer_is_one_line(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"some": "thing"}')
-    with pytest.raises(ValueError, match=r"^data.tokenizer = .* is not a tokenizer .*give a tokenizer.json"):
+    with pytest.raises(ValueError, match=r"^run.objective.data.tokenizer: .* is not a tokenizer .*use a tokenizer.json"):
         load_tokenizer(str(tmp_path))

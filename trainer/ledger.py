@@ -7,11 +7,11 @@ ledger.jsonl            a line at the start of each attempt and at each checkpoi
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from data.ledger import Line, entry
 from data.manifest import check_manifest
-from data.steps import Share
+from data.steps import RunState, Share
 from trainer.objectives import Objective
 from trainer.storage import Folder
 from trainer.world import World
@@ -50,14 +50,14 @@ class Ledger:
 
     def begin(self, state: Mapping[str, Any], share: Share) -> None:
         """An attempt begins from the data state of a checkpoint, or from the start where it is empty."""
-        start = entry(dict(state), tokens_per_sample=self.tokens_per_sample) if state else {"step": 0, "lanes": {}}
+        start = entry(cast(RunState, state), tokens_per_sample=self.tokens_per_sample) if state else {"step": 0, "lanes": {}}
         self._append({"global_batch": share.global_batch, "group": share.group, **start})
 
     def saved(self, state: Mapping[str, Any]) -> None:
         """A checkpoint is written with this data state, merged over the ranks."""
-        self._append(entry(dict(state), tokens_per_sample=self.tokens_per_sample))
+        self._append(entry(cast(RunState, state), tokens_per_sample=self.tokens_per_sample))
 
-    def _append(self, line: Line) -> None:
+    def _append(self, line: Mapping[str, object]) -> None:
         if self.world.is_main:
             self.folder.append(LEDGER, json.dumps({"attempt": self.attempt, **line}).encode() + b"\n")
 

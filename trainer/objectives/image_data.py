@@ -5,14 +5,14 @@ M samples; images are (C, H, W), points (D,).
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from data.image_stream import ImageStream, image_shape
 from data.images import ImageConfig
-from data.steps import Share, Step
+from data.steps import RunState, Share, Step
 from models.moe import MoEConfig
 from models.random import normal, sample_keys, uniform
 from models.toy import GaussianMixture, grid, ring
@@ -88,16 +88,7 @@ class Images:
 
     def stream(self, share: Share, state: Mapping[str, Any] | None) -> "Stream":
         """This rank's part of the training data."""
-        return ImageStream(
-            self.config,
-            seed=self.seed,
-            rank=share.rank,
-            world=share.world,
-            global_batch=share.global_batch,
-            micro_batch=share.micro_batch,
-            group=share.group,
-            state=dict(state) if state else None,
-        )
+        return ImageStream(self.config, share, seed=self.seed, state=cast(RunState | None, state or None))
 
     def held_out(self, share: Share) -> "list[Batch]":
         """This rank's part of the held-out images."""
@@ -112,7 +103,7 @@ class Images:
     def manifest(self) -> dict[str, Any]:
         from data.manifest import manifest
 
-        return manifest(self.config, seed=self.seed, lanes=self.config.lanes)
+        return dict(manifest(self.config, seed=self.seed, lanes=self.config.lanes))
 
 
 class Points:
@@ -125,7 +116,7 @@ class Points:
         self.classes = None
 
     def stream(self, share: Share, state: Mapping[str, Any] | None) -> "Stream":
-        return _PointStream(self, share, dict(state) if state else None)
+        return _PointStream(self, share, cast(RunState | None, state or None))
 
     def held_out(self, share: Share) -> "list[Batch]":
         each = -(-self.config.held_out // (share.world * share.micro_batch))
@@ -147,7 +138,7 @@ class Points:
 
 
 class _PointStream:
-    def __init__(self, points: Points, share: Share, state: dict[str, Any] | None):
+    def __init__(self, points: Points, share: Share, state: RunState | None):
         self.points, self.share, self.step = points, share, share.first_step(state)
 
     def __iter__(self) -> Iterator[Step]:

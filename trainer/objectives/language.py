@@ -5,7 +5,7 @@ Legend: B samples, T positions, V vocabulary, G routing groups, E experts.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from trainer.objectives.routing_report import routing_figures, routing_sums
 from trainer.objectives.routing_watch import build_watch
 
 if TYPE_CHECKING:
-    from data.steps import Share
+    from data.steps import RunState, Share
     from trainer.objectives import Batch, Gather, Rows, Samples, Stream, Sums
 
 IGNORE = -100
@@ -67,16 +67,7 @@ class LanguageObjective:
     def stream(self, share: "Share", state: Mapping[str, Any] | None) -> "Stream":
         from data.stream import TextStream
 
-        return TextStream(
-            self.config.data,
-            seed=self.seed,
-            rank=share.rank,
-            world=share.world,
-            global_batch=share.global_batch,
-            micro_batch=share.micro_batch,
-            group=share.group,
-            state=dict(state) if state else None,
-        )
+        return TextStream(self.config.data, share, seed=self.seed, state=cast("RunState | None", state or None))
 
     def held_out(self, share: "Share") -> Iterable["Batch"]:
         from data.held_out import held_out
@@ -188,7 +179,7 @@ class LanguageObjective:
     def manifest(self) -> dict[str, Any]:
         from data.manifest import manifest
 
-        return manifest(self.config.data, seed=self.seed, lanes=self.config.data.lanes)
+        return dict(manifest(self.config.data, seed=self.seed, lanes=self.config.data.lanes))
 
 
 def mask_tokens(tokens_BT: Tensor, samples_B: Tensor, rate: float, mask: int, vocab_size: int, seed: int) -> tuple[Tensor, Tensor]:
