@@ -13,7 +13,7 @@ Bytes = npt.NDArray[np.uint8]
 
 
 def views(array: "pa.Array") -> list[Bytes]:
-    """The bytes of each value of an array of strings or binaries, without a copy; nulls are empty."""
+    """The bytes of each value of an array of strings or binaries, as views; nulls are empty."""
     import pyarrow as pa
 
     large = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 def xz_bits_per_byte(documents: Iterable[str]) -> tuple[float, float]:
-    """Bits per byte of `xz -9` on all `documents`: (together in one file, each in a file of its own).
+    """Bits per byte of `xz -9` on `documents`: (all in one file, each in its own).
 
     Raises ValueError if there is no text.
     """

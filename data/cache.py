@@ -1,4 +1,4 @@
-"""Data sets that are written once and reused: parquet shards in a cache folder, which appears by one rename."""
+"""Data sets written once and reused: parquet shards in a folder that appears by one rename."""
 
 import os
 import shutil
@@ -19,7 +19,10 @@ def cache_folder() -> Path:
 
 
 def write_shards(folder: Path, shards: Iterable["pa.Table"]) -> None:
-    """Write `folder`, with one parquet file per table. Several processes may do so at once, with the same content."""
+    """Write `folder`, with one parquet file per table.
+
+    Several processes may do so at once, with the same content.
+    """
     import pyarrow.parquet as pq
 
     try:

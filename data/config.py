@@ -15,23 +15,26 @@ class StreamConfig:
     eval_source: Source | None = None
     """Evaluation data. null: a share of `source` is held out."""
     key_column: str | None = None
-    """Column whose hash decides which samples are held out. null: the sample itself (`key` for python_stdlib)."""
+    """Column whose hash decides which samples are held out.
+    null: the sample itself (`key` for python_stdlib)."""
     held_out: float = 0.02
-    """Share of the source held out for evaluation, by a hash of the key; unused with `eval_source`."""
+    """Share of `source` held out for evaluation by a hash of the key; unused with `eval_source`."""
     max_eval_samples: int | None = None
-    """Evaluate on the first so many held-out samples. null: on all of them, which reads the whole source."""
+    """Number of held-out samples to evaluate on. null: all, which reads the whole source."""
     lanes: int | None = None
-    """Number of deterministic streams that serve the run; every number of workers must divide it. null: 8, or more."""
+    """Number of deterministic streams that serve the run, a multiple of every number of workers.
+    null: 8, or a multiple of 8."""
     window: int = 1024
     """Number of documents or images that are shuffled together in a lane."""
     prefetch: int = 8
     """Number of steps prepared in the background. 0: none."""
     processes: int = 0
-    """Number of processes per worker that read and decode ahead, sharing its lanes. 0: a thread does it."""
+    """Number of processes per worker that read and decode ahead. 0: a thread does it."""
     retry_seconds: float = 300.0
     """How long to retry a source that does not answer before it counts as unreadable."""
     on_unreadable: Literal["fail", "skip"] = "fail"
-    """fail: the run ends and names the unreadable image or shard. skip: it is left out, counted and logged."""
+    """fail: the run ends and names what is unreadable, an image or a shard.
+    skip: it is left out, counted and logged."""
 
     def __post_init__(self) -> None:
         for name, least in (("window", 1), ("prefetch", 0), ("processes", 0), ("retry_seconds", 0)):

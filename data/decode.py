@@ -1,6 +1,7 @@
 """Decodes images to arrays of uint8, (C, H, W).
 
-Data sets that fit into the cache are decoded once: decoding a PNG of 28 x 28 takes as long as copying 100 such arrays.
+Data sets that fit into the cache are decoded once: decoding a PNG of 28 x 28 takes as long as
+copying 100 such arrays.
 """
 
 import io
@@ -45,7 +46,10 @@ class Unreadable(ValueError):
 
 
 class Decoder:
-    """Decodes images to `channels`, scaled and cut to `size` if that is given. Raises Unreadable, with the image's name."""
+    """Decodes images to `channels`, scaled and cut to `size` if that is given.
+
+    Raises Unreadable, with the image's name.
+    """
 
     def __init__(self, channels: int, size: int | None) -> None:
         self.channels = channels
@@ -108,7 +112,7 @@ class Decoder:
         return self._scale(Image.fromarray(pixels[0] if pixels.shape[0] == 1 else pixels.transpose(1, 2, 0)))
 
     def _scale(self, image: "Image.Image") -> Pixels:
-        """The image in the wanted channels and size: its shorter side is scaled to `size`, the middle cut out."""
+        """The image in `channels`, its shorter side scaled to `size` and the middle cut out."""
         from PIL import Image
 
         image = image.convert("L" if self.channels == 1 else "RGB")

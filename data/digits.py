@@ -1,4 +1,4 @@
-"""The handwritten digits inside scikit-learn (Alpaydin and Kaynak 1998), written once as parquet shards."""
+"""The handwritten digits inside scikit-learn (Alpaydin and Kaynak 1998), as parquet shards."""
 
 import hashlib
 from pathlib import Path
@@ -9,7 +9,7 @@ SHARDS = 16
 
 
 def digits_shards() -> list[Path]:
-    """The parquet shards (columns `image`: 8 x 8 uint8, `label`: 0 to 9), written first if they are missing."""
+    """The shards (columns `image`: 8 x 8 uint8, `label`: 0 to 9), written first if missing."""
     import numpy as np
     import pyarrow as pa
     from sklearn.datasets import load_digits

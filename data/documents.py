@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Documents:
-    """The texts in a table's rows, split into training and held-out texts by a hash of the key alone.
+    """The texts in a table's rows: training or held-out, by a hash of the key alone.
 
     So the split is the same in every run and for every seed. Empty texts are left out.
     """

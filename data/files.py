@@ -1,4 +1,4 @@
-"""Expands paths and globs to a fixed list of files, tells their format, and tags each file's version."""
+"""Expands paths and globs to a fixed list of files; tells their format and tags their versions."""
 
 from pathlib import Path
 from typing import NotRequired, TypedDict
@@ -42,7 +42,7 @@ def list_files(source: Files) -> list[str]:
 
 
 def file_format(source: Files, files: list[str]) -> str:
-    """The format of `files`: a builder of `datasets` (`parquet`, `json` or `text`), or `image` (image_files.py)."""
+    """The format of `files`: `parquet`, `json` or `text` (builders of `datasets`), or `image`."""
     if source.format != "auto":
         return source.format
     formats = sorted({_format_of(file) for file in files})
@@ -89,7 +89,10 @@ def _expand(pattern: str) -> list[str]:
 
 
 def _expand_url(pattern: str) -> list[str]:
-    """The matches of a URL's glob, or the URL itself. http(s) has no listing, and there a `?` begins a query."""
+    """The matches of a URL's glob, or the URL itself.
+
+    http(s) has no listing, and there a `?` begins a query.
+    """
     if pattern.startswith(("http://", "https://")) or not GLOB_CHARACTERS & set(pattern):
         return [pattern]
     from fsspec.core import url_to_fs

@@ -1,8 +1,8 @@
-"""Held-out documents as fixed samples: the same set for every world size, with every byte predicted exactly once.
+"""Held-out documents as fixed samples: the same for every world size, every byte predicted once.
 
-Documents are read in a fixed order, without windows or lanes, and packed as training documents are (packing.py). The
-first context token is `eod`. The last window, and the last batch of each rank, are filled up with targets that do not
-count.
+Documents are read in a fixed order, without windows or lanes, and packed as training documents are
+(packing.py). The first context token is `eod`. The last window, and the last batch of each rank,
+are filled up with targets that do not count.
 
 Legend: N samples, M samples of a micro-batch, S = seq_len, W = S + 1, T tokens.
 """
@@ -35,9 +35,10 @@ class HeldOut(NamedTuple):
 def held_out(config: TextConfig, *, rank: int, world: int, micro_batch: int) -> list[Batch]:
     """This rank's held-out samples, in as many batches as every other rank has.
 
-    A batch has "tokens" int64 (m, S + 1); "sample" int64 (m,), the index among the held-out samples; "mask" bool
-    (m, S), the targets that count; "bytes" float64 (m,), the source bytes that the targets stand for; and with
-    `document_mask` "segments", like "tokens". A document's bytes are spread evenly over its tokens; `eod` has none.
+    A batch has "tokens" int64 (m, S + 1); "sample" int64 (m,), the index among the held-out
+    samples; "mask" bool (m, S), the targets that count; "bytes" float64 (m,), the source bytes that
+    the targets stand for; and with `document_mask` "segments", like "tokens". A document's bytes
+    are spread evenly over its tokens; `eod` has none.
 
     Empty without `held_out` and `eval_source`. Raises ValueError if no document is held out.
     """
@@ -66,14 +67,14 @@ def held_out(config: TextConfig, *, rank: int, world: int, micro_batch: int) -> 
 
 
 def batch_indices(count: int, *, rank: int, world: int, micro_batch: int) -> npt.NDArray[np.int64]:
-    """The sample indices of each of this rank's batches, (batches, m); from `count` on they are padding."""
+    """The sample indices of this rank's batches, (batches, m); from `count` on, padding."""
     batches = -(-count // (world * micro_batch))
     starts = (np.arange(batches, dtype=np.int64) * world + rank) * micro_batch
     return starts[:, None] + np.arange(micro_batch, dtype=np.int64)
 
 
 def held_out_documents(config: TextConfig) -> Iterator[str]:
-    """The documents of `held_out`, in its order; the last one whole, even if `max_eval_samples` cuts it."""
+    """The documents of `held_out`, in its order; the last one whole, even if it is cut there."""
     for text, _ in _documents(config, load_tokenizer(config.tokenizer)):
         yield text.tobytes().decode()
 
@@ -101,7 +102,7 @@ def _samples(config: TextConfig, tokenizer: Tokenizer) -> HeldOut:
 
 
 def _spread(size: int, tokens: int) -> npt.NDArray[np.int64]:
-    """`size` bytes spread over `tokens` tokens and then `eod`, in whole numbers that add up to it, (tokens + 1,)."""
+    """`size` bytes spread over `tokens` tokens and `eod`, as whole numbers, (tokens + 1,)."""
     if tokens == 0:
         return np.array([size])
     return np.append(np.diff(size * np.arange(tokens + 1, dtype=np.int64) // tokens), 0)
@@ -128,8 +129,6 @@ def _texts(config: TextConfig) -> Iterator[list[Text]]:
     skip = config.on_unreadable == "skip"
     for table, _, part in scan(source, columns, retry_seconds=config.retry_seconds, skip=skip):
         key_column = config.key(part)
-        documents = Documents(
-            text_column=config.text_column, key_column=key_column, held_out=config.training_held_out
-        )
+        documents = Documents(text_column=config.text_column, key_column=key_column, held_out=config.training_held_out)
         if texts := documents.all(table) if config.eval_source else documents.held_out(table):
             yield texts

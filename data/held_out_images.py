@@ -1,4 +1,4 @@
-"""Images in a fixed order, without windows or lanes: the held-out set, and sets for metrics and classifiers.
+"""Images in a fixed order, without lanes: the held-out set, and sets for metrics and classifiers.
 
 Legend: N images, M images of a micro-batch, C channels, H height, W width.
 """
@@ -24,8 +24,8 @@ Split = Literal["train", "held_out"]
 def held_out_images(config: ImageConfig, *, rank: int, world: int, micro_batch: int) -> list[Batch]:
     """This rank's held-out images, in as many batches as every other rank has.
 
-    A batch has "image" uint8 (m, C, H, W); "label" int64 (m,); "sample" int64 (m,), the index among the held-out
-    images; and "mask" bool (m,), which is false for padding in the last batches.
+    A batch has "image" uint8 (m, C, H, W); "label" int64 (m,); "sample" int64 (m,), the index among
+    the held-out images; and "mask" bool (m,), which is false for padding in the last batches.
 
     Empty without `held_out` and `eval_source`. Raises ValueError if no image is held out.
     """

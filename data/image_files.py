@@ -34,7 +34,7 @@ class ImageFileShards:
         folders = [PurePosixPath(file).parent.name for file in files]
         classes = {name: number for number, name in enumerate(sorted(set(folders)))}
         self.labels = [classes[name] for name in folders]
-        # Contents already read of the table under way: a file that fails does not discard the others.
+        # Contents read of the table under way: a file that fails does not discard the others.
         self._contents: dict[int, bytes | None] = {}
 
     def name(self, shard: int) -> str:
@@ -57,7 +57,7 @@ class ImageFileShards:
 
 
 def with_bytes(table: "pa.Table") -> "pa.Table":
-    """`table` with the contents of the files that an `Image` feature names instead of holding them."""
+    """`table` with the contents of files that an `Image` feature only names."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Images:
-    """The images in a table's rows, split into training and held-out images by a hash of the key alone."""
+    """The images in a table's rows: training or held-out, by a hash of the key alone."""
 
     def __init__(self, config: ImageConfig, *, held_out: float) -> None:
         self.config = config
@@ -32,7 +32,10 @@ class Images:
         """Keys with a hash below it are held out."""
 
     def all(self, table: "pa.Table", origin: Origin) -> list[StoredImage]:
-        """Every row of `table`. Raises ValueError for a column that does not hold images or labels."""
+        """Every row of `table`.
+
+        Raises ValueError for a column that does not hold images or labels.
+        """
         config = self.config
         values: list[tuple[Pixels, str | None]] = []
         for chunk in table.column(config.image_column).chunks:
@@ -85,7 +88,7 @@ class ImageSamples:
 
 
 class ImageRecords:
-    """Decodes stored images to records of one shape: that of `size`, else that of the first image."""
+    """Decodes stored images to records of one shape: of `size`, else of the first image."""
 
     def __init__(self, config: ImageConfig) -> None:
         self.config = config
@@ -94,7 +97,10 @@ class ImageRecords:
         self._logged: set[str] = set()
 
     def of(self, images: Sequence[StoredImage], *, skip: bool = False) -> Records:
-        """The records of `images`. Raises ValueError for an unreadable one, or leaves it out with `skip`."""
+        """The records of `images`.
+
+        Raises ValueError for an unreadable one, or leaves it out with `skip`.
+        """
         pixels = []
         labels = []
         for image in images:
@@ -135,7 +141,10 @@ class ImageRecords:
 
 
 def images_of(array: "pa.Array", name: str) -> list[tuple[Pixels, str | None]]:
-    """(encoded bytes or pixels, path if known) of each value of an arrow array. Raises ValueError if it has no images."""
+    """(encoded bytes or pixels, path if known) of each value of an arrow array.
+
+    Raises ValueError if it has no images.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -165,7 +174,7 @@ def _depth(kind: "pa.DataType") -> int:
 
 
 def _arrays(array: "pa.Array") -> list[Pixels]:
-    """Each value of nested lists as an array; as one block, without a loop, if all have the same shape."""
+    """Each value of nested lists as an array; without a loop if all have the same shape."""
     import pyarrow.compute as pc
 
     if len(array) == 0:

@@ -54,7 +54,10 @@ def preview_images(config: ImageConfig, seed: int, n: int) -> "torch.Tensor":
 
 
 def image_shape(config: ImageConfig) -> tuple[int, int, int]:
-    """(C, H, W) of every image: of `size`, else of the first image. Raises ValueError for a source without images."""
+    """(C, H, W) of every image: of `size`, else of the first image.
+
+    Raises ValueError for a source without images.
+    """
     if config.size:
         return config.channels, config.size, config.size
     images = Images(config, held_out=0.0)

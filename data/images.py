@@ -16,19 +16,20 @@ class ImageConfig(StreamConfig):
     source: Source = field(default_factory=Digits)
     """Training images."""
     held_out: float = 0.1
-    """Share of the images held out for evaluation, by a hash of the key; unused with `eval_source`."""
+    """Share of images held out for evaluation by a hash of the key; unused with `eval_source`."""
     image_column: str = "image"
-    """Column of images: encoded (PNG, JPEG, ...) as the `Image` feature or as bytes, or arrays of uint8."""
+    """Column of images: the `Image` feature, encoded bytes (PNG, JPEG, ...), or arrays of uint8."""
     label_column: str | None = "label"
     """Column of class numbers. null: every label is 0."""
     size: int | None = None
-    """Height and width: the shorter side is scaled to it, the middle cut out. null: as stored, all of one size."""
+    """Height and width: the shorter side is scaled to it, the middle cut out.
+    null: as stored, all of one size."""
     channels: Literal[1, 3] = 1
     """1: grey. 3: red, green and blue."""
     classes: int | None = None
     """Number of classes; labels are at least 0 and less than it. null: unknown."""
     flip: bool = False
-    """Mirror a training image left to right with probability 1/2, drawn from (seed, sample number)."""
+    """Mirror half of the training images left to right, drawn from (seed, sample number)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -34,9 +34,7 @@ class LaneJob:
 
     def open(self, closing: Event) -> OwnLanes:
         """The lanes, opened in this process."""
-        lanes = open_lanes(
-            self.config, seed=self.seed, states=self.states, total=self.total, closing=closing
-        )
+        lanes = open_lanes(self.config, seed=self.seed, states=self.states, total=self.total, closing=closing)
         return OwnLanes(lanes, self.share, total=self.total, step=self.step)
 
 
@@ -58,7 +56,10 @@ class _Dealing:
 
 @dataclass(frozen=True)
 class _OpenPart(Generic[Document]):
-    """One part of the source, opened. Its lanes share the shards and the sample maker, which both cache."""
+    """One part of the source, opened.
+
+    Its lanes share the shards and the sample maker, which both cache.
+    """
 
     dealing: _Dealing
     maker: SampleMaker[Document]
@@ -92,7 +93,7 @@ def open_lanes(
     closing: Event,
     skipped: Skipped | None = None,
 ) -> dict[int, Counted]:
-    """The lanes, of `total`, that `states` names: each from its state, or from the start if the state is None.
+    """The lanes that `states` names, each from its state, or from its start if that is None.
 
     Lanes that begin at the start leave out `skipped`.
 
@@ -150,7 +151,5 @@ def _open_parts(
 
 def _text_samples(config: TextConfig, source: Plain) -> TextSamples:
     key_column = config.key(source)
-    documents = Documents(
-        text_column=config.text_column, key_column=key_column, held_out=config.training_held_out
-    )
+    documents = Documents(text_column=config.text_column, key_column=key_column, held_out=config.training_held_out)
     return TextSamples(load_tokenizer(config.tokenizer), documents, seq_len=config.seq_len)

@@ -2,12 +2,13 @@
 
 A lane works in three steps:
 1. Rows (rows.py) are collected into windows of documents, and each window is shuffled.
-2. A window is cut into chunks of about half a megabyte, and a `SampleMaker` turns each chunk into samples.
+2. A window is cut into chunks of about half a megabyte, and a `SampleMaker` turns each chunk into
+   samples.
 3. The samples of a chunk are shuffled.
 
-A state holds only what is needed to repeat this: the position at the window's start, the chunk's first document, the
-tokens carried over from the chunk before, and how many samples were taken. Resuming reads the window again and makes
-one chunk.
+A state holds only what is needed to repeat this: the position at the window's start, the chunk's
+first document, the tokens carried over from the chunk before, and how many samples were taken.
+Resuming reads the window again and makes one chunk.
 """
 
 from bisect import bisect_right
@@ -23,7 +24,8 @@ from data.shuffle import permutation
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Samples are mixed within a chunk, which should stay in the CPU's cache. Part of the order, like rows.BATCH.
+# Samples are mixed within a chunk, which should stay in the CPU's cache.
+# Part of the order, like rows.BATCH.
 CHUNK_BYTES = 1 << 19
 # A window ends early at this size, so that it does not fill the memory.
 WINDOW_BYTES = 1 << 26
@@ -35,7 +37,10 @@ Document = TypeVar("Document", bound=Sized)
 
 
 class LaneState(RowsState):
-    """Where the next sample of a lane begins, as JSON. The position is that of the window's first row."""
+    """Where the next sample of a lane begins, as JSON.
+
+    The position is that of the window's first row.
+    """
 
     document: int
     """Index in the window of the chunk's first document."""
@@ -64,7 +69,7 @@ class SampleMaker(Protocol[Document]):
     """Turns documents into samples: packs text, decodes images."""
 
     def documents(self, table: "pa.Table", origin: Origin) -> Sequence[Document]:
-        """The training documents among the table's rows; `len` of a document is about its size in bytes."""
+        """The training documents in the table; `len` of one is about its size in bytes."""
 
     def first_carry(self) -> list[int]:
         """The carry of a new lane."""
@@ -101,7 +106,7 @@ class Lane(Generic[Document]):
 
     @staticmethod
     def first_state(maker: SampleMaker[Document], skipped: Sequence[Sequence[int]] = ()) -> LaneState:
-        """The state of a lane from which nothing was taken; it leaves out `skipped` (see RowsState)."""
+        """The state of a lane at its start, which leaves out `skipped` (see RowsState)."""
         return LaneState(
             epoch=0,
             shard=0,
@@ -201,9 +206,10 @@ class Lane(Generic[Document]):
         return [documents[index] for index in order.tolist()]
 
     def _check_epoch(self) -> None:
-        """At the end of an epoch with the window still empty: once a whole epoch was empty, read all shards.
+        """At an epoch's end with the window still empty: widen after a whole empty epoch.
 
-        Every later epoch would be empty too. Raises ValueError if all shards together have no documents.
+        Every later epoch would be empty too. Raises ValueError if all shards together have no
+        documents.
         """
         if self._fruitful:
             self._fruitful = False
@@ -226,6 +232,6 @@ class Lane(Generic[Document]):
 
 
 def _chunk_ends(documents: Sequence[Sized]) -> list[int]:
-    """The indices at which chunks end: after about CHUNK_BYTES each, and at the end of the window."""
+    """Where chunks end: after about CHUNK_BYTES each, and at the end of the window."""
     chunk = np.cumsum(np.fromiter(map(len, documents), np.int64, len(documents))) // CHUNK_BYTES
     return [*(np.flatnonzero(np.diff(chunk)) + 1).tolist(), len(documents)]

@@ -1,8 +1,9 @@
-"""The ledger of a run: what its weights have seen of the data, and the proof that an unbroken run would have seen it.
+"""The ledger of a run: which samples its weights have seen, and the proof that these are right.
 
-The start of each attempt and each checkpoint add a line with the number of samples that each lane has given and their
-digest, in order (mixture.Counted). `verify` follows the attempts back from the last checkpoint and derives the digests
-again from the source. So it shows that nothing was lost, repeated or exchanged, or says in which lane it was, and when.
+The start of each attempt and each checkpoint add a line with the number of samples that each lane
+has given and their digest, in order (mixture.Counted). `verify` follows the attempts back from the
+last checkpoint and derives the digests again from the source. So it shows that nothing was lost,
+repeated or exchanged, or says in which lane it was, and when.
 """
 
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ class Entry(TypedDict):
     unreadable: int
     """How many of these documents could not be read."""
     skipped: dict[str, list[list[list[int]]]]
-    """For each lane that skipped any, the shards skipped in each part of the source (rows.RowsState)."""
+    """Shards skipped, by lane and then by part of the source (rows.RowsState)."""
     lanes: dict[str, Counts]
 
 
@@ -43,7 +44,7 @@ class SavedLine(Entry):
 
 @final
 class AttemptLine(TypedDict):
-    """The line of an attempt's start; one that begins from a checkpoint also has the rest of its `Entry`."""
+    """The line of an attempt's start; from a checkpoint, with the rest of its `Entry`."""
 
     attempt: int
     global_batch: int
@@ -84,7 +85,9 @@ def entry(state: RunState, *, tokens_per_sample: int) -> Entry:
 def _parts_of(state: CountedState | None) -> list[LaneState]:
     if state is None:
         return []
-    return state["parts"] if "parts" in state else [state]
+    if "parts" in state:
+        return state["parts"]
+    return [state]
 
 
 @dataclass
@@ -111,7 +114,9 @@ class Verdict:
 
 
 def verify(config: Config, lines: Sequence[Line], *, seed: int, last_step: int) -> Verdict:
-    """Check that the samples behind the checkpoint of `last_step` are those of an unbroken run; reads them all again.
+    """Check that the samples up to the checkpoint of `last_step` are those of an unbroken run.
+
+    Reads all of them again.
 
     Raises ValueError or OSError if the source cannot be read.
     """
@@ -172,7 +177,7 @@ def _last(lines: Sequence[Line], before: int, step: int) -> int | None:
 
 
 def _begin(lines: Sequence[Line], index: int) -> int:
-    """The index of the line with which the attempt of line `index` began, or began again after a rollback."""
+    """The index of the line with which the attempt of line `index` began, or rolled back."""
     attempt = lines[index]["attempt"]
     starts = (i for i in reversed(range(index)) if "global_batch" in lines[i] and lines[i]["attempt"] == attempt)
     return next(starts)
@@ -221,7 +226,7 @@ class _Check:
             before = after
 
     def _explain(self, lane: str, gap: "_Gap", verdict: Verdict) -> str:
-        """Look for samples lost or repeated between two lines; says which, and adds them to the verdict."""
+        """Look for samples lost or repeated between two lines, and add them to the verdict."""
         begin = gap.before["samples"]
         forward = MAX_SHIFT_STEPS * max(gap.counts)
         back = min(forward, begin)

@@ -1,4 +1,4 @@
-"""What exactly a run trains on, frozen at its start, so that a resumed run notices a source that changed."""
+"""The manifest of a run's data, frozen at its start: a resumed run notices a changed source."""
 
 import hashlib
 import json
@@ -41,10 +41,10 @@ class Manifest(Contents):
 
 
 def manifest(config: TextConfig | ImageConfig, *, seed: int | None = None, lanes: int | None = None) -> Manifest:
-    """The manifest of a run's data: files with size and tag, lanes, window, seed, and how samples are made.
+    """The manifest of a run's data: its files, its order, and how samples are made.
 
-    Files of the built-in sources are named relative to the cache, with the digest in their folder's name as tag: the
-    cache may be elsewhere on another machine.
+    Files of the built-in sources are named relative to the cache, with the digest in their folder's
+    name as tag: the cache may be elsewhere on another machine.
     """
     contents: Contents = {
         "source": _tags(config.source),
@@ -68,10 +68,10 @@ def manifest(config: TextConfig | ImageConfig, *, seed: int | None = None, lanes
 
 
 def check_manifest(saved: Manifest, now: Manifest) -> None:
-    """Raises ValueError, in one line that names the first changed file or field, if a run cannot continue exactly.
+    """Raises ValueError if a run cannot continue exactly, in one line that names the first change.
 
-    `saved` is from the run's start. The evaluation data and the number of lanes are left to the checkpoint, which
-    knows them.
+    `saved` is from the run's start. The evaluation data and the number of lanes are left to the
+    checkpoint, which knows them.
     """
     for problem in _changes(saved, now):
         effect = "a resumed run would see other samples than an unbroken one"

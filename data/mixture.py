@@ -56,7 +56,7 @@ class SampleStream(Protocol):
 
 
 class MixedLane:
-    """Draws each sample from one of `parts`, by weight: a function of (seed, lane, index in the lane)."""
+    """Draws each sample from one of `parts`, by weight: a function of (seed, lane, index)."""
 
     def __init__(
         self, parts: Sequence[PartLane], weights: Sequence[float], *, lane: int, seed: int, drawn: int

@@ -1,7 +1,8 @@
-"""Packs documents into windows of seq_len + 1 tokens, so that every token is predicted exactly once.
+"""Packs documents into windows of seq_len + 1 tokens, which predict every token exactly once.
 
-Consecutive windows overlap by one token: the last target of a window is the first input of the next. Each document ends
-with the end-of-document token `eod`, from which the first token of the next document is predicted.
+Consecutive windows overlap by one token: the last target of a window is the first input of the
+next. Each document ends with the end-of-document token `eod`, from which the first token of the
+next document is predicted.
 
 Legend: N windows, S = seq_len, W = S + 1.
 """
@@ -23,7 +24,7 @@ def join(carry: Tokens, documents: Sequence[Tokens], eod: int) -> Tokens:
 
 
 def windows(stream: Tokens, seq_len: int) -> tuple[Tokens, Tokens]:
-    """All whole windows of `stream`, (N, W), as a view, and the rest: the 1 to S tokens that begin the next window."""
+    """(whole windows of `stream` (N, W), a view; the 1 to S tokens that begin the next window)."""
     assert stream.ndim == 1, stream.shape
     assert len(stream) >= 1, "the first token is predicted from one before it"
     count = (len(stream) - 1) // seq_len

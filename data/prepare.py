@@ -21,9 +21,10 @@ Check = Callable[["pa.Table", Origin], object]
 
 
 def prepare(config: TextConfig | ImageConfig) -> None:
-    """Write the shards of the built-in sources that the config names, and read the first rows of any other source.
+    """Write the shards of built-in sources, and read the first rows of any other source.
 
-    Raises ValueError, in one line, for a source or tokenizer that is missing, refused, empty or without its columns.
+    Raises ValueError, in one line, for a source or tokenizer that is missing, refused, empty or
+    without its columns.
     """
     check: Check
     match config:
@@ -42,7 +43,7 @@ def prepare(config: TextConfig | ImageConfig) -> None:
 def _check(source: Source, columns: Callable[[Plain], list[str]], retry_seconds: float, check: Check) -> None:
     for part in parts_of(source):
         match part.source:
-            # The built-in sources are known to be right: nothing to read, and nothing heavy to import.
+            # The built-in sources are known to be right: nothing to read or to import.
             case PythonStdlib() if "text" in columns(part.source):
                 stdlib_shards()
             case Digits() if "image" in columns(part.source):

@@ -1,7 +1,7 @@
-"""A process that reads and decodes some lanes ahead: `python -m <this module> FD`, started by process_lanes.py.
+"""A process that reads and decodes some lanes ahead: `python -m <this module> FD`.
 
-Reads its job (a pickled `LaneJob`) from standard input and writes samples to file descriptor FD. When standard input
-closes, it exits.
+Started by process_lanes.py. Reads its job (a pickled `LaneJob`) from standard input and writes
+samples to file descriptor FD. When standard input closes, it exits.
 """
 
 import os

@@ -1,7 +1,8 @@
-"""Lanes in processes of their own, which read and decode ahead: the same samples and states as lanes in this process.
+"""Lanes in processes of their own, which read and decode ahead.
 
-Each process runs process.py. Samples arrive with the state after them, so a process that is killed is restarted from
-the last step that arrived. A process that loses its parent sees its standard input close, and exits.
+Samples and states are the same as those of lanes in this process. Each process runs process.py.
+Samples arrive with the state after them, so a process that is killed is restarted from the last
+step that arrived. A process that loses its parent sees its standard input close, and exits.
 """
 
 import fcntl
@@ -26,14 +27,14 @@ from data.steps import Given
 PIPE_BYTES = 1 << 20
 # F_SETPIPE_SZ of Linux, which the module fcntl does not name.
 SET_PIPE_SIZE = 1031
-# `datasets` would import torch only to be able to make tensors, which takes longer than everything else.
+# Otherwise `datasets` imports torch, only to be able to make tensors: slower than all the rest.
 FRUGAL = {"USE_TORCH": "0", "USE_TF": "0", "USE_JAX": "0", "OMP_NUM_THREADS": "1"}
 
 log = logging.getLogger(__name__)
 
 
 class ProcessLanes:
-    """A rank's lanes, divided among `config.processes` processes, or among fewer if there are fewer lanes."""
+    """A rank's lanes, divided among at most `config.processes` processes."""
 
     def __init__(self, job: LaneJob, closing: Event) -> None:
         names = list(job.states)
@@ -69,7 +70,10 @@ class _Process:
         self._start()
 
     def next(self) -> Given:
-        """What its lanes give to the next step. Raises their error; OSError if the process dies twice in a row."""
+        """What its lanes give to the next step.
+
+        Raises their error; OSError if the process dies twice in a row.
+        """
         while True:
             try:
                 sent: Given | Exception = self._pipe.recv()
@@ -134,6 +138,9 @@ def _environment() -> dict[str, str]:
 
 
 def _enlarge(pipe: Connection) -> None:
-    """Make room for about a step; otherwise the process wakes up for every 64 kB. Only Linux can."""
+    """Make room for about a step; otherwise the process wakes up for every 64 kB.
+
+    Only Linux can.
+    """
     if sys.platform == "linux":
         fcntl.fcntl(pipe.fileno(), SET_PIPE_SIZE, PIPE_BYTES)

@@ -1,4 +1,4 @@
-"""Waiting for a source that fails for a while: which errors may pass, and how long to keep trying."""
+"""Waiting for a source that fails for a while: which errors may pass, and how long to retry."""
 
 import time
 from threading import Event
@@ -14,14 +14,17 @@ class Closed(Exception):
 
 
 def reason(error: BaseException) -> BaseException:
-    """The first cause of `error`: libraries wrap an HTTP status in a FileNotFoundError, for example."""
+    """The first cause of `error`: some libraries wrap an HTTP status in a FileNotFoundError."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def passes(error: BaseException) -> bool:
-    """Whether a retry may help: after a reset, a time-out, HTTP 5xx or 429; not for a missing or forbidden file."""
+    """Whether a retry may help: after a reset, a time-out, HTTP 5xx or 429.
+
+    A missing or forbidden file does not come back by itself.
+    """
     status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:  # aiohttp, httpx and huggingface_hub each keep it somewhere else
         return status in PASSING_STATUS
@@ -46,7 +49,10 @@ class Backoff:
         self.failing_since: float | None = None
 
     def wait(self) -> bool:
-        """Sleep for the next delay; False once the time is up. Raises Closed if the stream closes meanwhile."""
+        """Sleep for the next delay; False once the time is up.
+
+        Raises Closed if the stream closes meanwhile.
+        """
         now = time.monotonic()
         if self.failing_since is None:
             self.failing_since = now

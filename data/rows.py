@@ -1,6 +1,7 @@
-"""The rows of one lane: which shards it reads, in which order, epoch after epoch, across failures of the source.
+"""The rows of one lane: which shards it reads and in which order, across failures of the source.
 
-Three numbers make a position. Reading from a position gives the same tables, to the byte, as never having stopped.
+Three numbers make a position. Reading from a position gives the same tables, to the byte, as never
+having stopped.
 """
 
 import logging
@@ -44,7 +45,7 @@ class RowsState(TypedDict):
     wide: bool
     """Whether the lane reads all shards, because its own have no documents."""
     skipped: list[list[int]]
-    """[epoch, shard, row] from where on a shard could not be read; it ends there whenever it is read."""
+    """[epoch, shard, row] where a shard became unreadable; it ends there whenever it is read."""
 
 
 class Origin(NamedTuple):
@@ -74,9 +75,10 @@ class Reading:
 
 
 class Rows:
-    """The rows of lane `lane` of `lanes`: shards lane, lane + lanes, ..., in an order given by (seed, lane, epoch).
+    """The rows of lane `lane` of `lanes`: those of the shards lane, lane + lanes, ...
 
-    If there are fewer shards than lanes, several lanes share a shard and take its rows in turn.
+    The order of the shards is a function of (seed, lane, epoch). If there are fewer shards than
+    lanes, several lanes share a shard and take its rows in turn.
     """
 
     def __init__(
@@ -130,7 +132,10 @@ class Rows:
         return [self.shards.name(shard) for shard in self.own]
 
     def next(self) -> "pa.Table | None":
-        """The next table, which may have no rows; None at the end of an epoch. Updates `position` and `origin`."""
+        """The next table, which may have no rows; None at the end of an epoch.
+
+        Updates `position` and `origin`.
+        """
         at = self.position
         while at.shard < len(self.own):
             shard = self._order(at.epoch)[at.shard]
@@ -173,7 +178,10 @@ class Rows:
         return None
 
     def _retry(self, error: Exception, name: str) -> bool:
-        """Wait if the error may pass; False if the rest of the shard is skipped. Raises if the run must end."""
+        """Wait if the error may pass; False if the rest of the shard is skipped.
+
+        Raises if the run must end.
+        """
         cause = reason(error)
         detail = " ".join(f"{type(cause).__name__}: {cause}".split())
         problem: Exception

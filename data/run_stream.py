@@ -8,12 +8,13 @@ from data.steps import Collate, LaneSource, LaneStream, RunState, Share, number_
 
 
 class RunStream(LaneStream):
-    """The training batches of one rank, step after step; with `state` it continues from there, to the byte.
+    """The training batches of one rank, step after step.
 
-    `state` is merged over the ranks that saved it (steps.merge_states).
+    With `state` it continues from there, to the byte; `state` is merged over the ranks that saved
+    it (steps.merge_states).
 
-    Raises ValueError for numbers that do not divide and for problems with the source. Iterating raises OSError for a
-    source that has stopped answering for good.
+    Raises ValueError for numbers that do not divide and for problems with the source. Iterating
+    raises OSError for a source that has stopped answering for good.
     """
 
     def __init__(

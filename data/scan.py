@@ -1,4 +1,4 @@
-"""All rows of a source, once, in an order that depends only on the source: for held-out sets and first looks."""
+"""All rows of a source, once, in an order that depends only on the source."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -23,8 +23,8 @@ def scan(
 ) -> "Iterator[tuple[pa.Table, Origin, Plain]]":
     """(table, origin of its rows, part of the source) of every table that has rows.
 
-    Raises ValueError for a problem with the source and for a part without rows; OSError for a source that stopped
-    answering.
+    Raises ValueError for a problem with the source and for a part without rows; OSError for a
+    source that stopped answering.
     """
     for part in parts_of(source):
         shards = open_shards(part.source, columns(part.source), retry_seconds=retry_seconds)

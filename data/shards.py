@@ -1,7 +1,8 @@
-"""A source opened through Hugging Face `datasets`, as numbered shards of rows that can be read from any row on.
+"""A source opened by Hugging Face `datasets`, as numbered shards that can be read from any row on.
 
-Each shard is streamed alone (`IterableDataset.shard`), in its own order, by `.iter` in arrow format: the part of
-`datasets` that resumes exactly. The order of shards and rows is decided here (rows.py).
+Each shard is streamed alone (`IterableDataset.shard`), in its own order, by `.iter` in arrow
+format: the part of `datasets` that resumes exactly. The order of shards and rows is decided here
+(rows.py).
 """
 
 import logging
@@ -80,7 +81,7 @@ class StreamedShards:
             yield from (table.slice(first, batch) for first in range(0, table.num_rows, batch))
 
     def _large_tables(self, shard: "IterableDataset", row: int, batch: int) -> "Iterator[pa.Table]":
-        """Tables of several batches each, or of one batch after an error, so that all rows before the damage come."""
+        """Tables of several batches each, or of one after an error: no row before it is lost."""
         for rows in (max(self.read_rows, batch), batch):
             try:
                 for table in (shard.skip(row) if row else shard).iter(rows):
@@ -136,10 +137,11 @@ def open_shards(
     retry_seconds: float = 0.0,
     closing: Event | None = None,
 ) -> Shards:
-    """`source` with `columns`. If it has fewer files than `at_least`, parquet files are split by their row groups.
+    """`source` with `columns`, as shards.
 
-    Raises SourceError, in one line, for a missing, refused or empty source, and after `retry_seconds` for one that
-    does not answer.
+    With fewer files than `at_least`, parquet files are split by their row groups. Raises
+    SourceError, in one line, for a missing, refused or empty source, and after `retry_seconds` for
+    one that does not answer.
     """
     backoff = Backoff(retry_seconds, closing or Event())
     while True:
@@ -200,7 +202,8 @@ class _Opened(NamedTuple):
     def check_columns(self, source: Plain, columns: Sequence[str]) -> None:
         """Raises SourceError for a missing column.
 
-        Some formats (text) know their columns only once they are read; there the first rows will tell.
+        Some formats (text) know their columns only once they are read; there the first rows will
+        tell.
         """
         names = self.dataset.column_names
         if names is None or set(columns) <= set(names):
@@ -270,7 +273,7 @@ def _explained(source: Plain, error: Exception) -> SourceError:
 
 
 def _raise_cause(files: Sequence[str]) -> None:
-    """Raise the real error of a URL: `datasets` says "not found" of every URL that does not answer."""
+    """Raise the real error: `datasets` says "not found" of any URL that does not answer."""
     from fsspec.core import url_to_fs
 
     urls = [file for file in files if is_url(file)]
@@ -282,9 +285,10 @@ def _raise_cause(files: Sequence[str]) -> None:
 
 
 def _configure() -> None:
-    """Send the Hub no counts of other hosts' files (5 s without a name server), and do not retry inside a read.
+    """Send no download counts to the Hub (5 s without a name server); do not retry inside a read.
 
-    In a retry `datasets` sleeps 20 times 5 s, deaf to closing. Lanes retry themselves, from the last row they have.
+    In a retry `datasets` sleeps 20 times 5 s, deaf to closing. Lanes retry themselves, from the
+    last row they have.
     """
     from datasets import config
 

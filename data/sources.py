@@ -21,7 +21,7 @@ class PythonStdlib:
 
 @dataclass(frozen=True, kw_only=True)
 class Digits:
-    """The 1,797 handwritten digits inside scikit-learn, 8 x 8 grey pixels: real images, without a network."""
+    """The 1,797 handwritten digits (8 x 8, grey) inside scikit-learn: images without a network."""
 
     name: Literal["sklearn_digits"] = "sklearn_digits"
     """Selects this source."""
@@ -34,11 +34,13 @@ class Files:
     name: Literal["files"] = "files"
     """Selects this source."""
     paths: tuple[str, ...]
-    """Paths, globs, and URLs of any kind that fsspec knows: http://, https://, s3://, gs://, hf://..."""
+    """Paths, globs, and URLs that fsspec knows: http://, https://, s3://, gs://, hf://..."""
     format: Literal["auto", "parquet", "json", "text", "image"] = "auto"
-    """auto: by the file names' endings. An image's label is the index of its folder among the sorted folder names."""
+    """auto: by the file names' endings.
+    An image's label is the index of its folder among the sorted folder names."""
     sample_by: Literal["line", "paragraph", "document"] = "paragraph"
-    """How text files are cut into documents. A paragraph ends at an empty line. document: the whole file."""
+    """How text files are cut into documents.
+    A paragraph ends at an empty line. document: the whole file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,10 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """Several sources. Each sample is drawn from one of them by weight: a function of (seed, lane, index in the lane)."""
+    """Several sources.
+
+    Each sample is drawn from one of them by weight: a function of (seed, lane, index in the lane).
+    """
 
     name: Literal["mixture"] = "mixture"
     """Selects this source."""
@@ -97,7 +102,7 @@ def parts_of(source: Source) -> list[Part]:
 
 
 def absolute(source: Source, folder: Path) -> Source:
-    """`source` with its relative local paths taken from `folder`, since a worker runs in another one."""
+    """`source` with relative local paths taken from `folder`: a worker runs in another one."""
     if isinstance(source, Mixture):
         parts = (dataclasses.replace(part, source=_absolute(part.source, folder)) for part in source.parts)
         return dataclasses.replace(source, parts=tuple(parts))

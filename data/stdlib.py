@@ -1,4 +1,4 @@
-"""The source text of the Python standard library, written once as parquet shards: real text on every machine."""
+"""The source text of the Python standard library, as parquet shards: text on every machine."""
 
 import hashlib
 import os
@@ -20,8 +20,8 @@ LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__p
 def stdlib_shards() -> list[Path]:
     """The parquet shards (columns `key`: relative path, `text`), written first if they are missing.
 
-    The folder's name carries a digest of the Python version and of every file. The folder appears by one rename, so
-    several processes may ask at once.
+    The folder's name carries a digest of the Python version and of every file. The folder appears
+    by one rename, so several processes may ask at once.
     """
     files = list(_source_files(Path(sysconfig.get_path("stdlib"))))
     digest = hashlib.sha256(sys.version.encode())
@@ -35,7 +35,7 @@ def stdlib_shards() -> list[Path]:
 
 
 def _source_files(root: Path) -> Iterator[tuple[str, bytes]]:
-    """(relative path, UTF-8 text) of every source file, sorted; tests and installed packages are left out."""
+    """(relative path, UTF-8 text) of every source file but tests and packages, sorted."""
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = sorted(set(subfolders) - LEFT_OUT)
         for name in sorted(names):

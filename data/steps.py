@@ -1,7 +1,8 @@
-"""The batches of one rank, from its lanes: the same global batches for any number of ranks, with the state after each.
+"""The batches of one rank, from its lanes: the same global batches for any number of ranks.
 
-Sample n of the run comes from lane (n // group) % lanes, and rank lane % world serves that lane. A background thread
-keeps a few steps ready. A step carries the state after its own samples, so it does not matter what was prefetched.
+Sample n of the run comes from lane (n // group) % lanes, and rank lane % world serves that lane. A
+background thread keeps a few steps ready. A step carries the state after its own samples, so it
+does not matter what was prefetched.
 """
 
 import math
@@ -74,7 +75,7 @@ class Share:
         return self.global_batch // self.world
 
     def counts(self, step: int, lanes: int) -> dict[int, int]:
-        """How many samples each of this rank's lanes gives to `step`, in the order of their first samples."""
+        """Samples that each of this rank's lanes gives to `step`, in order of their first."""
         groups = self.global_batch // self.group
         first = (step * groups + self.rank) % lanes
         return _counts(first, groups // self.world, self.world, self.group, lanes)
@@ -84,7 +85,10 @@ class Share:
         return _first_numbers(self) + step * self.global_batch
 
     def first_step(self, state: RunState | None) -> int:
-        """The step that `state` leads to. Raises ValueError if it was made with another global batch."""
+        """The step that `state` leads to.
+
+        Raises ValueError if it was made with another global batch.
+        """
         if state is None:
             return 0
         step = int(state["step"])
@@ -97,7 +101,10 @@ class Share:
 
 @lru_cache(maxsize=1024)
 def _counts(first: int, groups: int, world: int, group: int, lanes: int) -> dict[int, int]:
-    """Samples per lane in `groups` groups of one rank, the first of lane `first`. Cached: do not modify."""
+    """Samples per lane in `groups` groups of one rank, the first of lane `first`.
+
+    Cached: do not modify.
+    """
     rounds, more = divmod(groups, lanes // world)
     numbers = [(first + index * world) % lanes for index in range(min(groups, lanes // world))]
     return {number: (rounds + (index < more)) * group for index, number in enumerate(numbers)}
@@ -121,7 +128,7 @@ class Collate(Protocol):
 
 
 def number_of_lanes(configured: int | None, world: int, state: RunState | None) -> int:
-    """The number of lanes: as configured, else as in `state`, else one that 1, 2, 4, 8 and `world` divide.
+    """The number of lanes: as configured, else as in `state`, else one that 8 and `world` divide.
 
     Raises ValueError if it differs from that of `state`, or is not a multiple of `world`.
     """
@@ -136,7 +143,7 @@ def number_of_lanes(configured: int | None, world: int, state: RunState | None) 
 
 
 def merge_states(states: Sequence[RunState]) -> RunState:
-    """The state of the whole run, from the states of all its ranks; any world size can resume from it."""
+    """The state of the whole run, from those of all its ranks; any world size resumes from it."""
     steps = {state["step"] for state in states}
     assert len(steps) == 1, f"states of different steps: {sorted(steps)}"
     lanes: dict[str, CountedState | None] = {}
@@ -211,7 +218,10 @@ class LaneStream:
         return self
 
     def __next__(self) -> Step:
-        """The next step. Raises the source's error, on every further call too; StopIteration once closed."""
+        """The next step.
+
+        Raises the source's error, on every further call too; StopIteration once closed.
+        """
         if self._error:
             raise self._error
         if self.closing.is_set():
@@ -229,7 +239,7 @@ class LaneStream:
         self.close()
 
     def close(self) -> None:
-        """End the background thread and processes; waits for a read that is under way in this process."""
+        """End the background work; waits for a read that is under way in this process."""
         self.closing.set()
         self.source.close()
         while self._thread and self._thread.is_alive():

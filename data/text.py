@@ -13,7 +13,7 @@ class TextConfig(StreamConfig):
     source: Source = field(default_factory=PythonStdlib)
     """Training documents."""
     held_out: float = 0.02
-    """Share of the documents held out for evaluation, by a hash of the key; unused with `eval_source`."""
+    """Share of documents held out for evaluation, by a hash of the key; unused with eval_source."""
     text_column: str = "text"
     """Column of the text."""
     tokenizer: str = "bytes"

@@ -9,7 +9,7 @@ MASK = "<mask>"
 
 
 def tokenizer_files(name: str) -> dict[str, bytes]:
-    """The contents of tokenizer.json and tokenizer_config.json by file name, for a job's `data.tokenizer`."""
+    """Contents of tokenizer.json and tokenizer_config.json, for a job's `data.tokenizer`."""
     if name == "bytes":
         return _byte_files()
     tokenizer = load_tokenizer(name)
@@ -30,8 +30,9 @@ def token_ids(tokenizer_json: bytes) -> dict[str, int]:
 def _byte_files() -> dict[str, bytes]:
     """A byte-pair encoding without pairs: exactly the ids of `ByteTokenizer`.
 
-    With special tokens, a text begins with `<eod>`, as each document did in training; without them its ids are its
-    bytes. The text `<eod>` itself is five characters, as in training (`split_special_tokens`).
+    With special tokens, a text begins with `<eod>`, as each document did in training; without them
+    its ids are its bytes. The text `<eod>` itself is five characters, as in training
+    (`split_special_tokens`).
     """
     from tokenizers import AddedToken, Tokenizer
     from tokenizers.decoders import ByteLevel as ByteDecoder
@@ -64,7 +65,7 @@ def _byte_files() -> dict[str, bytes]:
 
 
 def _characters() -> list[str]:
-    """The printable character with which byte-level tokenizers write each byte (Radford et al. 2019).
+    """The printable character that byte-level tokenizers (Radford et al. 2019) write for a byte.
 
     It is the byte's own character, or one from 256 on.
     """

@@ -1,6 +1,7 @@
 """Text to token ids and back: raw bytes, or any Hugging Face tokenizer.
 
-A text is an array of its UTF-8 bytes, a view of arrow's memory. So it is already its own encoding as raw bytes.
+A text is an array of its UTF-8 bytes, a view of arrow's memory. So it is already its own encoding
+as raw bytes.
 """
 
 import hashlib
@@ -35,7 +36,7 @@ MASK = ("[MASK]", "<mask>", "<|mask|>")
 
 
 class SpecialTokens(TypedDict):
-    """The entries of a tokenizer_config.json that are read: a token, or its description with its `content`."""
+    """The entries read of a tokenizer_config.json: a token, or an object with its `content`."""
 
     eos_token: NotRequired[str | dict[str, object] | None]
     mask_token: NotRequired[str | dict[str, object] | None]
@@ -48,12 +49,12 @@ class Tokenizer(Protocol):
     eod: int
     """The token after each document, and before the first."""
     mask: int | None
-    """The token that replaces a masked one, for masked-token objectives; None if the vocabulary has none."""
+    """The token that replaces a masked one; None if the vocabulary has none."""
     digest: str
     """Changes whenever the ids of any text would change."""
 
     def encode(self, texts: Sequence[str] | Sequence[Text]) -> Sequence[Tokens]:
-        """The ids of each text, without `eod`; text that looks like a special token is ordinary text."""
+        """The ids of each text, without `eod`; what looks like a special token is text."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special tokens are shown by name."""
@@ -122,7 +123,8 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 
 def files_of(name: str) -> list[Path]:
-    """The tokenizer.json that `name` (not `bytes`) means, and its tokenizer_config.json if there is one.
+    """The tokenizer.json that `name` (not `bytes`) means, and its tokenizer_config.json if there is
+    one.
 
     Raises ValueError, in one line, if there is neither.
     """
@@ -141,7 +143,7 @@ def files_of(name: str) -> list[Path]:
 
 
 def texts_of(array: "pa.Array") -> list[Text]:
-    """Each value of an arrow array as UTF-8, without a copy if they are strings; nulls are empty."""
+    """Each value of an arrow array as UTF-8, as views if they are strings; nulls are empty."""
     import pyarrow as pa
 
     if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
@@ -182,7 +184,9 @@ def _special_tokens(file: Path) -> SpecialTokens:
 
 
 def _special_id(vocabulary: dict[str, int], configured: object, usual: Sequence[str]) -> int | None:
-    """The id of the token that the tokenizer's config names, else of the first usual one in the vocabulary."""
+    """The id of the token that the tokenizer's config names, else of the first usual one in the
+    vocabulary.
+    """
     content = configured.get("content") if isinstance(configured, dict) else configured
     names = [content, *usual] if isinstance(content, str) else usual
     return next((vocabulary[name] for name in names if name in vocabulary), None)
