@@ -114,13 +114,13 @@ def test_the_share_is_what_was_asked_for_and_larger_shares_hold_the_smaller() ->
     sets = []
     for share in (0.0, 0.02, 0.5):
         documents = Documents(text_column="text", key_column="text", held_out=share)
-        found, rest = (
+        seen, rest = (
             {text.tobytes() for text in texts} for texts in (documents.held_out(table), documents.training(table))
         )
-        assert not found & rest
-        assert len(found) + len(rest) == 20_000
-        assert abs(len(found) - share * 20_000) <= 4 * np.sqrt(share * (1 - share) * 20_000)
-        sets.append(found)
+        assert not seen & rest
+        assert len(seen) + len(rest) == 20_000
+        assert abs(len(seen) - share * 20_000) <= 4 * np.sqrt(share * (1 - share) * 20_000)
+        sets.append(seen)
     assert sets[0] < sets[1] < sets[2]
 
 

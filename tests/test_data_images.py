@@ -120,14 +120,14 @@ EXPECTED = {(pixels.transpose(2, 0, 1).tobytes(), n % 4) for n, pixels in enumer
 
 @pytest.mark.parametrize("form", ["binary", "lists", "channels_first", "feature", "array3d", "paths"])
 def test_every_form_gives_the_same_images_in_the_same_order(folder: Path, form: str) -> None:
-    found, _ = run(config(folder / f"{form}.parquet"), 1, 5, global_batch=8)
-    assert set(found.values()) == EXPECTED
-    assert found == run(config(folder / "binary.parquet"), 1, 5, global_batch=8)[0]
+    seen, _ = run(config(folder / f"{form}.parquet"), 1, 5, global_batch=8)
+    assert set(seen.values()) == EXPECTED
+    assert seen == run(config(folder / "binary.parquet"), 1, 5, global_batch=8)[0]
 
 
 def test_image_files_are_labelled_by_their_folders(folder: Path) -> None:
-    found, _ = run(config(folder / "files" / "*" / "*.png"), 1, 5, global_batch=8)
-    assert set(found.values()) == EXPECTED
+    seen, _ = run(config(folder / "files" / "*" / "*.png"), 1, 5, global_batch=8)
+    assert set(seen.values()) == EXPECTED
 
 
 def test_a_hub_dataset_gives_its_images(folder: Path, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_held_out_images_are_the_same_set_for_every_world(world: int, micro_batc
     images = ImageConfig(held_out=0.1)
     ranks = [held_out_images(images, rank=rank, world=world, micro_batch=micro_batch) for rank in range(world)]
     assert len({len(rank) for rank in ranks}) == 1
-    found = sorted(
+    seen = sorted(
         (n, image.numpy().tobytes(), label)
         for rank in ranks
         for batch in rank
@@ -206,11 +206,11 @@ def test_held_out_images_are_the_same_set_for_every_world(world: int, micro_batc
         if there
     )
     expected, labels = image_set(images, "held_out")
-    assert found == [
+    assert seen == [
         (n, image.numpy().tobytes(), label)
         for n, (image, label) in enumerate(zip(expected, labels.tolist(), strict=True))
     ]
-    assert abs(len(found) - 179.7) < 4 * 12.8
+    assert abs(len(seen) - 179.7) < 4 * 12.8
 
 
 def test_training_and_held_out_images_are_all_images_and_none_twice() -> None:
@@ -303,14 +303,14 @@ def test_wrong_images_are_one_line(tmp_path: Path, case: str) -> None:
         "word": ["a", "b", "c"],
     }
     pq.write_table(pa.table(columns), tmp_path / "bad.parquet")
-    options, said = ONE_LINERS[case]
+    options, message = ONE_LINERS[case]
     images = config(tmp_path / "bad.parquet", lanes=1, **options)
-    with pytest.raises(ValueError, match=rf"^run\.objective\.data\.{said}") as raised:
+    with pytest.raises(ValueError, match=rf"^run\.objective\.data\.{message}") as raised:
         prepare(images)
     assert "\n" not in str(raised.value)
-    if "source: " in said:
+    if "source: " in message:
         with (
-            pytest.raises(ValueError, match=rf"^run\.objective\.data\.{said}"),
+            pytest.raises(ValueError, match=rf"^run\.objective\.data\.{message}"),
             ImageStream(images, Share(rank=0, world=1, global_batch=3, micro_batch=3), seed=0) as stream,
         ):
             next(stream)

@@ -70,17 +70,17 @@ def test_each_document_exactly_once_an_epoch_and_another_order_in_the_next(tmp_p
 def test_lanes_share_the_documents_out(tmp_path: Path, lanes: int) -> None:
     source = write(tmp_path, [40, 64, 70, 129])
     sizes = [sum([40, 64, 70, 129][lane::lanes]) for lane in range(lanes)]
-    found = [
+    seen = [
         name for lane, size in enumerate(sizes) for name in names(make_lane(source, lane=lane, lanes=lanes).take(size))
     ]
-    assert sorted(found) == all_names([40, 64, 70, 129])
+    assert sorted(seen) == all_names([40, 64, 70, 129])
 
 
 @pytest.mark.parametrize(("sizes", "lanes"), [([200], 3), ([130, 71], 8), ([64, 65, 66], 4)])
 def test_fewer_shards_than_lanes(tmp_path: Path, sizes: list[int], lanes: int) -> None:
     """A lane that shares a shard has every so manyth row of it, and over an epoch all lanes together have each once."""
     source = write(tmp_path, sizes)
-    found = []
+    seen = []
     for lane in range(lanes):
         shard = lane % len(sizes)
         sharers = range(shard, lanes, len(sizes))
@@ -91,26 +91,26 @@ def test_fewer_shards_than_lanes(tmp_path: Path, sizes: list[int], lanes: int) -
             == sorted(names(epochs[len(rows) :]))
             == [f"{shard:02d}{row:05d}" for row in rows]
         )
-        found += names(epochs[: len(rows)])
-    assert sorted(found) == all_names(sizes)
+        seen += names(epochs[: len(rows)])
+    assert sorted(seen) == all_names(sizes)
 
 
 def test_one_file_of_many_row_groups_is_split_by_them(tmp_path: Path) -> None:
     source = write(tmp_path, [300], row_group_size=50)
     groups = [2, 2, 1, 1]  # of 50 rows: 0 and 4, 1 and 5, 2, 3
     for lane in range(4):
-        found = names(make_lane(source, lane=lane, lanes=4, split=True).take(50 * groups[lane]))
-        assert sorted(found) == [f"00{row:05d}" for row in range(300) if row // 50 % 4 == lane]
+        seen = names(make_lane(source, lane=lane, lanes=4, split=True).take(50 * groups[lane]))
+        assert sorted(seen) == [f"00{row:05d}" for row in range(300) if row // 50 % 4 == lane]
 
 
 def test_empty_shards_are_dealt_to_nobody(tmp_path: Path) -> None:
     """Four lanes over six shards of which three are empty: two share the first."""
     source = write(tmp_path, [40, 0, 0, 30, 0, 20])
-    found = [
+    seen = [
         sorted(names(make_lane(source, lane=lane, lanes=4, split=True).take(size)))
         for lane, size in enumerate((20, 30, 20, 20))
     ]
-    assert sorted(name for lane in found for name in lane) == all_names([40, 0, 0, 30, 0, 20])
+    assert sorted(name for lane in seen for name in lane) == all_names([40, 0, 0, 30, 0, 20])
 
 
 def test_a_window_mixes_documents_over_shards(tmp_path: Path) -> None:
@@ -129,8 +129,8 @@ def test_resume_is_exact_from_every_place(tmp_path: Path, lane: int, lanes: int)
     for _ in range(count):
         samples.append(uninterrupted.take(1)[0].tolist())
         states.append(uninterrupted.state())
-    places = [(state["epoch"], state["shard"], state["row"]) for state in states]
-    edges = {n for n in range(1, count) if places[n] != places[n - 1]}
+    positions = [(state["epoch"], state["shard"], state["row"]) for state in states]
+    edges = {n for n in range(1, count) if positions[n] != positions[n - 1]}
     assert len(edges) >= 2
     for n in sorted(set(range(0, count - 3, 25)) | {n + d for n in edges for d in (-1, 0, 1) if n + d <= count - 3}):
         resumed = make_lane(source, lane=lane, lanes=lanes, state=states[n])

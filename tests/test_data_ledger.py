@@ -91,10 +91,10 @@ def test_a_later_attempt_may_begin_at_an_earlier_checkpoint(text: TextConfig) ->
 
 @pytest.mark.parametrize("config", CONFIGS, indirect=True)
 @pytest.mark.parametrize(
-    ("moved", "said", "lost", "repeated"), [(2, "2 samples were lost", 2, 0), (-3, "3 samples were repeated", 0, 3)]
+    ("moved", "message", "lost", "repeated"), [(2, "2 samples were lost", 2, 0), (-3, "3 samples were repeated", 0, 3)]
 )
 def test_a_stream_that_goes_on_elsewhere_is_found_out(
-    config: TextConfig | ImageConfig, moved: int, said: str, lost: int, repeated: int
+    config: TextConfig | ImageConfig, moved: int, message: str, lost: int, repeated: int
 ) -> None:
     """As loaders do that save where they have read to, and not what was used; or the other way round."""
     lines = []
@@ -109,7 +109,7 @@ def test_a_stream_that_goes_on_elsewhere_is_found_out(
     state["lanes"]["2"] = lane.state() | {key: honest["lanes"]["2"][key] for key in ("samples", "digest")}
     attempt(lines, config, 1, 1, 6, state)
     verdict = verify(config, lines, seed=3, last_step=12)
-    assert verdict.problems == [f"lane 2: between steps 6 and 9 {said}"]
+    assert verdict.problems == [f"lane 2: between steps 6 and 9 {message}"]
     assert (verdict.lost, verdict.repeated) == (lost, repeated)
 
 

@@ -97,9 +97,9 @@ def test_the_same_global_batches_for_every_world_and_over_restarts(config: TextC
 
 def test_each_sample_is_of_one_part_and_the_shares_are_the_weights(config: TextConfig) -> None:
     samples, _ = run(config, 1, 250)
-    found = [letters(sample) for sample in samples.values()]
-    assert all(len(letters_seen) == 1 for letters_seen in found)
-    counts = Counter("".join(map("".join, found)))
+    seen = [letters(sample) for sample in samples.values()]
+    assert all(len(letters_seen) == 1 for letters_seen in seen)
+    counts = Counter("".join(map("".join, seen)))
     for letter, share in (("a", 0.5), ("b", 0.3), ("c", 0.2)):
         assert abs(counts[letter] - 4000 * share) < 4 * (4000 * share * (1 - share)) ** 0.5
 

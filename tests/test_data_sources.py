@@ -133,8 +133,8 @@ def test_a_whole_file_can_be_one_document(corpus: Path) -> None:
 
 
 def test_globs_are_sorted_and_files_named_twice_count_once(corpus: Path) -> None:
-    found = list_files(Files(paths=(str(corpus / "b.parquet"), str(corpus / "*.parquet"))))
-    assert [Path(file).name for file in found] == ["b.parquet", "a.parquet"]
+    seen = list_files(Files(paths=(str(corpus / "b.parquet"), str(corpus / "*.parquet"))))
+    assert [Path(file).name for file in seen] == ["b.parquet", "a.parquet"]
 
 
 def test_relative_paths_are_taken_from_the_users_folder(tmp_path: Path) -> None:
@@ -185,11 +185,11 @@ def test_wrong_files_are_one_line(corpus: Path, case: str) -> None:
     (corpus / "good.txt").write_text("x")
     (corpus / "bad.parquet").write_text("this is no parquet file")
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), corpus / "none.pq.parquet")
-    paths, options, said = ONE_LINERS[case]
+    paths, options, message = ONE_LINERS[case]
     config = TextConfig(
         source=Files(paths=tuple(path.format(tmp=corpus) for path in paths)), **{"held_out": 0.0, **options}
     )
-    with pytest.raises(ValueError, match=rf"^run\.objective\.data\.{said}") as raised:
+    with pytest.raises(ValueError, match=rf"^run\.objective\.data\.{message}") as raised:
         prepare(config)
     assert "\n" not in str(raised.value)
     assert ";" in str(raised.value)
@@ -218,7 +218,7 @@ def test_a_good_source_is_prepared_and_its_manifest_follows_it(corpus: Path) -> 
 
 
 def changed(corpus: Path, name: str) -> str:
-    """(what is said of it, a change of the source)."""
+    """Change the source; returns the message that names the change."""
     match name:
         case "size":
             pq.write_table(pa.table({"text": TEXTS[:24]}), corpus / "a.parquet")
@@ -238,9 +238,9 @@ def changed(corpus: Path, name: str) -> str:
 def test_a_changed_source_is_told_by_name(corpus: Path, name: str) -> None:
     config = files(corpus / "*.parquet")
     saved = json.loads(json.dumps(manifest(config, seed=0)))
-    said = changed(corpus, name)
+    message = changed(corpus, name)
     with pytest.raises(
-        ValueError, match=rf"^run.objective.data.source: {corpus}/{said}; a resumed run would see other samples"
+        ValueError, match=rf"^run.objective.data.source: {corpus}/{message}; a resumed run would see other samples"
     ) as raised:
         check_manifest(saved, manifest(config, seed=0))
     assert "\n" not in str(raised.value)
@@ -362,9 +362,9 @@ def test_closing_does_not_wait_for_a_source_that_does_not_answer(corpus: Path) -
 
 def test_missing_and_unreachable_urls_are_one_line(corpus: Path) -> None:
     with server(corpus, lambda path, _: 403 if "forbidden" in path else None) as (url, _):
-        for name, said in (("none.parquet", "404"), ("forbidden.parquet", "403")):
+        for name, message in (("none.parquet", "404"), ("forbidden.parquet", "403")):
             with pytest.raises(
-                ValueError, match=rf"^run.objective.data.source.paths: {url}/{name}: .*{said}.*; check the files"
+                ValueError, match=rf"^run.objective.data.source.paths: {url}/{name}: .*{message}.*; check the files"
             ) as raised:
                 prepare(files(f"{url}/{name}"))
             assert "\n" not in str(raised.value)
@@ -380,12 +380,12 @@ def test_a_hub_dataset_streams_and_what_it_lacks_is_one_line(corpus: Path) -> No
     config = TextConfig(source=Hub(dataset=str(corpus / "hub")), lanes=2, held_out=0.0, seq_len=16)
     prepare(config)
     assert epoch(config) == epoch(files(corpus / "hub" / "data" / "train-00000.parquet"))
-    for options, text_column, said in (
+    for options, text_column, message in (
         ({"split": "valid"}, "text", "Unknown split|Bad split"),
         ({"config": "french"}, "text", "french"),
         ({}, "body", "no column 'body'"),
     ):
-        with pytest.raises(ValueError, match=rf"^run.objective.data.source.dataset: .*({said})") as raised:
+        with pytest.raises(ValueError, match=rf"^run.objective.data.source.dataset: .*({message})") as raised:
             prepare(
                 TextConfig(source=Hub(dataset=str(corpus / "hub"), **options), text_column=text_column, held_out=0.0)
             )

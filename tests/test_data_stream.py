@@ -146,16 +146,16 @@ def test_an_error_in_the_background_reaches_the_consumer_each_time(corpus: TextC
 
 
 @pytest.mark.parametrize(
-    ("world", "global_batch", "micro_batch", "group", "said"),
+    ("world", "global_batch", "micro_batch", "group", "message"),
     [
         (3, 32, 2, 1, "^run.batch.global_batch: 32 is not a multiple of 3 workers x micro_batch 2; use 36$"),
         (2, 32, 4, 3, "^run.batch.micro_batch: 4 does not hold whole groups of 3 samples; use 6$"),
     ],
 )
 def test_numbers_that_do_not_divide_are_one_line(
-    world: int, global_batch: int, micro_batch: int, group: int, said: str
+    world: int, global_batch: int, micro_batch: int, group: int, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         Share(rank=0, world=world, global_batch=global_batch, micro_batch=micro_batch, group=group)
 
 

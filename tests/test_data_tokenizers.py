@@ -110,15 +110,15 @@ def test_no_end_of_text_token_is_said_in_one_line(bpe: Bpe) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("no/such/place", "no such file or folder"),
         ("missing.json", "no such file or folder"),
         ("{tmp}", "holds no tokenizer.json"),
     ],
 )
-def test_missing_tokenizers_are_one_line(tmp_path: Path, name: str, said: str) -> None:
-    with pytest.raises(ValueError, match=f"^run.objective.data.tokenizer: .*{said}.*; (use|save) ") as raised:
+def test_missing_tokenizers_are_one_line(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^run.objective.data.tokenizer: .*{message}.*; (use|save) ") as raised:
         load_tokenizer(name.format(tmp=tmp_path))
     assert "\n" not in str(raised.value)
 
