@@ -11,8 +11,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from data.lanes import State
-from data.steps import Batch, Share, Step
+from data.steps import Batch, RunState, Share, Step
 from trainer.shards import Fragment
 
 _T = TypeVar("_T")
@@ -65,7 +64,7 @@ class Objective(Protocol):
     group: int
     """Consecutive samples that must stay together: a micro-batch holds whole groups."""
 
-    def stream(self, share: Share, state: State | None) -> Stream:
+    def stream(self, share: Share, state: RunState | None) -> Stream:
         """This rank's part of the training data, from the start or from where `state` left it."""
 
     def held_out(self, share: Share) -> Iterable[Batch]:

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from data.image_stream import ImageStream, image_shape
 from data.images import ImageConfig
-from data.lanes import State
-from data.steps import Batch, Share, Step
+from data.steps import Batch, RunState, Share, Step
 from models.moe import MoEConfig
 from models.random import normal, sample_keys, uniform
 from models.toy import GaussianMixture, grid, ring
@@ -85,18 +84,9 @@ class Images:
         self.shape: tuple[int, ...] = image_shape(config)
         self.classes = config.classes
 
-    def stream(self, share: Share, state: State | None) -> Stream:
+    def stream(self, share: Share, state: RunState | None) -> Stream:
         """This rank's part of the training data."""
-        return ImageStream(
-            self.config,
-            seed=self.seed,
-            rank=share.rank,
-            world=share.world,
-            global_batch=share.global_batch,
-            micro_batch=share.micro_batch,
-            group=share.group,
-            state=dict(state) if state else None,
-        )
+        return ImageStream(self.config, share, seed=self.seed, state=state)
 
     def held_out(self, share: Share) -> list[Batch]:
         """This rank's part of the held-out images."""
@@ -111,7 +101,7 @@ class Images:
     def manifest(self) -> dict[str, Any]:
         from data.manifest import manifest
 
-        return manifest(self.config, seed=self.seed, lanes=self.config.lanes)
+        return dict(manifest(self.config, seed=self.seed, lanes=self.config.lanes))
 
 
 class Points:
@@ -123,8 +113,8 @@ class Points:
         self.shape: tuple[int, ...] = tuple(self.mixture.means_KD.shape[1:])
         self.classes = None
 
-    def stream(self, share: Share, state: State | None) -> Stream:
-        return _PointStream(self, share, dict(state) if state else None)
+    def stream(self, share: Share, state: RunState | None) -> Stream:
+        return _PointStream(self, share, state)
 
     def held_out(self, share: Share) -> list[Batch]:
         each = -(-self.config.held_out // (share.world * share.micro_batch))
@@ -146,7 +136,7 @@ class Points:
 
 
 class _PointStream:
-    def __init__(self, points: Points, share: Share, state: State | None):
+    def __init__(self, points: Points, share: Share, state: RunState | None):
         self.points, self.share, self.step = points, share, share.first_step(state)
 
     def __iter__(self) -> Iterator[Step]:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from data.images import ImageConfig
-from data.lanes import State
-from data.steps import Batch, Share
+from data.steps import Batch, RunState, Share
 from trainer.core.protocols import Gather, GatherRows, Stream, Sums
 from trainer.objectives.image_data import Images, Points, ToyConfig, build_data
 from trainer.objectives.quality import QualityConfig, image_quality, point_quality, quality_alarms
@@ -33,7 +32,7 @@ class ImageObjective:
     def device(self) -> torch.device:
         return next(next(iter(self.networks.values())).parameters()).device
 
-    def stream(self, share: Share, state: State | None) -> Stream:
+    def stream(self, share: Share, state: RunState | None) -> Stream:
         return self.data.stream(share, state)
 
     def held_out(self, share: Share) -> Iterable[Batch]:

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from data.lanes import State
-from data.steps import Batch, Share
+from data.steps import Batch, RunState, Share
 from models.flops import flops_per_token
 from models.generate import generate
 from models.losses import cross_entropy_sum
@@ -63,19 +62,10 @@ class LanguageObjective:
         self.flops_per_sample = config.data.seq_len * flops_per_token(config.model, vocab_size, config.data.seq_len)
         self.group = config.group
 
-    def stream(self, share: Share, state: State | None) -> Stream:
+    def stream(self, share: Share, state: RunState | None) -> Stream:
         from data.stream import TextStream
 
-        return TextStream(
-            self.config.data,
-            seed=self.seed,
-            rank=share.rank,
-            world=share.world,
-            global_batch=share.global_batch,
-            micro_batch=share.micro_batch,
-            group=share.group,
-            state=dict(state) if state else None,
-        )
+        return TextStream(self.config.data, share, seed=self.seed, state=state)
 
     def held_out(self, share: Share) -> Iterable[Batch]:
         from data.held_out import held_out
@@ -185,7 +175,7 @@ class LanguageObjective:
     def manifest(self) -> dict[str, Any]:
         from data.manifest import manifest
 
-        return manifest(self.config.data, seed=self.seed, lanes=self.config.data.lanes)
+        return dict(manifest(self.config.data, seed=self.seed, lanes=self.config.data.lanes))
 
 
 def mask_tokens(tokens_BT: Tensor, samples_B: Tensor, rate: float, mask: int, vocab_size: int, seed: int) -> tuple[Tensor, Tensor]:
