@@ -13,7 +13,7 @@ Bytes = npt.NDArray[np.uint8]
 
 
 def views(array: "pa.Array") -> list[Bytes]:
-    """The bytes of each value of an array of strings or binaries, without a copy; nulls are empty."""
+    """The bytes of each value of an array of strings or binaries, as views; nulls are empty."""
     import pyarrow as pa
 
     large = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
@@ -23,5 +23,6 @@ def views(array: "pa.Array") -> list[Bytes]:
     if len(array) == 0:
         return []
     data = np.frombuffer(values or b"", np.uint8)
-    places = np.frombuffer(offsets, width, count=len(array) + 1, offset=array.offset * np.dtype(width).itemsize)
-    return [data[start:end] for start, end in pairwise(places.tolist())]
+    start = array.offset * np.dtype(width).itemsize
+    edges = np.frombuffer(offsets, width, count=len(array) + 1, offset=start)
+    return [data[begin:end] for begin, end in pairwise(edges.tolist())]

@@ -1,15 +1,21 @@
-"""Encoded images to arrays of uint8, (C, H, W).
+"""Decodes images to arrays of uint8, (C, H, W).
 
-Data sets that fit into the cache are decoded once: a PNG of 28 x 28 takes as long to decode as 100 such arrays to copy.
+Data sets that fit into the cache are decoded once: decoding a PNG of 28 x 28 takes as long as
+copying 100 such arrays.
 """
 
 import io
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
+
+from data.rows import Origin
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -17,21 +23,22 @@ CACHE_BYTES = 1 << 28
 
 
 @dataclass(slots=True)
-class Stored:
+class StoredImage:
     """An image as it is stored: encoded, (bytes,), or an array (H, W), (H, W, C) or (C, H, W)."""
 
     data: Pixels
     label: int
-    where: tuple[Any, int]
-    """The table's place and the row in it."""
+    origin: Origin
+    """Origin of the table that holds the image."""
+    row: int
+    """Row of that table."""
     path: str | None
 
     def __len__(self) -> int:
         return self.data.size
 
     def __str__(self) -> str:
-        place, row = self.where
-        return self.path if self.path and "/" in self.path else place.row(row)
+        return self.path if self.path and "/" in self.path else self.origin.row(self.row)
 
 
 class Unreadable(ValueError):
@@ -39,63 +46,80 @@ class Unreadable(ValueError):
 
 
 class Decoder:
-    """Images of `channels`, scaled and cut to `size` where it is given. Raises Unreadable, which names the image."""
+    """Decodes images to `channels`, scaled and cut to `size` if that is given.
+
+    Raises Unreadable, with the image's name.
+    """
 
     def __init__(self, channels: int, size: int | None) -> None:
-        self._channels = channels
-        self._size = size
+        self.channels = channels
+        self.size = size
         self._cache: dict[int, Pixels] = {}
         self._room = CACHE_BYTES
 
-    def decode(self, image: Stored) -> Pixels:
-        """(C, H, W)."""
+    def decode(self, image: StoredImage) -> Pixels:
+        """The pixels, (C, H, W)."""
         if image.data.ndim > 1:
-            return self._fitted(image)
+            return self._from_array(image)
         key = xxhash.xxh3_128_intdigest(image.data.data)
         pixels = self._cache.get(key)
         if pixels is None:
-            pixels = self._decoded(image)
-            if pixels.nbytes <= self._room:  # never emptied: the next epoch comes in another order
+            pixels = self._from_bytes(image)
+            if pixels.nbytes <= self._room:  # nothing is ever evicted: each epoch comes in another order
                 self._room -= pixels.nbytes
                 self._cache[key] = pixels
         return pixels
 
-    def _decoded(self, image: Stored) -> Pixels:
+    def _from_bytes(self, image: StoredImage) -> Pixels:
         from PIL import Image, UnidentifiedImageError
 
         try:
             with Image.open(io.BytesIO(image.data.data)) as opened:
-                return self._scaled(opened)
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's PNG reader raises SyntaxError
-            said = "in no known format" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
-            said = said if image.data.size else "no such file, or no bytes in it"
-            fix = "mend it, take it out of the source, or set data.on_unreadable to skip"
-            raise Unreadable(f"data.source: {image}: no image that can be read ({said}); {fix}") from error
+                return self._scale(opened)
+        except (
+            UnidentifiedImageError,
+            OSError,
+            SyntaxError,  # raised by PIL's PNG reader
+            ValueError,
+            Image.DecompressionBombError,
+        ) as error:
+            if not image.data.size:
+                detail = "no such file, or an empty one"
+            elif isinstance(error, UnidentifiedImageError):
+                detail = "in no known format"
+            else:
+                detail = " ".join(str(error).split())
+            fix = "repair it, remove it from the source, or set run.objective.data.on_unreadable to skip"
+            problem = f"{image}: not a readable image ({detail})"
+            raise Unreadable(f"run.objective.data.source: {problem}; {fix}") from error
 
-    def _fitted(self, image: Stored) -> Pixels:
-        """An array, its channels first and as many as asked for."""
+    def _from_array(self, image: StoredImage) -> Pixels:
+        """An array with its channels first, as many as asked for."""
         pixels = image.data
         if pixels.ndim == 2:
             pixels = pixels[None]
         elif pixels.shape[0] not in (1, 3) and pixels.shape[2] in (1, 3):
             pixels = pixels.transpose(2, 0, 1)
-        if pixels.shape[0] == self._channels and (self._size is None or pixels.shape[1:] == (self._size, self._size)):
+        fits = self.size is None or pixels.shape[1:] == (self.size, self.size)
+        if pixels.shape[0] == self.channels and fits:
             return pixels
         if pixels.shape[0] not in (1, 3):
-            raise ValueError(f"data.source: {image}: an array of {image.data.shape}; it must be (H, W), or have 1 or 3 channels first or last")
+            problem = f"{image}: an array of {image.data.shape}"
+            fix = "use (H, W), or 1 or 3 channels first or last"
+            raise ValueError(f"run.objective.data.source: {problem}; {fix}")
         from PIL import Image
 
-        return self._scaled(Image.fromarray(pixels[0] if pixels.shape[0] == 1 else pixels.transpose(1, 2, 0)))
+        return self._scale(Image.fromarray(pixels[0] if pixels.shape[0] == 1 else pixels.transpose(1, 2, 0)))
 
-    def _scaled(self, image: Any) -> Pixels:
-        """A PIL image in the wanted channels and size: the shorter side is scaled to it, the middle cut out."""
+    def _scale(self, image: "Image.Image") -> Pixels:
+        """The image in `channels`, its shorter side scaled to `size` and the middle cut out."""
         from PIL import Image
 
-        image = image.convert("L" if self._channels == 1 else "RGB")
-        if self._size is not None and image.size != (self._size, self._size):
+        image = image.convert("L" if self.channels == 1 else "RGB")
+        if self.size is not None and image.size != (self.size, self.size):
             side = min(image.size)
             left, top = ((length - side) / 2 for length in image.size)
             box = (left, top, left + side, top + side)
-            image = image.resize((self._size, self._size), Image.Resampling.BICUBIC, box=box)
+            image = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
         pixels = np.asarray(image)
-        return pixels[None] if self._channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        return pixels[None] if self.channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

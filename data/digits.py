@@ -1,4 +1,4 @@
-"""The handwritten digits inside scikit-learn (Alpaydin and Kaynak 1998), written once as parquet shards."""
+"""The handwritten digits inside scikit-learn (Alpaydin and Kaynak 1998), as parquet shards."""
 
 import hashlib
 from pathlib import Path
@@ -9,7 +9,7 @@ SHARDS = 16
 
 
 def digits_shards() -> list[Path]:
-    """The parquet shards (columns `image`: 8 x 8 uint8, `label`: 0 to 9), written first if they are not there yet."""
+    """The shards (columns `image`: 8 x 8 uint8, `label`: 0 to 9), written first if missing."""
     import numpy as np
     import pyarrow as pa
     from sklearn.datasets import load_digits
@@ -17,9 +17,11 @@ def digits_shards() -> list[Path]:
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # the pixels are counts from 0 to 16
     labels = digits.target.astype(np.int64)
-    folder = cache_folder() / f"sklearn_digits-{hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()[:16]}"
+    digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()[:16]
+    folder = cache_folder() / f"sklearn_digits-{digest}"
     if not folder.is_dir():
         kind = pa.list_(pa.list_(pa.uint8()))
-        tables = (pa.table({"image": pa.array(images[n::SHARDS].tolist(), kind), "label": labels[n::SHARDS]}) for n in range(SHARDS))
+        rows = (slice(number, None, SHARDS) for number in range(SHARDS))
+        tables = (pa.table({"image": pa.array(images[own].tolist(), kind), "label": labels[own]}) for own in rows)
         write_shards(folder, tables)
     return sorted(folder.glob("*.parquet"))

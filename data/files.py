@@ -1,9 +1,9 @@
-"""Paths and globs to a fixed list of files, their format, and what tells one version of a file from the next."""
+"""Expands paths and globs to a fixed list of files; tells their format and tags their versions."""
 
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
-from data.sources import Files, is_url
+from data.sources import Files, SourceError, is_url
 
 ENDINGS = {
     "parquet": (".parquet", ".pq"),
@@ -12,29 +12,48 @@ ENDINGS = {
     "image": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"),
 }
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
-MAGIC = frozenset("*?[")
+GLOB_CHARACTERS = frozenset("*?[")
+PATHS = "run.objective.data.source.paths"
+
+
+class FileTag(TypedDict):
+    """One version of one file, as JSON."""
+
+    name: str
+    size: int | None
+    """Size in bytes; None if unknown."""
+    tag: str | None
+    """The server's ETag, or the time of modification."""
+    weight: NotRequired[float]
+    """Weight of the file's part of a mixture."""
 
 
 def list_files(source: Files) -> list[str]:
-    """The files of `source`, absolute, each pattern's in sorted order, none twice. Raises ValueError for what is missing or empty."""
+    """The files of `source`, absolute, sorted within each pattern, without duplicates.
+
+    Raises SourceError for missing and empty files.
+    """
     if not source.paths:
-        raise ValueError("data.source.paths is empty; name at least one file, glob or URL")
-    files = [file for pattern in source.paths for file in _expand(pattern)]
-    return list(dict.fromkeys(files))
+        raise SourceError(f"{PATHS}: empty; name at least one file, glob or URL")
+    files: dict[str, None] = {}
+    for pattern in source.paths:
+        files |= dict.fromkeys(_expand(pattern))
+    return list(files)
 
 
 def file_format(source: Files, files: list[str]) -> str:
-    """`parquet`, `json` or `text`: the name of the builder in `datasets`; or `image` (image_files.py)."""
+    """The format of `files`: `parquet`, `json` or `text` (builders of `datasets`), or `image`."""
     if source.format != "auto":
         return source.format
-    formats = {_format_of(file) for file in files}
+    formats = sorted({_format_of(file) for file in files})
     if len(formats) > 1:
-        raise ValueError(f"data.source.paths mixes formats ({', '.join(sorted(formats))}); give files of one format, or set data.source.format")
-    return formats.pop()
+        fix = "use files of one format, or set run.objective.data.source.format"
+        raise SourceError(f"{PATHS}: mixes formats ({', '.join(formats)}); {fix}")
+    return formats[0]
 
 
-def file_tag(file: str) -> dict[str, Any]:
-    """{"name", "size", "tag"} of one file: the tag is the server's ETag or the time of modification."""
+def file_tag(file: str) -> FileTag:
+    """The current version of one file."""
     if not is_url(file):
         stat = Path(file).stat()
         return {"name": file, "size": stat.st_size, "tag": str(stat.st_mtime_ns)}
@@ -42,7 +61,8 @@ def file_tag(file: str) -> dict[str, Any]:
 
     filesystem, path = url_to_fs(file)
     info = filesystem.info(path)
-    tags = [str(info[key]).strip('"') for key in ("ETag", "etag", "LastModified", "last_modified", "mtime", "created") if info.get(key)]
+    keys = ("ETag", "etag", "LastModified", "last_modified", "mtime", "created")
+    tags = [str(info[key]).strip('"') for key in keys if info.get(key)]
     return {"name": file, "size": info.get("size"), "tag": tags[0] if tags else str(filesystem.ukey(path))}
 
 
@@ -51,34 +71,41 @@ def _expand(pattern: str) -> list[str]:
         return _expand_url(pattern)
     path = Path(pattern).expanduser().absolute()
     if path.is_dir():
-        raise ValueError(f"data.source.paths: {pattern} is a folder; name its files by a glob such as {pattern.rstrip('/')}/*.parquet")
+        glob = f"{pattern.rstrip('/')}/*.parquet"
+        raise SourceError(f"{PATHS}: {pattern} is a folder; name its files by a glob such as {glob}")
     if path.exists():
-        found = [path]
-    elif MAGIC & set(pattern):
-        found = sorted(p for p in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if p.is_file())
+        matches = [path]
+    elif GLOB_CHARACTERS & set(pattern):
+        root = Path(path.anchor)
+        matches = sorted(match for match in root.glob(str(path.relative_to(root))) if match.is_file())
     else:
-        raise ValueError(f"data.source.paths: no such file: {pattern}; relative paths are taken from the folder where the command was given")
-    if not found:
-        raise ValueError(f"data.source.paths: nothing matches {pattern}; check the glob")
-    if not any(p.stat().st_size for p in found):
-        raise ValueError(f"data.source.paths: {pattern} is empty (0 bytes in {len(found)} files); give files with data")
-    return [str(p) for p in found]
+        fix = "check the path; relative paths start from the folder of the command"
+        raise SourceError(f"{PATHS}: no such file: {pattern}; {fix}")
+    if not matches:
+        raise SourceError(f"{PATHS}: nothing matches {pattern}; check the glob")
+    if not any(match.stat().st_size for match in matches):
+        raise SourceError(f"{PATHS}: {pattern} is empty (0 bytes in {len(matches)} files); use files with data")
+    return [str(match) for match in matches]
 
 
 def _expand_url(pattern: str) -> list[str]:
-    """A URL as it is, or all that its glob finds; http(s) has no listing, and a `?` there begins a query."""
-    if pattern.startswith(("http://", "https://")) or not MAGIC & set(pattern):
+    """The matches of a URL's glob, or the URL itself.
+
+    http(s) has no listing, and there a `?` begins a query.
+    """
+    if pattern.startswith(("http://", "https://")) or not GLOB_CHARACTERS & set(pattern):
         return [pattern]
     from fsspec.core import url_to_fs
 
     try:
         filesystem, path = url_to_fs(pattern)
-        found = sorted(filesystem.glob(path))
+        matches = sorted(filesystem.glob(path))
     except (OSError, ImportError, ValueError) as error:
-        raise ValueError(f"data.source.paths: cannot list {pattern} ({error}); check the address and the credentials") from error
-    if not found:
-        raise ValueError(f"data.source.paths: nothing matches {pattern}; check the glob")
-    return [str(filesystem.unstrip_protocol(name)) for name in found]
+        fix = "check the address and the credentials"
+        raise SourceError(f"{PATHS}: cannot list {pattern} ({error}); {fix}") from error
+    if not matches:
+        raise SourceError(f"{PATHS}: nothing matches {pattern}; check the glob")
+    return [str(filesystem.unstrip_protocol(match)) for match in matches]
 
 
 def _format_of(file: str) -> str:
@@ -88,5 +115,6 @@ def _format_of(file: str) -> str:
     for kind, endings in ENDINGS.items():
         if name.lower().endswith(endings):
             return kind
-    known = ", ".join(ending for endings in ENDINGS.values() for ending in endings)
-    raise ValueError(f"data.source.format = auto cannot tell the format of {file} (known endings: {known}); set it to parquet, json, text or image")
+    known = ", ".join(", ".join(endings) for endings in ENDINGS.values())
+    problem = f"auto cannot tell the format of {file} (known endings: {known})"
+    raise SourceError(f"run.objective.data.source.format: {problem}; use parquet, json, text or image")

@@ -1,86 +1,108 @@
-"""Rows with images: which are held out, and how they become samples."""
+"""Rows with images: which of them are held out, and how they become samples."""
 
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from data.arrow import views
-from data.decode import Decoder, Pixels, Stored, Unreadable
+from data.decode import Decoder, Pixels, StoredImage, Unreadable
 from data.images import ImageConfig
-from data.lanes import Made, Samples
-from data.rows import Place
+from data.lanes import Chunk
+from data.rows import Origin
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+Records = npt.NDArray[np.void]
+"""(N,) records of "image" uint8 (C, H, W) and "label" int64."""
 
 log = logging.getLogger(__name__)
 
 
 class Images:
-    """What a table's rows are: images, each in the training or in the held-out share, by a hash of its key alone."""
+    """The images in a table's rows: training or held-out, by a hash of the key alone."""
 
     def __init__(self, config: ImageConfig, *, held_out: float) -> None:
-        self._config = config
-        self._limit = int(held_out * 2.0**64)
+        self.config = config
+        self.limit = int(held_out * 2.0**64)
+        """Keys with a hash below it are held out."""
 
-    def all(self, table: "pa.Table", place: Place) -> list[Stored]:
-        """Every row of `table`, which comes from `place`. Raises ValueError for a column that holds neither images nor labels."""
-        config = self._config
-        stored = [image for chunk in table.column(config.image_column).chunks for image in images_of(chunk, config.image_column)]
-        labels = _labels(table.column(config.label_column), config.label_column) if config.label_column else [0] * len(stored)
-        return [Stored(data, label, (place, row), path) for row, ((data, path), label) in enumerate(zip(stored, labels, strict=True))]
+    def all(self, table: "pa.Table", origin: Origin) -> list[StoredImage]:
+        """Every row of `table`.
 
-    def training(self, table: "pa.Table", place: Place) -> list[Stored]:
-        """The rows that are not held out."""
-        images = self.all(table, place)
-        return images if self._limit == 0 else [image for image, held in zip(images, self._held_out(table, images)) if not held]
+        Raises ValueError for a column that does not hold images or labels.
+        """
+        config = self.config
+        values: list[tuple[Pixels, str | None]] = []
+        for chunk in table.column(config.image_column).chunks:
+            values += images_of(chunk, config.image_column)
+        labels = [0] * len(values)
+        if config.label_column:
+            labels = _labels(table.column(config.label_column), config.label_column)
+        rows = enumerate(zip(values, labels, strict=True))
+        return [StoredImage(data, label, origin, row, path) for row, ((data, path), label) in rows]
 
-    def held_out(self, table: "pa.Table", place: Place) -> list[Stored]:
-        """The rows that are."""
-        images = self.all(table, place)
-        return [image for image, held in zip(images, self._held_out(table, images)) if held]
+    def training(self, table: "pa.Table", origin: Origin) -> list[StoredImage]:
+        """The images that are not held out."""
+        images = self.all(table, origin)
+        if self.limit == 0:
+            return images
+        held_out = self._are_held_out(table, images)
+        return [image for image, held in zip(images, held_out, strict=True) if not held]
 
-    def _held_out(self, table: "pa.Table", images: list[Stored]) -> list[bool]:
-        limit, digest = self._limit, xxhash.xxh3_64_intdigest
-        if self._config.key_column is None:
+    def held_out(self, table: "pa.Table", origin: Origin) -> list[StoredImage]:
+        """The held-out images."""
+        images = self.all(table, origin)
+        held_out = self._are_held_out(table, images)
+        return [image for image, held in zip(images, held_out, strict=True) if held]
+
+    def _are_held_out(self, table: "pa.Table", images: list[StoredImage]) -> list[bool]:
+        limit = self.limit
+        digest = xxhash.xxh3_64_intdigest
+        if self.config.key_column is None:
             return [digest(np.ascontiguousarray(image.data).data) < limit for image in images]
-        return [digest(str(key).encode()) < limit for key in table.column(self._config.key_column).to_pylist()]
+        return [digest(str(key).encode()) < limit for key in table.column(self.config.key_column).to_pylist()]
 
 
-class ImageMaker:
-    """Decodes images to records of "image" (C, H, W) uint8 and "label" int64; nothing is left over."""
+class ImageSamples:
+    """Makes one sample per image, a record of its pixels and label; nothing is carried over."""
 
     def __init__(self, config: ImageConfig) -> None:
-        self._images = Images(config, held_out=config.training_held_out)
-        self._samples = ImageSamples(config)
-        self._skip = config.on_unreadable == "skip"
+        self.images = Images(config, held_out=config.training_held_out)
+        self.records = ImageRecords(config)
+        self.skip = config.on_unreadable == "skip"
 
-    def documents(self, table: "pa.Table", place: Place) -> list[Stored]:
-        return self._images.training(table, place)
+    def documents(self, table: "pa.Table", origin: Origin) -> list[StoredImage]:
+        return self.images.training(table, origin)
 
     def first_carry(self) -> list[int]:
         return []
 
-    def make(self, documents: Sequence[Stored], carry: list[int]) -> Made:
-        samples = self._samples.of(documents, skip=self._skip)
-        return Made(samples, carry, len(documents) - len(samples))
+    def make(self, documents: Sequence[StoredImage], carry: list[int]) -> Chunk:
+        samples = self.records.of(documents, skip=self.skip)
+        return Chunk(samples, carry, unreadable=len(documents) - len(samples))
 
 
-class ImageSamples:
-    """Stored images to arrays of one shape: that of the first one, where `size` does not say."""
+class ImageRecords:
+    """Decodes stored images to records of one shape: of `size`, else of the first image."""
 
     def __init__(self, config: ImageConfig) -> None:
-        self._config = config
-        self._decoder = Decoder(config.channels, config.size)
-        self._said: set[str] = set()
+        self.config = config
+        self.decoder = Decoder(config.channels, config.size)
         self.shape: tuple[int, ...] | None = (config.channels, config.size, config.size) if config.size else None
+        self._logged: set[str] = set()
 
-    def of(self, images: Sequence[Stored], *, skip: bool = False) -> Samples:
-        """(N,) records of "image" and "label"; with `skip` without those that cannot be read, else these raise ValueError."""
-        pixels, labels = [], []
+    def of(self, images: Sequence[StoredImage], *, skip: bool = False) -> Records:
+        """The records of `images`.
+
+        Raises ValueError for an unreadable one, or leaves it out with `skip`.
+        """
+        pixels = []
+        labels = []
         for image in images:
             try:
                 pixels.append(self._checked(image))
@@ -89,33 +111,40 @@ class ImageSamples:
                 if not skip:
                     raise
                 self._log_once(error)
-        samples = np.empty(len(pixels), np.dtype([("image", np.uint8, self.shape or (1, 1, 1)), ("label", np.int64)]))
+        fields = [("image", np.uint8, self.shape or (1, 1, 1)), ("label", np.int64)]
+        records = np.empty(len(pixels), np.dtype(fields))
         if pixels:
-            np.stack(pixels, out=samples["image"])
-            samples["label"] = labels
-        return samples
+            np.stack(pixels, out=records["image"])
+            records["label"] = labels
+        return records
 
     def _log_once(self, error: Unreadable) -> None:
-        if str(error) not in self._said:
-            self._said.add(str(error))
+        if str(error) not in self._logged:
+            self._logged.add(str(error))
             log.warning("%s; skipped", error)
 
-    def _checked(self, image: Stored) -> Pixels:
-        classes = self._config.classes
+    def _checked(self, image: StoredImage) -> Pixels:
+        """The image's pixels. Raises ValueError if its label or its shape does not fit."""
+        classes = self.config.classes
         if image.label < 0 or (classes is not None and image.label >= classes):
-            fix = f"labels go from 0 to {classes - 1}" if classes else "labels begin at 0"
-            raise ValueError(f"data.source: {image}: label {image.label} in {self._config.label_column!r}, but {fix}; mend it, or set data.classes")
-        pixels = self._decoder.decode(image)
+            bounds = f"labels go from 0 to {classes - 1}" if classes else "labels begin at 0"
+            problem = f"{image}: label {image.label} in {self.config.label_column!r}, but {bounds}"
+            raise ValueError(f"run.objective.data.source: {problem}; repair it, or set run.objective.data.classes")
+        pixels = self.decoder.decode(image)
         if self.shape is None:
             self.shape = pixels.shape
         if pixels.shape != self.shape:
             sizes = " and ".join(f"{height} x {width}" for _, height, width in (pixels.shape, self.shape))
-            raise ValueError(f"data.source: {image}: images of {sizes} cannot go into one batch; set data.size")
+            problem = f"{image}: images of {sizes} cannot go into one batch"
+            raise ValueError(f"run.objective.data.source: {problem}; set run.objective.data.size")
         return pixels
 
 
 def images_of(array: "pa.Array", name: str) -> list[tuple[Pixels, str | None]]:
-    """(encoded bytes or pixels, path where there is one) of each value of an arrow array. Raises ValueError where it holds something else."""
+    """(encoded bytes or pixels, path if known) of each value of an arrow array.
+
+    Raises ValueError if it has no images.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -129,7 +158,8 @@ def images_of(array: "pa.Array", name: str) -> list[tuple[Pixels, str | None]]:
         return [(data, None) for data in views(array)]
     if _depth(kind) in (2, 3):
         return [(pixels, None) for pixels in _arrays(array)]
-    raise ValueError(f"data.image_column = {name!r} holds {kind}, not images; name a column of encoded images or of 2-D or 3-D arrays of uint8")
+    fix = "use a column of encoded images or of 2-D or 3-D arrays of uint8"
+    raise ValueError(f"run.objective.data.image_column: {name!r} holds {kind}, not images; {fix}")
 
 
 def _depth(kind: "pa.DataType") -> int:
@@ -138,17 +168,19 @@ def _depth(kind: "pa.DataType") -> int:
 
     depth = 0
     while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        kind, depth = kind.value_type, depth + 1
+        kind = kind.value_type
+        depth += 1
     return depth if pa.types.is_uint8(kind) else 0
 
 
 def _arrays(array: "pa.Array") -> list[Pixels]:
-    """Each value of nested lists as an array; as one block, without a loop over them, where all have the same shape."""
+    """Each value of nested lists as an array; without a loop if all have the same shape."""
     import pyarrow.compute as pc
 
     if len(array) == 0:
         return []
-    shape, level = [len(array)], array
+    shape = [len(array)]
+    level = array
     while _depth(level.type):
         lengths = pc.list_value_length(level)
         low, high = pc.min_max(lengths).as_py().values()
@@ -162,8 +194,10 @@ def _arrays(array: "pa.Array") -> list[Pixels]:
 def _labels(column: "pa.ChunkedArray", name: str) -> list[int]:
     import pyarrow as pa
 
+    field = f"run.objective.data.label_column: {name!r}"
     if not (pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)):
-        raise ValueError(f"data.label_column = {name!r} holds {column.type}, not class numbers; name a column of integers, or set it to null")
+        fix = "use a column of integers, or set it to null"
+        raise ValueError(f"{field} holds {column.type}, not class numbers; {fix}")
     if column.null_count:
-        raise ValueError(f"data.label_column = {name!r} has rows without a label; name a full column, or set it to null")
+        raise ValueError(f"{field} has rows without a label; use a full column, or set it to null")
     return [int(label) for label in column.to_pylist()]

@@ -1,17 +1,17 @@
 """The training stream of one rank, for images."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from data.image_rows import Images, ImageSamples
+from data.image_rows import ImageRecords, Images, Records
 from data.images import ImageConfig
-from data.lanes import State
+from data.lanes import Samples
 from data.run_stream import RunStream
 from data.scan import scan
 from data.shuffle import splitmix64, stable_hash
-from data.steps import Batch
+from data.steps import Batch, RunState, Share
 
 if TYPE_CHECKING:
     import torch
@@ -21,45 +21,48 @@ class ImageCollate:
     """Records to {"image": uint8 (m, C, H, W), "label": int64 (m,), "sample": int64 (m,)}."""
 
     def __init__(self, *, flip_seed: int | None) -> None:
-        self._flip_key = None if flip_seed is None else np.uint64(stable_hash(flip_seed, "flip"))
+        self.flip_key = None if flip_seed is None else np.uint64(stable_hash(flip_seed, "flip"))
 
-    def room(self, count: int, like: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def room(self, count: int, like: Samples) -> Samples:
         return np.empty(count, like.dtype)
 
-    def batch(self, samples: npt.NDArray[Any], numbers: npt.NDArray[np.int64]) -> Batch:
+    def batch(self, samples: Samples, numbers: npt.NDArray[np.int64]) -> Batch:
         import torch
 
-        image_MCHW = samples["image"].copy()
-        if self._flip_key is not None:
-            flipped_M = splitmix64(splitmix64(numbers.astype(np.uint64)) ^ self._flip_key) >> np.uint64(63) == 1
+        records = cast(Records, samples)
+        image_MCHW = records["image"].copy()
+        if self.flip_key is not None:
+            flipped_M = splitmix64(splitmix64(numbers.astype(np.uint64)) ^ self.flip_key) >> np.uint64(63) == 1
             image_MCHW[flipped_M] = image_MCHW[flipped_M, :, :, ::-1]
-        arrays = {"image": image_MCHW, "label": samples["label"].copy(), "sample": numbers}
+        arrays = {"image": image_MCHW, "label": records["label"].copy(), "sample": numbers}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 class ImageStream(RunStream):
     """The training batches of one rank, of images (run_stream.py)."""
 
-    def __init__(
-        self, config: ImageConfig, *, seed: int, rank: int, world: int, global_batch: int, micro_batch: int, group: int = 1, state: State | None = None
-    ) -> None:
+    def __init__(self, config: ImageConfig, share: Share, *, seed: int, state: RunState | None = None) -> None:
         collate = ImageCollate(flip_seed=seed if config.flip else None)
-        numbers = {"rank": rank, "world": world, "global_batch": global_batch, "micro_batch": micro_batch, "group": group}
-        super().__init__(config, collate, seed=seed, **numbers, state=state)
+        super().__init__(config, collate, share, seed=seed, state=state)
 
 
 def preview_images(config: ImageConfig, seed: int, n: int) -> "torch.Tensor":
-    """The first `n` training images of a run, (n, C, H, W) uint8: what the model will see."""
-    with ImageStream(config, seed=seed, rank=0, world=1, global_batch=n, micro_batch=n) as stream:
+    """The first `n` training images of a run, (n, C, H, W) uint8, as the model will see them."""
+    share = Share(rank=0, world=1, global_batch=n, micro_batch=n)
+    with ImageStream(config, share, seed=seed) as stream:
         return next(stream).micro_batches[0]["image"]
 
 
 def image_shape(config: ImageConfig) -> tuple[int, int, int]:
-    """(C, H, W) of every image; read from the first one where `size` does not say. Raises ValueError for a source without images."""
+    """(C, H, W) of every image: of `size`, else of the first image.
+
+    Raises ValueError for a source without images.
+    """
     if config.size:
         return config.channels, config.size, config.size
     images = Images(config, held_out=0.0)
-    for table, place, _ in scan(config.source, lambda _: config.eval_columns, retry_seconds=config.retry_seconds):
-        channels, height, width = ImageSamples(config).of(images.all(table, place)[:1])["image"].shape[1:]
+    for table, origin, _ in scan(config.source, lambda _: config.eval_columns, retry_seconds=config.retry_seconds):
+        records = ImageRecords(config).of(images.all(table, origin)[:1])
+        channels, height, width = records["image"].shape[1:]
         return channels, height, width
     raise AssertionError("a scan has rows, or raises")

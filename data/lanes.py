@@ -1,169 +1,237 @@
-"""A lane: one deterministic stream of samples, which a few numbers bring back to any place.
+"""A lane: one deterministic stream of samples, which a few numbers bring back to any point.
 
-rows (rows.py) -> windows of documents, shuffled -> chunks of about half a megabyte -> samples of the chunk, shuffled.
-Only what a state needs is kept: the position at the window's start, the chunk's first document, what was left over of
-the chunk before, and how many samples were taken. Resuming reads the window again and makes one chunk.
+A lane works in three steps:
+1. Rows (rows.py) are collected into windows of documents, and each window is shuffled.
+2. A window is cut into chunks of about half a megabyte, and a `SampleMaker` turns each chunk into
+   samples.
+3. The samples of a chunk are shuffled.
+
+A state holds only what is needed to repeat this: the position at the window's start, the chunk's
+first document, the tokens carried over from the chunk before, and how many samples were taken.
+Resuming reads the window again and makes one chunk.
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Sequence, Sized
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from data.rows import Place, Position, Rows
+from data.rows import Origin, Position, Rows, RowsState
 from data.shuffle import permutation
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-CHUNK_BYTES = 1 << 19  # samples are mixed within a chunk, which should stay in the cache of the CPU; part of the order, like rows.BATCH
-WINDOW_BYTES = 1 << 26  # a window ends early rather than fill the memory
+# Samples are mixed within a chunk, which should stay in the CPU's cache.
+# Part of the order, like rows.BATCH.
+CHUNK_BYTES = 1 << 19
+# A window ends early at this size, so that it does not fill the memory.
+WINDOW_BYTES = 1 << 26
 
-State = dict[str, Any]
-Samples = npt.NDArray[Any]
+Samples = npt.NDArray[np.generic]
+"""(samples, ...): windows of tokens, or records of an image and its label."""
+
+Document = TypeVar("Document", bound=Sized)
 
 
-class Made(NamedTuple):
-    """What became of some documents."""
+class LaneState(RowsState):
+    """Where the next sample of a lane begins, as JSON.
+
+    The position is that of the window's first row.
+    """
+
+    document: int
+    """Index in the window of the chunk's first document."""
+    carry: list[int]
+    """Tokens carried over from the chunk before."""
+    documents: int
+    """Number of documents in all finished chunks."""
+    unreadable: int
+    """How many of these documents could not be read."""
+    taken: int
+    """Number of samples taken from the chunk."""
+
+
+class Chunk(NamedTuple):
+    """The samples made of some consecutive documents."""
 
     samples: Samples
-    """(samples, ...); only read, so that it may be a view."""
+    """Read-only, so it may be a view."""
     carry: list[int]
-    """What is left over for the next chunk."""
+    """Tokens left over for the next chunk."""
     unreadable: int
-    """Documents that were left out because they cannot be read."""
+    """Number of documents left out because they cannot be read."""
 
 
-class Maker(Protocol):
-    """What makes samples of documents: packing for text, decoding for images."""
+class SampleMaker(Protocol[Document]):
+    """Turns documents into samples: packs text, decodes images."""
 
-    def documents(self, table: "pa.Table", place: Place) -> Sequence[Any]:
-        """The training documents among the rows, which come from `place`; `len` of one is about its bytes."""
+    def documents(self, table: "pa.Table", origin: Origin) -> Sequence[Document]:
+        """The training documents in the table; `len` of one is about its size in bytes."""
 
     def first_carry(self) -> list[int]:
-        """What a new lane has left over from nothing."""
+        """The carry of a new lane."""
 
-    def make(self, documents: Sequence[Any], carry: list[int]) -> Made:
-        """All the samples of `documents` after `carry`."""
+    def make(self, documents: Sequence[Document], carry: list[int]) -> Chunk:
+        """All samples of `documents`, which follow `carry`."""
 
 
-class Lane:
-    """Samples without end; `state()` after `take` is where the next one begins."""
+class Lane(Generic[Document]):
+    """An endless stream of samples; after `take`, `state()` is where the next sample begins."""
 
-    def __init__(self, rows: Rows, maker: Maker, *, lane: int, seed: int | str, window: int, state: State) -> None:
-        self._rows = rows
-        self._maker = maker
-        self._lane = lane
-        self._key = seed
-        self._window = window
-        self._start: dict[str, int] = {key: state[key] for key in asdict(Position())}
-        self._document: int = state["document"]
-        self._carry: list[int] = state["carry"]
-        self._taken: int = state["taken"]
-        self._counts = {key: state[key] for key in ("documents", "unreadable")}
-        self._documents: list[Any] | None = None  # of the window, in the order in which they come
-        self._made: Made | None = None  # of the chunk
-        self._fruitful = self._start != asdict(Position(epoch=self._start["epoch"]))
-        self._barren_epoch: int | None = None
-        self._place: State | None = None  # what a state holds besides `taken`, until the next chunk
+    def __init__(
+        self, rows: Rows, maker: SampleMaker[Document], *, lane: int, seed: int | str, window: int, state: LaneState
+    ) -> None:
+        self.rows = rows
+        self.maker = maker
+        self.lane = lane
+        self.seed = seed
+        self.window = window
+        self.start = Position(epoch=state["epoch"], shard=state["shard"], row=state["row"])
+        """Where the window begins."""
+        self.document = state["document"]
+        self.carry = state["carry"]
+        self.taken = state["taken"]
+        self.finished = state["documents"]
+        self.unreadable = state["unreadable"]
+        self._documents: list[Document] | None = None  # of the window, shuffled
+        self._ends: list[int] = []  # of the window's chunks
+        self._end = 0  # of this chunk
+        self._chunk: Chunk | None = None
+        self._fruitful = self.start != Position(epoch=self.start.epoch)  # whether the epoch has had documents
+        self._barren_epoch: int | None = None  # the first of the epochs since which nothing could be read
+        self._state: LaneState | None = None  # of this chunk, whatever was taken
 
     @staticmethod
-    def first_state(maker: Maker) -> State:
-        """The state of a lane from which nothing was taken."""
-        counts = {"documents": 0, "unreadable": 0, "wide": False, "skipped": []}
-        return {**asdict(Position()), "document": 0, "carry": maker.first_carry(), "taken": 0, **counts}
+    def first_state(maker: SampleMaker[Document], skipped: Sequence[Sequence[int]] = ()) -> LaneState:
+        """The state of a lane at its start, which leaves out `skipped` (see RowsState)."""
+        return LaneState(
+            epoch=0,
+            shard=0,
+            row=0,
+            document=0,
+            carry=maker.first_carry(),
+            documents=0,
+            unreadable=0,
+            wide=False,
+            skipped=[list(position) for position in skipped],
+            taken=0,
+        )
 
-    def state(self) -> State:
-        """Where the next sample begins: JSON-able, and not changed by later calls.
-
-        With it the documents of all finished chunks, those of them that were unreadable, and where shards were (rows.py).
-        """
-        if self._place is None:
-            place = {**self._start, "document": self._document, "carry": self._carry}
-            self._place = {**place, **self._counts, "wide": self._rows.wide, "skipped": list(self._rows.skipped)}
-        return {**self._place, "taken": self._taken}
+    def state(self) -> LaneState:
+        """Where the next sample begins; later calls do not change it."""
+        if self._state is None:
+            self._state = LaneState(
+                epoch=self.start.epoch,
+                shard=self.start.shard,
+                row=self.start.row,
+                document=self.document,
+                carry=self.carry,
+                documents=self.finished,
+                unreadable=self.unreadable,
+                wide=self.rows.wide,
+                skipped=list(self.rows.skipped),
+                taken=0,
+            )
+        return {**self._state, "taken": self.taken}
 
     def take(self, count: int) -> Samples:
-        """The next `count` samples, (count, ...), to be read only."""
+        """The next `count` samples, (count, ...), read-only."""
         parts: list[Samples] = []
         while count:
-            if self._made is None:
-                self._make_chunk()
-            elif self._taken == len(self._samples):
-                self._next_chunk()
+            if self._chunk is None:
+                self._chunk = self._make_chunk()
+            elif self.taken == len(self._chunk.samples):
+                self._finish_chunk(self._chunk)
             else:
-                part = self._samples[self._taken : self._taken + count]
-                self._taken += len(part)
+                part = self._chunk.samples[self.taken : self.taken + count]
+                self.taken += len(part)
                 count -= len(part)
                 parts.append(part)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _make_chunk(self) -> None:
-        """The samples of the chunk that begins at `_document`, and their order."""
+    def _make_chunk(self) -> Chunk:
+        """The chunk that begins at `document`, its samples shuffled."""
         if self._documents is None:
             self._documents = self._read_window()
             self._ends = _chunk_ends(self._documents)
-        self._place = None
-        self._end = self._ends[bisect_right(self._ends, self._document)]
-        self._made = self._maker.make(self._documents[self._document : self._end], self._carry)
-        order = permutation(len(self._made.samples), self._key, "samples", self._lane, *self._start.values(), self._document)
-        self._samples = self._made.samples[order]  # all at once, while they are in the cache
-        if self._made.unreadable < self._end - self._document:
+        self._state = None
+        self._end = self._ends[bisect_right(self._ends, self.document)]
+        chunk = self.maker.make(self._documents[self.document : self._end], self.carry)
+        order = permutation(len(chunk.samples), self.seed, "samples", self.lane, *self._start_key(), self.document)
+        self._check_readable(chunk)
+        return chunk._replace(samples=chunk.samples[order])  # all at once, while they are in the cache
+
+    def _check_readable(self, chunk: Chunk) -> None:
+        """Raises ValueError after a whole epoch in which no document could be read."""
+        if chunk.unreadable < self._end - self.document:
             self._barren_epoch = None
         elif self._barren_epoch is None:
-            self._barren_epoch = self._start["epoch"]
-        elif self._start["epoch"] > self._barren_epoch + 1:
-            raise ValueError(_nothing(self._lane, self._rows.names(), "none can be read", "mend the source"))
+            self._barren_epoch = self.start.epoch
+        elif self.start.epoch > self._barren_epoch + 1:
+            raise self._no_documents("none can be read", "repair the source")
 
-    def _next_chunk(self) -> None:
-        """Move the state over the chunk's edge, and over the window's where that ends too."""
+    def _finish_chunk(self, chunk: Chunk) -> None:
+        """Move to the next chunk, and at the window's end to the next window."""
         assert self._documents is not None
-        assert self._made is not None
-        self._place = None
-        made = self._end - self._document
-        self._counts = {"documents": self._counts["documents"] + made, "unreadable": self._counts["unreadable"] + self._made.unreadable}
-        self._carry, self._document, self._taken, self._made = self._made.carry, self._end, 0, None
-        if self._document == len(self._documents):
-            self._start, self._document, self._documents = asdict(self._rows.position), 0, None
+        self.finished += self._end - self.document
+        self.unreadable += chunk.unreadable
+        self.carry = chunk.carry
+        self.document = self._end
+        self.taken = 0
+        self._chunk = None
+        self._state = None
+        if self.document == len(self._documents):
+            self.start = self.rows.position
+            self.document = 0
+            self._documents = None
 
-    def _read_window(self) -> list[Any]:
-        """Documents from `_start` on, at least one, shuffled."""
-        documents: list[Any] = []
+    def _read_window(self) -> list[Document]:
+        """The documents from `start` on, at least one, shuffled."""
+        documents: list[Document] = []
         size = 0
-        while len(documents) < self._window and size < WINDOW_BYTES:
-            table = self._rows.next()
+        while len(documents) < self.window and size < WINDOW_BYTES:
+            table = self.rows.next()
             if table is not None:
-                documents.extend(self._maker.documents(table, self._rows.place))
+                documents.extend(self.maker.documents(table, self.rows.origin))
                 size += table.nbytes
             elif documents:
                 break
             else:
                 self._check_epoch()
-        self._fruitful = self._rows.position.shard > 0 or self._rows.position.row > 0
-        order = permutation(len(documents), self._key, "documents", self._lane, *self._start.values())
-        return [documents[place] for place in order.tolist()]
+        self._fruitful = self.rows.position.shard > 0 or self.rows.position.row > 0
+        order = permutation(len(documents), self.seed, "documents", self.lane, *self._start_key())
+        return [documents[index] for index in order.tolist()]
 
     def _check_epoch(self) -> None:
-        """An epoch ended and this window is empty: if the whole epoch was, so will all others be, and the lane reads what all lanes read."""
+        """At an epoch's end with the window still empty: widen after a whole empty epoch.
+
+        Every later epoch would be empty too. Raises ValueError if all shards together have no
+        documents.
+        """
         if self._fruitful:
             self._fruitful = False
-        elif not self._rows.wide:
-            self._rows.widen()
-            self._start = asdict(self._rows.position)
+        elif not self.rows.wide:
+            self.rows.widen()
+            self.start = self.rows.position
         else:
-            fix = "give more data, or a smaller data.held_out"
-            raise ValueError(_nothing(self._lane, self._rows.names(), "all are empty or held out", fix))
+            fix = "use more data, or a smaller run.objective.data.held_out"
+            raise self._no_documents("all are empty or held out", fix)
+
+    def _start_key(self) -> tuple[int, int, int]:
+        return self.start.epoch, self.start.shard, self.start.row
+
+    def _no_documents(self, why: str, fix: str) -> ValueError:
+        names = self.rows.names()
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        reads = ", ".join(names[:3]) + more
+        problem = f"lane {self.lane} has no documents to train on (it reads {reads}): {why}"
+        return ValueError(f"run.objective.data.source: {problem}; {fix}")
 
 
-def _chunk_ends(documents: Sequence[Any]) -> list[int]:
-    """The places where chunks end: after about CHUNK_BYTES each, at the latest at the end."""
+def _chunk_ends(documents: Sequence[Sized]) -> list[int]:
+    """Where chunks end: after about CHUNK_BYTES each, and at the end of the window."""
     chunk = np.cumsum(np.fromiter(map(len, documents), np.int64, len(documents))) // CHUNK_BYTES
     return [*(np.flatnonzero(np.diff(chunk)) + 1).tolist(), len(documents)]
-
-
-def _nothing(lane: int, names: Sequence[str], why: str, fix: str) -> str:
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return f"data.source: lane {lane} has no documents to train on (it reads {shown}): {why}; {fix}"

@@ -1,26 +1,52 @@
-"""What exactly a run trains on: frozen at its start, so that a source which changed is seen on resume."""
+"""The manifest of a run's data, frozen at its start: a resumed run notices a changed source."""
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from data.digits import digits_shards
-from data.files import file_tag, list_files
+from data.files import FileTag, file_tag, list_files
 from data.images import ImageConfig
-from data.sources import Digits, Files, Hub, Mixture, Plain, PythonStdlib, Source, parts_of
+from data.sources import Digits, Files, Hub, Mixture, Plain, PythonStdlib, Source, SourceError, parts_of
 from data.stdlib import stdlib_shards
 from data.text import TextConfig
 from data.tokenizers import load_tokenizer
 
 
-def manifest(config: TextConfig | ImageConfig, *, seed: int | None = None, lanes: int | None = None) -> dict[str, Any]:
-    """What the order of samples depends on: files with size and tag, lanes, window, seed, how samples are made; and a digest over it. JSON-able.
+class Contents(TypedDict):
+    """Everything that the order of samples depends on, as JSON."""
 
-    Files of our own sources go by their name and the digest in their folder's, so that the cache may lie elsewhere.
+    source: list[FileTag]
+    eval_source: list[FileTag]
+    columns: dict[str, list[str]]
+    """The columns read of each kind of source."""
+    held_out: float
+    lanes: int | None
+    window: int
+    seed: int | None
+    seq_len: NotRequired[int]
+    tokenizer: NotRequired[str]
+    """Digest of the tokenizer."""
+    size: NotRequired[int | None]
+    channels: NotRequired[int]
+    flip: NotRequired[bool]
+
+
+class Manifest(Contents):
+    """The contents and their digest."""
+
+    digest: str
+
+
+def manifest(config: TextConfig | ImageConfig, *, seed: int | None = None, lanes: int | None = None) -> Manifest:
+    """The manifest of a run's data: its files, its order, and how samples are made.
+
+    Files of the built-in sources are named relative to the cache, with the digest in their folder's
+    name as tag: the cache may be elsewhere on another machine.
     """
-    contents: dict[str, Any] = {
+    contents: Contents = {
         "source": _tags(config.source),
         "eval_source": _tags(config.eval_source) if config.eval_source else [],
         "columns": {part.source.name: config.columns(part.source) for part in parts_of(config.source)},
@@ -28,59 +54,75 @@ def manifest(config: TextConfig | ImageConfig, *, seed: int | None = None, lanes
         "lanes": lanes or config.lanes,
         "window": config.window,
         "seed": seed,
-        **_samples(config),
     }
-    return {**contents, "digest": hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()}
-
-
-def _samples(config: TextConfig | ImageConfig) -> dict[str, Any]:
-    """How samples are made of documents."""
     match config:
         case TextConfig():
-            return {"seq_len": config.seq_len, "tokenizer": load_tokenizer(config.tokenizer).digest}
+            contents["seq_len"] = config.seq_len
+            contents["tokenizer"] = load_tokenizer(config.tokenizer).digest
         case ImageConfig():
-            return {"size": config.size, "channels": config.channels, "flip": config.flip}
+            contents["size"] = config.size
+            contents["channels"] = config.channels
+            contents["flip"] = config.flip
+    digest = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
+    return {**contents, "digest": digest}
 
 
-def check_manifest(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises ValueError, in one line that names the first file or field, unless a run with manifest `saved` can go on exactly with `now`.
+def check_manifest(saved: Manifest, now: Manifest) -> None:
+    """Raises ValueError if a run cannot continue exactly, in one line that names the first change.
 
-    What is evaluated on and the number of lanes are left to the checkpoint, which knows them.
+    `saved` is from the run's start. The evaluation data and the number of lanes are left to the
+    checkpoint, which knows them.
     """
     for problem in _changes(saved, now):
-        raise ValueError(f"{problem}; a resumed run would not see what an unbroken one had: bring it back, or begin a new run")
+        effect = "a resumed run would see other samples than an unbroken one"
+        raise ValueError(f"{problem}; {effect}: restore it, or begin a new run")
 
 
-def _changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    then = {file["name"]: file for file in saved["source"]}
-    here = {file["name"]: file for file in now["source"]}
-    for name, file in then.items():
-        if name not in here:
-            yield f"data.source: {name} is missing; the run began with it"
-        elif here[name]["size"] != file["size"]:
-            yield f"data.source: {name} has changed: {file['size']} bytes when the run began, {here[name]['size']} now"
-        elif here[name] != file:
-            what = next(key for key in file if here[name].get(key) != file[key])
-            yield f"data.source: {name} has changed: its {what} was {file[what]!r} when the run began, and is {here[name].get(what)!r}"
-    for name in here:
-        if name not in then:
-            yield f"data.source: {name} is new; the run began without it"
-    if list(then) != list(here):
-        yield "data.source: its files come in another order than when the run began"
+def _changes(saved: Manifest, now: Manifest) -> Iterator[str]:
+    yield from _file_changes(saved["source"], now["source"])
     for key in sorted((saved.keys() | now.keys()) - {"source", "eval_source", "lanes", "digest"}):
         if saved.get(key) != now.get(key):
-            yield f"data.{key} was {saved.get(key)!r} when the run began, and is {now.get(key)!r}"
+            field = "run.seed" if key == "seed" else f"run.objective.data.{key}"
+            yield f"{field}: it was {saved.get(key)!r} when the run began, and is {now.get(key)!r}"
 
 
-def _tags(source: Source) -> list[dict[str, Any]]:
-    """The files of all parts; of a mixture's with the part's number and weight."""
-    if isinstance(source, Mixture):
-        parts = enumerate(source.parts)
-        return [{**tag, "name": f"part {n}: {tag['name']}", "weight": part.weight} for n, part in parts for tag in _file_tags(part.source)]
-    return _file_tags(source)
+def _file_changes(saved: list[FileTag], now: list[FileTag]) -> Iterator[str]:
+    field = "run.objective.data.source"
+    before = {file["name"]: file for file in saved}
+    after = {file["name"]: file for file in now}
+    for name, file in before.items():
+        if name not in after:
+            yield f"{field}: {name} is missing; the run began with it"
+        elif after[name] != file:
+            yield f"{field}: {name} has changed: {_file_change(file, after[name])}"
+    for name in after:
+        if name not in before:
+            yield f"{field}: {name} is new; the run began without it"
+    if list(before) != list(after):
+        yield f"{field}: its files come in another order than when the run began"
 
 
-def _file_tags(source: Plain) -> list[dict[str, Any]]:
+def _file_change(before: FileTag, after: FileTag) -> str:
+    if before["size"] != after["size"]:
+        return f"{before['size']} bytes when the run began, {after['size']} now"
+    old: Mapping[str, object] = before
+    new: Mapping[str, object] = after
+    key = next(key for key in [*old, *new] if old.get(key) != new.get(key))
+    return f"its {key} was {old.get(key)!r} when the run began, and is {new.get(key)!r}"
+
+
+def _tags(source: Source) -> list[FileTag]:
+    """The files of all parts; those of a mixture with the part's number and weight."""
+    if not isinstance(source, Mixture):
+        return _file_tags(source)
+    tags: list[FileTag] = []
+    for number, part in enumerate(source.parts):
+        for tag in _file_tags(part.source):
+            tags.append({**tag, "name": f"part {number}: {tag['name']}", "weight": part.weight})
+    return tags
+
+
+def _file_tags(source: Plain) -> list[FileTag]:
     match source:
         case PythonStdlib() | Digits():
             shards = stdlib_shards() if isinstance(source, PythonStdlib) else digits_shards()
@@ -91,8 +133,8 @@ def _file_tags(source: Plain) -> list[dict[str, Any]]:
             return [_hub_tag(source)]
 
 
-def _hub_tag(source: Hub) -> dict[str, Any]:
-    """The dataset at the commit that its revision means now."""
+def _hub_tag(source: Hub) -> FileTag:
+    """The dataset at the commit to which its revision points now."""
     if Path(source.dataset).exists():
         return {"name": source.dataset, "size": None, "tag": ""}
     from huggingface_hub import HfApi
@@ -101,6 +143,7 @@ def _hub_tag(source: Hub) -> dict[str, Any]:
     try:
         commit = HfApi().dataset_info(source.dataset, revision=source.revision).sha
     except (HfHubHTTPError, OSError) as error:
-        said = " ".join(str(error).split())
-        raise ValueError(f"data.source.dataset = {source.dataset!r}: the Hub does not tell its revision ({said}); check the name and the network") from error
+        problem = f"{source.dataset!r}: the Hub does not tell its revision ({' '.join(str(error).split())})"
+        fix = "check the name and the network"
+        raise SourceError(f"run.objective.data.source.dataset: {problem}; {fix}") from error
     return {"name": f"{source.dataset}/{source.config or 'default'}/{source.split}", "size": None, "tag": commit}

@@ -1,6 +1,7 @@
-"""A process that reads and decodes some lanes ahead: `python -m data.process FD`, started by process_lanes.py.
+"""A process that reads and decodes some lanes ahead: `python -m <this module> FD`.
 
-Its job comes on standard input, which then stays open for as long as anybody wants the samples; they go to FD.
+Started by process_lanes.py. Reads its job (a pickled `LaneJob`) from standard input and writes
+samples to file descriptor FD. When standard input closes, it exits.
 """
 
 import os
@@ -10,29 +11,27 @@ import sys
 from multiprocessing.connection import Connection
 from threading import Event, Thread
 
-from data.lane_set import open_lanes
-from data.steps import OwnLanes
+from data.lane_set import LaneJob
 
 
 def main() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # whoever started it decides when it ends
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides when this process ends
         signal.signal(number, signal.SIG_IGN)
     stdin = sys.stdin.buffer
-    config, seed, share, total, step, states = pickle.loads(stdin.read(int.from_bytes(stdin.read(8), "little")))
-    Thread(target=_leave_with_parent, daemon=True).start()
+    job: LaneJob = pickle.loads(stdin.read(int.from_bytes(stdin.read(8), "little")))
+    Thread(target=_exit_with_parent, daemon=True).start()
     pipe = Connection(int(sys.argv[1]), readable=False)
     try:
-        lanes = open_lanes(config, seed=seed, states=states, total=total, closing=Event())
-        source = OwnLanes(lanes, share, total=total, step=step)
+        lanes = job.open(Event())
         while True:
-            pipe.send(source.next())
+            pipe.send(lanes.next())
     except BrokenPipeError:
         return
-    except Exception as error:  # it is raised where the samples are wanted
+    except Exception as error:  # the parent raises it where the samples are wanted
         pipe.send(error)
 
 
-def _leave_with_parent() -> None:
+def _exit_with_parent() -> None:
     while sys.stdin.buffer.read(1 << 16):
         pass
     os._exit(0)

@@ -1,4 +1,4 @@
-"""Waiting for a source that fails for a while: which errors pass, and for how long to hope."""
+"""Waiting for a source that fails for a while: which errors may pass, and how long to retry."""
 
 import time
 from threading import Event
@@ -10,50 +10,77 @@ NETWORK_MODULES = {"aiohttp", "httpx", "httpx2", "httpcore", "httpcore2", "botoc
 
 
 class Closed(Exception):
-    """The consumer went away while a source was being waited for."""
+    """The consumer closed the stream during the wait for a source."""
 
 
 def reason(error: BaseException) -> BaseException:
-    """What is behind `error`: libraries wrap an HTTP status in a FileNotFoundError, or a reset in a ConnectionError."""
+    """The first cause of `error`: some libraries wrap an HTTP status in a FileNotFoundError."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def passes(error: BaseException) -> bool:
-    """Whether `error` may go away by itself: a reset, a time-out, HTTP 5xx or 429; not a missing or forbidden file."""
+    """Whether a retry may help: after a reset, a time-out, HTTP 5xx or 429.
+
+    A missing or forbidden file does not come back by itself.
+    """
     status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
-    if status is not None:  # aiohttp, httpx and huggingface_hub each have their own place for it
+    if status is not None:  # aiohttp, httpx and huggingface_hub each keep it somewhere else
         return status in PASSING_STATUS
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
         return False
-    if type(error) is OSError and error.errno is None:  # what pyarrow raises for a damaged file: no call of the system failed
+    if type(error) is OSError and error.errno is None:  # pyarrow raises this for a damaged file: no system call failed
         return False
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in NETWORK_MODULES
 
 
 class Backoff:
-    """Delays that double from a quarter of a second to half a minute, until `seconds` have passed without progress."""
+    """Delays that double from 0.25 s to 30 s, until `seconds` have passed without progress."""
 
     def __init__(self, seconds: float, closing: Event) -> None:
-        self._seconds = seconds
-        self._closing = closing
+        self.seconds = seconds
+        self.closing = closing
         self.progress()
 
     def progress(self) -> None:
-        """Something was read: hope begins anew."""
-        self._delay = FIRST_DELAY
-        self._failing_since: float | None = None
+        """Start over: something was read."""
+        self.delay = FIRST_DELAY
+        self.failing_since: float | None = None
 
     def wait(self) -> bool:
-        """Sleep for the next delay; False once the time is up. Raises Closed when the consumer left meanwhile."""
+        """Sleep for the next delay; False once the time is up.
+
+        Raises Closed if the stream closes meanwhile.
+        """
         now = time.monotonic()
-        if self._failing_since is None:
-            self._failing_since = now
-        left = self._failing_since + self._seconds - now
+        if self.failing_since is None:
+            self.failing_since = now
+        left = self.failing_since + self.seconds - now
         if left <= 0:
             return False
-        if self._closing.wait(min(self._delay, left)):
+        if self.closing.wait(min(self.delay, left)):
             raise Closed
-        self._delay = min(2 * self._delay, LONGEST_DELAY)
+        self.delay = min(2 * self.delay, LONGEST_DELAY)
         return True
+
+
+class Outage:
+    """Makes reads fail on purpose for a while, as if the connection were reset."""
+
+    def __init__(self) -> None:
+        self.until = 0.0
+        """Reads fail before this value of time.monotonic()."""
+
+    def start(self, seconds: float) -> None:
+        """Let every read of the next `seconds` fail."""
+        self.until = time.monotonic() + seconds
+
+    def check(self) -> None:
+        """Raises ConnectionResetError during the outage."""
+        if time.monotonic() < self.until:
+            raise ConnectionResetError("a fault on purpose")
+
+
+OUTAGE = Outage()
+"""The outage of this process's lanes; trainer/faults.py starts it."""

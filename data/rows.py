@@ -1,66 +1,84 @@
-"""The rows of one lane: which shards it reads, in which order, epoch after epoch, over failures of the source.
+"""The rows of one lane: which shards it reads and in which order, across failures of the source.
 
-A position is three numbers. Reading on from a position gives the same tables, to the byte, as never having stopped.
+Three numbers make a position. Reading from a position gives the same tables, to the byte, as never
+having stopped.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from threading import Event
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 
-from data.retry import Backoff, passes, reason
+from data.retry import OUTAGE, Backoff, Outage, passes, reason
 from data.shards import Shards
 from data.shuffle import permutation
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-BATCH = 64  # rows to a table; windows end with a table, so another number here is another order of samples
+# Rows per table. Windows end with a table, so another number here is another order of samples.
+BATCH = 64
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """Where a lane stands in its rows."""
+    """Where a lane is in its rows."""
 
     epoch: int = 0
     shard: int = 0
-    """A place in the epoch's order of the lane's shards."""
+    """Index into the epoch's order of the lane's shards."""
     row: int = 0
-    """Rows read of that shard, those of other lanes included."""
+    """Number of rows already read of that shard, including the rows of other lanes."""
 
 
-class Place(NamedTuple):
-    """Which rows of which shard a table holds, for messages: `first`, `first` + `every`, ..."""
+class RowsState(TypedDict):
+    """The part of a lane's state from which `Rows` continues."""
 
-    name: str
+    epoch: int
+    shard: int
+    row: int
+    wide: bool
+    """Whether the lane reads all shards, because its own have no documents."""
+    skipped: list[list[int]]
+    """[epoch, shard, row] where a shard became unreadable; it ends there whenever it is read."""
+
+
+class Origin(NamedTuple):
+    """Which rows of which shard a table holds, for messages: `first`, `first` + `stride`, ..."""
+
+    shard: str
     first: int
-    every: int
+    stride: int
 
     def row(self, index: int) -> str:
-        """The row at `index` of the table."""
-        return f"{self.name}, row {self.first + index * self.every}"
+        """The name of the table's row at `index`."""
+        return f"{self.shard}, row {self.first + index * self.stride}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What to do about a source that fails."""
+    """How `Rows` treats a source that fails."""
 
     retry_seconds: float
+    """How long to retry without progress."""
     skip: bool = False
-    """Leave out what stays unreadable, rather than end the run."""
+    """Whether to skip what stays unreadable; otherwise it ends the run."""
     closing: Event = field(default_factory=Event)
-    """Set when nobody waits for the rows any more."""
+    """Set when the consumer has closed."""
+    outage: Outage = OUTAGE
+    """Checked before every table is read."""
 
 
 class Rows:
-    """The rows of lane `lane` of `lanes`: shards lane, lane + lanes, ..., in an order of (seed, lane, epoch).
+    """The rows of lane `lane` of `lanes`: those of the shards lane, lane + lanes, ...
 
-    Where there are fewer shards than lanes, several lanes share a shard and take its rows in turn.
+    The order of the shards is a function of (seed, lane, epoch). If there are fewer shards than
+    lanes, several lanes share a shard and take its rows in turn.
     """
 
     def __init__(
@@ -70,93 +88,116 @@ class Rows:
         lane: int,
         lanes: int,
         seed: int | str,
-        position: Position,
         reading: Reading,
-        skipped: Sequence[Sequence[int]] = (),
-        wide: bool = False,
+        state: RowsState | None = None,
     ) -> None:
-        self._shards = shards
-        self._key = (seed, "shards", lane)
-        self._mine = list(range(lane, shards.count, lanes)) or [lane % shards.count]
-        self._turn = lane // shards.count if lane >= shards.count else 0
-        self._turns = len(range(self._mine[0], lanes, shards.count)) if shards.count < lanes else 1
+        self.shards = shards
+        self.reading = reading
+        self.key = (seed, "shards", lane)
+        self.own = list(range(lane, shards.count, lanes)) or [lane % shards.count]
+        """Numbers of the shards that this lane reads."""
+        self.turn = lane // shards.count if lane >= shards.count else 0
+        self.turns = len(range(self.own[0], lanes, shards.count)) if shards.count < lanes else 1
+        """Of every `turns` rows of a shard, the lane takes the one numbered `turn`."""
         self.wide = False
-        """Whether the lane reads all shards, because it found nothing in its own."""
-        self._reading = reading
+        self.position = Position()
+        self.origin = Origin("", 0, 1)
+        """Where the rows of the last table come from."""
+        self.skipped: list[list[int]] = []
+        """As in `RowsState`."""
         self._backoff = Backoff(reading.retry_seconds, reading.closing)
         self._tables: Iterator[pa.Table] | None = None
         self._ordered: tuple[int, list[int]] | None = None
-        if wide:
+        if state is not None:
+            self._restore(state)
+
+    def _restore(self, state: RowsState) -> None:
+        if state["wide"]:
             self.widen()
-        self.position = position
-        self.place = Place("", 0, 1)
-        self.skipped = [list(place) for place in skipped]
-        """[epoch, shard, row] from where on a shard could not be read: it ends there, also when it is read again."""
+        self.position = Position(epoch=state["epoch"], shard=state["shard"], row=state["row"])
+        self.skipped = [list(position) for position in state["skipped"]]
 
     def widen(self) -> None:
-        """From now on read all rows of all shards, from the first epoch on."""
-        self._mine, self._turn, self._turns, self.wide = list(range(self._shards.count)), 0, 1, True
-        self._tables = self._ordered = None
+        """Read all rows of all shards from now on, starting with the first epoch."""
+        self.own = list(range(self.shards.count))
+        self.turn = 0
+        self.turns = 1
+        self.wide = True
         self.position = Position()
+        self._tables = None
+        self._ordered = None
 
     def names(self) -> list[str]:
-        """The shards of this lane, for messages."""
-        return [self._shards.name(shard) for shard in self._mine]
+        """The names of this lane's shards, for messages."""
+        return [self.shards.name(shard) for shard in self.own]
 
     def next(self) -> "pa.Table | None":
-        """The next table (it may have no rows), which `place` tells of, and `position` moves on; None where an epoch ends."""
+        """The next table, which may have no rows; None at the end of an epoch.
+
+        Updates `position` and `origin`.
+        """
         at = self.position
-        while at.shard < len(self._mine):
-            table = self._read(shard := self._order(at.epoch)[at.shard])
+        while at.shard < len(self.own):
+            shard = self._order(at.epoch)[at.shard]
+            table = self._read(shard)
             if table is None:
                 self._tables = None
-                self.position = at = Position(epoch=at.epoch, shard=at.shard + 1)
+                at = Position(epoch=at.epoch, shard=at.shard + 1)
+                self.position = at
                 continue
             self.position = replace(at, row=at.row + table.num_rows)
-            first = (self._turn - at.row) % self._turns
-            self.place = Place(self._shards.name(shard), at.row + first, self._turns)
-            return table if self._turns == 1 else table.take(np.arange(first, table.num_rows, self._turns))
+            first = (self.turn - at.row) % self.turns
+            self.origin = Origin(self.shards.name(shard), at.row + first, self.turns)
+            return table if self.turns == 1 else table.take(np.arange(first, table.num_rows, self.turns))
         self.position = Position(epoch=at.epoch + 1)
         return None
 
     def _order(self, epoch: int) -> list[int]:
-        """The lane's shards as they come in `epoch`."""
+        """The lane's shards in the order of `epoch`."""
         if self._ordered is None or self._ordered[0] != epoch:
-            places = permutation(len(self._mine), *self._key, epoch)
-            self._ordered = epoch, [self._mine[place] for place in places]
+            order = permutation(len(self.own), *self.key, epoch)
+            self._ordered = epoch, [self.own[index] for index in order]
         return self._ordered[1]
 
     def _read(self, shard: int) -> "pa.Table | None":
-        here = [self.position.epoch, shard, self.position.row]
-        while here not in self.skipped:
+        """The next table of `shard`; None at its end, or where the rest is skipped."""
+        start = [self.position.epoch, shard, self.position.row]
+        while start not in self.skipped:
             try:
+                self.reading.outage.check()
                 if self._tables is None:
-                    self._tables = self._shards.read(shard, self.position.row, BATCH)
+                    self._tables = self.shards.read(shard, self.position.row, BATCH)
                 table = next(self._tables, None)
             except Exception as error:  # pyarrow, aiohttp, httpx, botocore and fsspec each raise their own
                 self._tables = None
-                if not self._again(error, self._shards.name(shard)):
-                    self.skipped.append(here)
+                if not self._retry(error, self.shards.name(shard)):
+                    self.skipped.append(start)
             else:
                 self._backoff.progress()
                 return table
         return None
 
-    def _again(self, error: Exception, name: str) -> bool:
-        """Wait, where the error may pass; False where the shard is to be skipped. Raises what ends the run."""
-        behind = reason(error)
-        said = " ".join(f"{type(behind).__name__}: {behind}".split())
-        if passes(behind):
-            log.warning("%s does not answer (%s); trying again", name, said)
+    def _retry(self, error: Exception, name: str) -> bool:
+        """Wait if the error may pass; False if the rest of the shard is skipped.
+
+        Raises if the run must end.
+        """
+        cause = reason(error)
+        detail = " ".join(f"{type(cause).__name__}: {cause}".split())
+        problem: Exception
+        if passes(cause):
+            log.warning("%s does not answer (%s); trying again", name, detail)
             if self._backoff.wait():
                 return True
-            said = f"{name} has not answered for {self._reading.retry_seconds:g} s ({said})"
-            problem: Exception = OSError(f"data.source: {said}; resume when it does, or raise data.retry_seconds")
+            summary = f"{name} has not answered for {self.reading.retry_seconds:g} s ({detail})"
+            fix = "resume when it does, or raise run.objective.data.retry_seconds"
+            problem = OSError(f"run.objective.data.source: {summary}; {fix}")
         else:
-            said = f"cannot read {name} ({said})"
-            problem = ValueError(f"data.source: {said}; mend the file, take it out of the source, or set data.on_unreadable to skip")
-        if not self._reading.skip:
+            summary = f"cannot read {name} ({detail})"
+            fix = "repair the file, remove it from the source, or set run.objective.data.on_unreadable to skip"
+            problem = ValueError(f"run.objective.data.source: {summary}; {fix}")
+        if not self.reading.skip:
             raise problem from error
-        log.warning("%s; what is left of it is skipped from row %d on", said, self.position.row)
+        log.warning("%s; skipping the rest of it from row %d", summary, self.position.row)
         self._backoff.progress()
         return False

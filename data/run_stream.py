@@ -1,42 +1,44 @@
-"""The training stream of one rank: what text and images have in common."""
+"""The training stream of one rank: the part that text and images share."""
 
 from threading import Event
 
-from data.lane_set import Config, open_lanes
-from data.lanes import State
+from data.lane_set import Config, LaneJob
 from data.process_lanes import ProcessLanes
-from data.steps import Collate, LaneSource, LaneStream, OwnLanes, Share, number_of_lanes
+from data.steps import Collate, LaneSource, LaneStream, RunState, Share, number_of_lanes
 
 
 class RunStream(LaneStream):
-    """The training batches of one rank, step after step; with `state` (merged over ranks) from there on, to the byte.
+    """The training batches of one rank, step after step.
 
-    Raises ValueError for numbers that do not divide and for what is wrong with the source; OSError, when iterating, for a
-    source that stopped answering for good.
+    With `state` it continues from there, to the byte; `state` is merged over the ranks that saved
+    it (steps.merge_states).
+
+    Raises ValueError for numbers that do not divide and for problems with the source. Iterating
+    raises OSError for a source that has stopped answering for good.
     """
 
     def __init__(
-        self,
-        config: Config,
-        collate: Collate,
-        *,
-        seed: int,
-        rank: int,
-        world: int,
-        global_batch: int,
-        micro_batch: int,
-        group: int = 1,
-        state: State | None = None,
+        self, config: Config, collate: Collate, share: Share, *, seed: int, state: RunState | None = None
     ) -> None:
-        share = Share(rank=rank, world=world, global_batch=global_batch, micro_batch=micro_batch, group=group)
-        total = number_of_lanes(config.lanes, world, state)
-        step = share.first_step(state)
+        total = number_of_lanes(config.lanes, share.world, state)
+        names = [str(number) for number in range(share.rank, total, share.world)]
+        job = LaneJob(
+            config=config,
+            share=share,
+            seed=seed,
+            total=total,
+            step=share.first_step(state),
+            states={name: state["lanes"][name] if state else None for name in names},
+        )
         closing = Event()
-        numbers = range(rank, total, world)
-        states = {str(number): (state["lanes"][str(number)] if state else None) for number in numbers}
-        source: LaneSource
-        if config.processes:
-            source = ProcessLanes(config, seed=seed, share=share, total=total, step=step, states=states, closing=closing)
-        else:
-            source = OwnLanes(open_lanes(config, seed=seed, states=states, total=total, closing=closing), share, total=total, step=step)
-        super().__init__(source, collate, share, states=states, total=total, prefetch=config.prefetch, step=step, closing=closing)
+        source: LaneSource = ProcessLanes(job, closing) if config.processes else job.open(closing)
+        super().__init__(
+            source,
+            collate,
+            share,
+            states=job.states,
+            total=total,
+            prefetch=config.prefetch,
+            step=job.step,
+            closing=closing,
+        )

@@ -1,4 +1,4 @@
-"""The source text of the Python standard library, written once as parquet shards: real text on every machine, with no network."""
+"""The source text of the Python standard library, as parquet shards: text on every machine."""
 
 import hashlib
 import os
@@ -18,22 +18,24 @@ LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__p
 
 
 def stdlib_shards() -> list[Path]:
-    """The parquet shards (columns `key`: relative path, `text`), written first if this interpreter's are not there yet.
+    """The parquet shards (columns `key`: relative path, `text`), written first if they are missing.
 
-    The folder's name carries a digest of the version and of every file. It appears by one rename, so that several processes may ask at once.
+    The folder's name carries a digest of the Python version and of every file. The folder appears
+    by one rename, so several processes may ask at once.
     """
     files = list(_source_files(Path(sysconfig.get_path("stdlib"))))
     digest = hashlib.sha256(sys.version.encode())
     for key, text in files:
         digest.update(f"\0{key}\0{len(text)}\0".encode() + text)
-    folder = cache_folder() / f"python_stdlib-{sys.version_info.major}.{sys.version_info.minor}-{digest.hexdigest()[:16]}"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    folder = cache_folder() / f"python_stdlib-{version}-{digest.hexdigest()[:16]}"
     if not folder.is_dir():
         write_shards(folder, (_table(files[shard::SHARDS]) for shard in range(SHARDS)))
     return sorted(folder.glob("*.parquet"))
 
 
 def _source_files(root: Path) -> Iterator[tuple[str, bytes]]:
-    """(relative path, UTF-8 text) of every source file, in sorted order; tests and installed packages are left out."""
+    """(relative path, UTF-8 text) of every source file but tests and packages, sorted."""
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = sorted(set(subfolders) - LEFT_OUT)
         for name in sorted(names):

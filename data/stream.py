@@ -1,49 +1,49 @@
 """The training stream of one rank, for text."""
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
-from data.lanes import State
+from data.lanes import Samples
 from data.packing import segments
 from data.run_stream import RunStream
-from data.steps import Batch
+from data.steps import Batch, RunState, Share
 from data.text import TextConfig
 from data.tokenizers import load_tokenizer
 
 
 class TextCollate:
-    """Windows to {"tokens": int64 (m, seq_len + 1), "sample": int64 (m,)} and, asked for, "segments" of the shape of tokens."""
+    """Windows to {"tokens": int64 (m, seq_len + 1), "sample": int64 (m,)}.
+
+    With `eod`, also "segments" (packing.py), of the shape of tokens.
+    """
 
     def __init__(self, *, eod: int | None) -> None:
-        self._eod = eod
+        self.eod = eod
 
-    def room(self, count: int, like: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    def room(self, count: int, like: Samples) -> Samples:
         return np.empty((count, *like.shape[1:]), np.int64)
 
-    def batch(self, samples: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64]) -> Batch:
+    def batch(self, samples: Samples, numbers: npt.NDArray[np.int64]) -> Batch:
         import torch
 
-        batch = {"tokens": torch.from_numpy(samples), "sample": torch.from_numpy(numbers)}
-        if self._eod is not None:
-            batch["segments"] = torch.from_numpy(segments(samples, self._eod))
+        tokens = samples.astype(np.int64, copy=False)
+        batch = {"tokens": torch.from_numpy(tokens), "sample": torch.from_numpy(numbers)}
+        if self.eod is not None:
+            batch["segments"] = torch.from_numpy(segments(tokens, self.eod))
         return batch
 
 
 class TextStream(RunStream):
     """The training batches of one rank, of text (run_stream.py)."""
 
-    def __init__(
-        self, config: TextConfig, *, seed: int, rank: int, world: int, global_batch: int, micro_batch: int, group: int = 1, state: State | None = None
-    ) -> None:
-        collate = TextCollate(eod=load_tokenizer(config.tokenizer).eod if config.document_mask else None)
-        numbers = {"rank": rank, "world": world, "global_batch": global_batch, "micro_batch": micro_batch, "group": group}
-        super().__init__(config, collate, seed=seed, **numbers, state=state)
+    def __init__(self, config: TextConfig, share: Share, *, seed: int, state: RunState | None = None) -> None:
+        eod = load_tokenizer(config.tokenizer).eod if config.document_mask else None
+        super().__init__(config, TextCollate(eod=eod), share, seed=seed, state=state)
 
 
 def preview(config: TextConfig, seed: int, n: int) -> list[str]:
-    """The first `n` training samples of a run, as text: what the model will see."""
+    """The first `n` training samples of a run as text, as the model will see them."""
     tokenizer = load_tokenizer(config.tokenizer)
-    with TextStream(config, seed=seed, rank=0, world=1, global_batch=n, micro_batch=n) as stream:
+    share = Share(rank=0, world=1, global_batch=n, micro_batch=n)
+    with TextStream(config, share, seed=seed) as stream:
         return [tokenizer.decode(sample) for sample in next(stream).micro_batches[0]["tokens"].tolist()]

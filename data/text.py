@@ -1,4 +1,4 @@
-"""Which text a run trains on: the config alone, with nothing heavy to import."""
+"""Config of the text that a run trains on; imports nothing heavy."""
 
 from dataclasses import dataclass, field
 
@@ -8,34 +8,36 @@ from data.sources import Plain, PythonStdlib, Source
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig(StreamConfig):
-    """Which text a run trains on, and how it becomes samples."""
+    """The text that a run trains on, and how it becomes samples."""
 
     source: Source = field(default_factory=PythonStdlib)
     """Training documents."""
     held_out: float = 0.02
-    """Share of the documents kept for evaluation, by a hash of their key; unused with `eval_source`."""
+    """Share of documents held out for evaluation, by a hash of the key; unused with eval_source."""
     text_column: str = "text"
-    """The column that holds the text."""
+    """Column of the text."""
     tokenizer: str = "bytes"
     """`bytes`, or a Hugging Face tokenizer: a folder, a tokenizer.json, or a Hub name."""
     seq_len: int = 256
-    """Tokens predicted in one sample; it holds one more."""
+    """Number of tokens that a sample predicts; it holds one more."""
     document_mask: bool = False
-    """Batches carry `segments`, so that attention stays within a document."""
+    """Add `segments` to batches, so that attention stays within a document."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_positive("seq_len")
 
     def key(self, source: Plain) -> str:
-        """The column by whose hash documents of `source` are held out."""
+        """The column whose hash decides which documents of `source` are held out."""
         return self.key_column or ("key" if isinstance(source, PythonStdlib) else self.text_column)
 
     def columns(self, source: Plain) -> list[str]:
-        """What is read of a part of `source`."""
-        return list(dict.fromkeys([self.text_column, self.key(source)])) if self.training_held_out else self.eval_columns
+        """The columns to read of a part of `source`."""
+        if not self.training_held_out:
+            return self.eval_columns
+        return list(dict.fromkeys([self.text_column, self.key(source)]))
 
     @property
     def eval_columns(self) -> list[str]:
-        """What is read of `eval_source`."""
+        """The columns to read of `eval_source`."""
         return [self.text_column]

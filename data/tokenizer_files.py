@@ -4,11 +4,12 @@ import json
 
 from data.tokenizers import ByteTokenizer, files_of, load_tokenizer
 
-EOD, MASK = "<eod>", "<mask>"
+EOD = "<eod>"
+MASK = "<mask>"
 
 
 def tokenizer_files(name: str) -> dict[str, bytes]:
-    """Contents of tokenizer.json and tokenizer_config.json by name, for a `data.tokenizer` of a job."""
+    """Contents of tokenizer.json and tokenizer_config.json, for a job's `data.tokenizer`."""
     if name == "bytes":
         return _byte_files()
     tokenizer = load_tokenizer(name)
@@ -20,7 +21,7 @@ def tokenizer_files(name: str) -> dict[str, bytes]:
 
 
 def token_ids(tokenizer_json: bytes) -> dict[str, int]:
-    """The id of each token of a tokenizer.json, special ones included."""
+    """The id of each token of a tokenizer.json, including the special ones."""
     from tokenizers import Tokenizer
 
     return dict(Tokenizer.from_str(tokenizer_json.decode()).get_vocab(with_added_tokens=True))
@@ -29,8 +30,9 @@ def token_ids(tokenizer_json: bytes) -> dict[str, int]:
 def _byte_files() -> dict[str, bytes]:
     """A byte-pair encoding without pairs: exactly the ids of `ByteTokenizer`.
 
-    Special tokens added, a text begins with `<eod>`, as each document did in training; without them the ids are the bytes. A text that
-    holds `<eod>` is five characters, as in training (`split_special_tokens`).
+    With special tokens, a text begins with `<eod>`, as each document did in training; without them
+    its ids are its bytes. The text `<eod>` itself is five characters, as in training
+    (`split_special_tokens`).
     """
     from tokenizers import AddedToken, Tokenizer
     from tokenizers.decoders import ByteLevel as ByteDecoder
@@ -39,10 +41,13 @@ def _byte_files() -> dict[str, bytes]:
     from tokenizers.processors import TemplateProcessing
 
     rust = Tokenizer(BPE({character: byte for byte, character in enumerate(_characters())}, []))
-    rust.pre_tokenizer, rust.decoder = ByteLevel(add_prefix_space=False, use_regex=False), ByteDecoder()
-    rust.add_special_tokens([AddedToken(EOD, special=True, normalized=False), AddedToken(MASK, special=True, normalized=False)])
+    rust.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    rust.decoder = ByteDecoder()
+    rust.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in (EOD, MASK)])
     assert (rust.token_to_id(EOD), rust.token_to_id(MASK)) == (ByteTokenizer.eod, ByteTokenizer.mask)
-    rust.post_processor = TemplateProcessing(single=f"{EOD} $A", pair=f"{EOD} $A {EOD} $B", special_tokens=[(EOD, ByteTokenizer.eod)])
+    rust.post_processor = TemplateProcessing(
+        single=f"{EOD} $A", pair=f"{EOD} $A {EOD} $B", special_tokens=[(EOD, ByteTokenizer.eod)]
+    )
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": EOD,
@@ -53,11 +58,17 @@ def _byte_files() -> dict[str, bytes]:
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
     }
-    return {"tokenizer.json": rust.to_str(pretty=True).encode(), "tokenizer_config.json": json.dumps(config, indent=2).encode()}
+    return {
+        "tokenizer.json": rust.to_str(pretty=True).encode(),
+        "tokenizer_config.json": json.dumps(config, indent=2).encode(),
+    }
 
 
 def _characters() -> list[str]:
-    """The printable character by which byte-level tokenizers write each byte (Radford et al. 2019): itself, or one from 256 on."""
+    """The printable character that byte-level tokenizers (Radford et al. 2019) write for a byte.
+
+    It is the byte's own character, or one from 256 on.
+    """
     plain = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
     return [chr(byte if byte in plain else next(others)) for byte in range(256)]

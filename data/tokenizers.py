@@ -1,13 +1,14 @@
 """Text to token ids and back: raw bytes, or any Hugging Face tokenizer.
 
-A text is an array of its UTF-8 bytes: a view of arrow's memory, as it comes from the stream, which is its own encoding as bytes.
+A text is an array of its UTF-8 bytes, a view of arrow's memory. So it is already its own encoding
+as raw bytes.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, NotRequired, Protocol, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -20,30 +21,47 @@ if TYPE_CHECKING:
 
 Text = npt.NDArray[np.uint8]
 
-END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|im_end|>", "[EOS]", "[SEP]", "<end_of_text>")
+END_OF_TEXT = (
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "</s>",
+    "<eos>",
+    "<|eos|>",
+    "<|im_end|>",
+    "[EOS]",
+    "[SEP]",
+    "<end_of_text>",
+)
 MASK = ("[MASK]", "<mask>", "<|mask|>")
 
 
+class SpecialTokens(TypedDict):
+    """The entries read of a tokenizer_config.json: a token, or an object with its `content`."""
+
+    eos_token: NotRequired[str | dict[str, object] | None]
+    mask_token: NotRequired[str | dict[str, object] | None]
+
+
 class Tokenizer(Protocol):
-    """What the stream needs of a tokenizer."""
+    """A tokenizer, as the stream uses it."""
 
     vocab_size: int
     eod: int
     """The token after each document, and before the first."""
     mask: int | None
-    """The token of masked places, for masked-token objectives; None where the vocabulary has none."""
+    """The token that replaces a masked one; None if the vocabulary has none."""
     digest: str
-    """Changes whenever the ids of some text would."""
+    """Changes whenever the ids of any text would change."""
 
     def encode(self, texts: Sequence[str] | Sequence[Text]) -> Sequence[Tokens]:
-        """The ids of each text, without `eod`; text that looks like a special token is ordinary text."""
+        """The ids of each text, without `eod`; what looks like a special token is text."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special tokens are shown by name."""
 
 
 class ByteTokenizer:
-    """The 256 bytes of UTF-8 as they are, then end-of-document and mask."""
+    """The 256 bytes of UTF-8 as they are, followed by end-of-document and mask."""
 
     vocab_size = 258
     eod = 256
@@ -51,49 +69,52 @@ class ByteTokenizer:
     digest = "bytes-258"
 
     def encode(self, texts: Sequence[str] | Sequence[Text]) -> Sequence[Tokens]:
-        return [np.frombuffer(text.encode(), np.uint8) if isinstance(text, str) else text for text in texts]
+        return [_as_bytes(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         names = {self.eod: b"<eod>", self.mask: b"<mask>"}
-        return b"".join(names[i] if i in names else bytes([i]) for i in map(int, ids)).decode("utf-8", errors="replace")
+        pieces = [names[i] if i in names else bytes([i]) for i in map(int, ids)]
+        return b"".join(pieces).decode("utf-8", errors="replace")
 
 
 class HuggingFaceTokenizer:
-    """A `tokenizer.json`; `special` holds what its `tokenizer_config.json` says of eos_token and mask_token."""
+    """A `tokenizer.json`, with the special tokens of its `tokenizer_config.json`."""
 
-    def __init__(self, file: Path, special: dict[str, Any], label: str) -> None:
+    def __init__(self, file: Path, special: SpecialTokens, label: str) -> None:
         from tokenizers import Tokenizer as Rust
 
+        field = f"run.objective.data.tokenizer: {label!r}"
         try:
-            self._rust = Rust.from_file(str(file))
+            self.rust = Rust.from_file(str(file))
         except Exception as error:  # the library raises plain Exception for a file that it cannot parse
-            said = _first_line(error)
-            raise ValueError(f"data.tokenizer = {label!r}: {file.name} is not a tokenizer ({said}); give a tokenizer.json of `tokenizers`") from error
-        self.digest = hashlib.sha256(self._rust.to_str().encode()).hexdigest()[:16]
-        self._rust.encode_special_tokens = True  # "</s>" in a document is five characters, not the end of it
-        self._rust.no_padding()
-        self._rust.no_truncation()
-        vocabulary = self._rust.get_vocab(with_added_tokens=True)
+            problem = f"{file.name} is not a tokenizer ({_first_line(error)})"
+            raise ValueError(f"{field}: {problem}; use a tokenizer.json of `tokenizers`") from error
+        self.digest = hashlib.sha256(self.rust.to_str().encode()).hexdigest()[:16]
+        self.rust.encode_special_tokens = True  # "</s>" in a document is four characters, not its end
+        self.rust.no_padding()
+        self.rust.no_truncation()
+        vocabulary = self.rust.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
         eod = _special_id(vocabulary, special.get("eos_token"), END_OF_TEXT)
         if eod is None:
-            looked_for = f"eos_token of its config, {', '.join(END_OF_TEXT)}"
-            raise ValueError(f"data.tokenizer = {label!r} has no end-of-text token (looked for {looked_for}); name one as eos_token in tokenizer_config.json")
+            problem = f"no end-of-text token (looked for eos_token of its config, {', '.join(END_OF_TEXT)})"
+            raise ValueError(f"{field}: {problem}; name one as eos_token in tokenizer_config.json")
         self.eod = eod
         self.mask = _special_id(vocabulary, special.get("mask_token"), MASK)
 
     def encode(self, texts: Sequence[str] | Sequence[Text]) -> Sequence[Tokens]:
         strings = [text if isinstance(text, str) else text.tobytes().decode() for text in texts]
-        return [np.array(encoding.ids, np.uint32) for encoding in self._rust.encode_batch_fast(strings, add_special_tokens=False)]
+        encodings = self.rust.encode_batch_fast(strings, add_special_tokens=False)
+        return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return str(self._rust.decode([int(i) for i in ids], skip_special_tokens=False))
+        return str(self.rust.decode([int(i) for i in ids], skip_special_tokens=False))
 
 
 def load_tokenizer(name: str) -> Tokenizer:
     """`bytes`, a folder with a tokenizer.json, such a file, or the name of a Hub repository.
 
-    Raises ValueError, in one line, for what cannot be found or has no end-of-text token.
+    Raises ValueError, in one line, if there is no such tokenizer or it has no end-of-text token.
     """
     if name == "bytes":
         return ByteTokenizer()
@@ -102,21 +123,27 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 
 def files_of(name: str) -> list[Path]:
-    """The tokenizer.json that `name` (not `bytes`) means, and its tokenizer_config.json, where there is one. ValueError, in one line, for neither."""
+    """The tokenizer.json that `name` (not `bytes`) means, and its tokenizer_config.json if there is
+    one.
+
+    Raises ValueError, in one line, if there is neither.
+    """
+    field = f"run.objective.data.tokenizer: {name!r}"
     path = Path(name).expanduser()
     if path.is_dir():
         path = path / "tokenizer.json"
         if not path.is_file():
-            raise ValueError(f"data.tokenizer = {name!r}: the folder holds no tokenizer.json; save it with save_pretrained() of a fast tokenizer")
+            fix = "save it with save_pretrained() of a fast tokenizer"
+            raise ValueError(f"{field}: the folder holds no tokenizer.json; {fix}")
     if path.is_file():
         return [file for file in (path, path.with_name("tokenizer_config.json")) if file.is_file()]
     if path.suffix == ".json" or path.is_absolute() or name.startswith(".") or name.count("/") > 1:
-        raise ValueError(f"data.tokenizer = {name!r}: no such file or folder; give `bytes`, a path or a Hub repository")
+        raise ValueError(f"{field}: no such file or folder; use `bytes`, a path or a Hub repository")
     return _from_hub(name)
 
 
 def texts_of(array: "pa.Array") -> list[Text]:
-    """Each value of an arrow array as UTF-8, without a copy where they are strings; nulls are empty."""
+    """Each value of an arrow array as UTF-8, as views if they are strings; nulls are empty."""
     import pyarrow as pa
 
     if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
@@ -126,7 +153,12 @@ def texts_of(array: "pa.Array") -> list[Text]:
 
 def _from_hub(name: str) -> list[Path]:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     try:
         path = Path(hf_hub_download(name, "tokenizer.json"))
@@ -137,16 +169,24 @@ def _from_hub(name: str) -> list[Path]:
         except EntryNotFoundError:
             return [path]
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        said = f"not `bytes`, no such path, and the Hub gave no tokenizer.json ({_first_line(error)})"
-        raise ValueError(f"data.tokenizer = {name!r}: {said}; check the name, HF_TOKEN and the network") from error
+        problem = f"not `bytes`, no such path, and the Hub gave no tokenizer.json ({_first_line(error)})"
+        fix = "check the name, HF_TOKEN and the network"
+        raise ValueError(f"run.objective.data.tokenizer: {name!r}: {problem}; {fix}") from error
 
 
-def _special_tokens(file: Path) -> dict[str, Any]:
-    return dict(json.loads(file.read_text(encoding="utf-8")))
+def _as_bytes(text: str | Text) -> Text:
+    return np.frombuffer(text.encode(), np.uint8) if isinstance(text, str) else text
+
+
+def _special_tokens(file: Path) -> SpecialTokens:
+    tokens: SpecialTokens = json.loads(file.read_text(encoding="utf-8"))
+    return tokens
 
 
 def _special_id(vocabulary: dict[str, int], configured: object, usual: Sequence[str]) -> int | None:
-    """The id of the token that the tokenizer's config names (a string, or a dict with its `content`), else of the first usual one."""
+    """The id of the token that the tokenizer's config names, else of the first usual one in the
+    vocabulary.
+    """
     content = configured.get("content") if isinstance(configured, dict) else configured
     names = [content, *usual] if isinstance(content, str) else usual
     return next((vocabulary[name] for name in names if name in vocabulary), None)

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +15,14 @@ from data.images import ImageConfig
 from data.manifest import manifest
 from data.prepare import prepare
 from data.sources import Digits, Files, Mixture, Part, absolute, parts_of
-from data.steps import merge_states
+from data.steps import RunState, Share, merge_states
 from data.stream import TextStream
 from data.text import TextConfig
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    """Three parts of documents of the letters a, b and c: b has an uneven shard and an empty one, c six documents in one shard."""
+def config(tmp_path_factory: pytest.TempPathFactory) -> TextConfig:
+    """Three parts, of the letters a, b and c: b has an uneven and an empty shard, c one shard of six documents."""
     folder = tmp_path_factory.mktemp("mixture")
     parts = []
     for letter, weight, sizes in (("a", 5.0, [60, 70, 80]), ("b", 3.0, [90, 0, 3]), ("c", 2.0, [6])):
@@ -32,35 +33,56 @@ def config(tmp_path_factory):
     return TextConfig(source=Mixture(parts=tuple(parts)), seq_len=16, lanes=4, window=20, held_out=0.0, prefetch=2)
 
 
-def run(config, world, steps, state=None, global_batch=16, micro_batch=2):
+def run(
+    config: TextConfig | ImageConfig,
+    world: int,
+    steps: int,
+    state: RunState | None = None,
+    global_batch: int = 16,
+    micro_batch: int = 2,
+) -> tuple[dict[int, bytes], RunState]:
     """({sample number: tokens}, merged state) of some steps at `world`."""
     samples, states = {}, []
     kind = ImageStream if isinstance(config, ImageConfig) else TextStream
     for rank in range(world):
-        with kind(config, seed=3, rank=rank, world=world, global_batch=global_batch, micro_batch=micro_batch, state=state) as stream:
+        with kind(
+            config,
+            Share(rank=rank, world=world, global_batch=global_batch, micro_batch=micro_batch),
+            seed=3,
+            state=state,
+        ) as stream:
             for _ in range(steps):
                 step = next(stream)
                 for batch in step.micro_batches:
                     values = batch["image" if kind is ImageStream else "tokens"]
-                    samples |= dict(zip(batch["sample"].tolist(), (value.numpy().tobytes() for value in values), strict=True))
+                    samples |= dict(
+                        zip(batch["sample"].tolist(), (value.numpy().tobytes() for value in values), strict=True)
+                    )
             states.append(step.state)
     return samples, json.loads(json.dumps(merge_states(states)))
 
 
-def letters(sample):
+def letters(sample: bytes) -> set[str]:
     return {chr(token) for token in np.frombuffer(sample, np.int64) if token < 256}
 
 
 @pytest.mark.parametrize("kind", ["text", "mixture", "images"])
-def test_the_same_global_batches_for_every_world_and_over_restarts(config, kind):
-    """4 -> 2 -> 8 -> 1 ranks, stopped at random places, the second attempt with prefetch processes; over several epochs of the smaller parts."""
+def test_the_same_global_batches_for_every_world_and_over_restarts(config: TextConfig, kind: str) -> None:
+    """4 -> 2 -> 8 -> 1 ranks, stopped at random steps, the second attempt with prefetch processes.
+
+    The smaller parts go through several epochs.
+    """
     match kind:
         case "text":
             config = dataclasses.replace(config, source=config.source.parts[0].source, lanes=8)
         case "mixture":
             config = dataclasses.replace(config, source=Mixture(parts=config.source.parts[:2]), lanes=8)
         case "images":
-            config = ImageConfig(source=Mixture(parts=(Part(weight=1, source=Digits()), Part(weight=2, source=Digits()))), lanes=8, flip=True)
+            config = ImageConfig(
+                source=Mixture(parts=(Part(weight=1, source=Digits()), Part(weight=2, source=Digits()))),
+                lanes=8,
+                flip=True,
+            )
     alone, last = run(config, 1, 40, global_batch=32)
     cuts = sorted(np.random.default_rng(len(kind)).choice(np.arange(1, 40), 3, replace=False).tolist())
     resumed, state = {}, None
@@ -73,22 +95,22 @@ def test_the_same_global_batches_for_every_world_and_over_restarts(config, kind)
     assert state == last
 
 
-def test_each_sample_is_of_one_part_and_the_shares_are_the_weights(config):
+def test_each_sample_is_of_one_part_and_the_shares_are_the_weights(config: TextConfig) -> None:
     samples, _ = run(config, 1, 250)
-    found = [letters(sample) for sample in samples.values()]
-    assert all(len(each) == 1 for each in found)
-    counts = Counter(letter for each in found for letter in each)
+    seen = [letters(sample) for sample in samples.values()]
+    assert all(len(letters_seen) == 1 for letters_seen in seen)
+    counts = Counter("".join(map("".join, seen)))
     for letter, share in (("a", 0.5), ("b", 0.3), ("c", 0.2)):
         assert abs(counts[letter] - 4000 * share) < 4 * (4000 * share * (1 - share)) ** 0.5
 
 
-def test_epochs_of_the_parts_are_independent(config):
+def test_epochs_of_the_parts_are_independent(config: TextConfig) -> None:
     _, state = run(config, 1, 40)
     epochs = [max(lane["parts"][part]["epoch"] for lane in state["lanes"].values()) for part in range(3)]
     assert epochs[2] > epochs[0]
 
 
-def test_a_part_gives_what_it_gives_alone_but_for_the_order(config):
+def test_a_part_gives_what_it_gives_alone_but_for_the_order(config: TextConfig) -> None:
     """In one epoch of its own, each token as often as it stands in the source."""
     only = dataclasses.replace(config, source=Mixture(parts=config.source.parts[2:]), lanes=1, seq_len=1)
     total = sum(5 + row + 1 for row in range(6))
@@ -97,30 +119,38 @@ def test_a_part_gives_what_it_gives_alone_but_for_the_order(config):
     assert targets == {ord("c"): total - 6, 256: 6}
 
 
-def test_held_out_documents_are_those_of_all_parts(config):
+def test_held_out_documents_are_those_of_all_parts(config: TextConfig) -> None:
     split = dataclasses.replace(config, held_out=0.3)
-    alone = [list(held_out_documents(dataclasses.replace(split, source=part.source))) for part in config.source.parts[:2]]
+    alone = [
+        list(held_out_documents(dataclasses.replace(split, source=part.source))) for part in config.source.parts[:2]
+    ]
     both = dataclasses.replace(split, source=Mixture(parts=config.source.parts[:2]))
     assert list(held_out_documents(both)) == [*alone[0], *alone[1]]
 
 
-def test_the_config_is_parsed_from_plain_values_and_made_absolute(tmp_path):
-    parts = [{"weight": 2, "source": {"name": "python_stdlib"}}, {"weight": 1, "source": {"name": "files", "paths": ["x.parquet"]}}]
+def test_the_config_is_parsed_from_plain_values_and_made_absolute(tmp_path: Path) -> None:
+    parts = [
+        {"weight": 2, "source": {"name": "python_stdlib"}},
+        {"weight": 1, "source": {"name": "files", "paths": ["x.parquet"]}},
+    ]
     parsed = TypeAdapter(TextConfig).validate_python({"source": {"name": "mixture", "parts": parts}})
     assert [part.weight for part in parts_of(parsed.source)] == [2, 1]
     assert absolute(parsed.source, tmp_path).parts[1].source.paths == (f"{tmp_path}/x.parquet",)
 
 
-def test_prepare_and_manifest_look_at_every_part(config, tmp_path):
+def test_prepare_and_manifest_look_at_every_part(config: TextConfig, tmp_path: Path) -> None:
     prepare(config)
     source = manifest(config)["source"]
     assert [file["weight"] for file in source] == [5.0] * 3 + [3.0] * 3 + [2.0]
     assert source[0]["name"].startswith("part 0: ")
-    bad = dataclasses.replace(config, source=Mixture(parts=(*config.source.parts, Part(weight=1, source=Files(paths=(f"{tmp_path}/none.parquet",))))))
-    with pytest.raises(ValueError, match=r"^data.source.paths: no such file"):
+    bad = dataclasses.replace(
+        config,
+        source=Mixture(parts=(*config.source.parts, Part(weight=1, source=Files(paths=(f"{tmp_path}/none.parquet",))))),
+    )
+    with pytest.raises(ValueError, match=r"^run.objective.data.source.paths: no such file"):
         prepare(bad)
     for weight in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=f"^weight = {weight} is not above 0"):
+        with pytest.raises(ValueError, match=f"^weight is {weight}; it must be above 0"):
             Part(weight=weight, source=Digits())
-    with pytest.raises(ValueError, match=r"^data.source.parts is empty"):
+    with pytest.raises(ValueError, match=r"^parts is empty"):
         Mixture(parts=())

@@ -1,23 +1,27 @@
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
-from data.packing import join, segments, windows
+from data.packing import Tokens, join, segments, windows
 
 EOD = 9
 
 
-def all_windows(documents, seq_len, carry=(EOD,)):
+def all_windows(
+    documents: Sequence[Sequence[int]], seq_len: int, carry: Sequence[int] = (EOD,)
+) -> tuple[Tokens, Tokens]:
     return windows(join(np.array(carry, np.uint16), [np.array(d, np.uint8) for d in documents], EOD), seq_len)
 
 
-def test_windows_against_a_drawing():
+def test_windows_against_a_drawing() -> None:
     packed, rest = all_windows([[1, 2, 3], [4], [5, 6, 7, 8]], seq_len=4)
     assert packed.tolist() == [[9, 1, 2, 3, 9], [9, 4, 9, 5, 6]]
     assert rest.tolist() == [6, 7, 8, 9]
 
 
 @pytest.mark.parametrize("seq_len", [1, 2, 5, 16, 1000])
-def test_every_token_is_predicted_exactly_once_over_many_joins(seq_len):
+def test_every_token_is_predicted_exactly_once_over_many_joins(seq_len: int) -> None:
     rng = np.random.default_rng(0)
     documents = [rng.integers(0, 9, size=rng.integers(0, 12)).tolist() for _ in range(60)]
     targets, inputs, carry = [], [], [EOD]
@@ -32,6 +36,6 @@ def test_every_token_is_predicted_exactly_once_over_many_joins(seq_len):
     assert inputs + carry == stream
 
 
-def test_segments_change_at_each_end_of_document_and_begin_at_zero():
+def test_segments_change_at_each_end_of_document_and_begin_at_zero() -> None:
     tokens = np.array([[9, 1, 2, 9, 3, 9, 9, 4], [1, 2, 9, 3, 3, 3, 3, 9]])
     assert segments(tokens, EOD).tolist() == [[0, 0, 0, 1, 1, 2, 3, 3], [0, 0, 1, 1, 1, 1, 1, 2]]

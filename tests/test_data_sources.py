@@ -9,8 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,31 +27,43 @@ from data.image_stream import ImageStream
 from data.images import ImageConfig
 from data.manifest import check_manifest, manifest
 from data.prepare import prepare
+from data.retry import OUTAGE
 from data.sources import Files, Hub, Mixture, Part, PythonStdlib, absolute
+from data.steps import Share
 from data.stream import TextStream
 from data.text import TextConfig
 
 TEXTS = [f"document {i} of the corpus: {'x' * (i % 7)}" for i in range(40)]
 
 
-def files(*paths, **options):
-    return TextConfig(source=Files(paths=tuple(map(str, paths)), **options.pop("source", {})), lanes=2, held_out=0.0, seq_len=16, **options)
+def files(*paths: Path | str, **options: Any) -> TextConfig:
+    return TextConfig(
+        source=Files(paths=tuple(map(str, paths)), **options.pop("source", {})),
+        lanes=2,
+        held_out=0.0,
+        seq_len=16,
+        **options,
+    )
 
 
-def epoch(config, samples=100):
+def epoch(config: TextConfig, samples: int = 100) -> str:
     """The documents among the first samples."""
-    with TextStream(config, seed=0, rank=0, world=1, global_batch=samples, micro_batch=samples) as stream:
+    with TextStream(config, Share(rank=0, world=1, global_batch=samples, micro_batch=samples), seed=0) as stream:
         rows = next(stream).micro_batches[0]["tokens"].tolist()
     return " ".join("".join(chr(token) if token < 256 else "|" for token in row) for row in rows)
 
 
+Fault = Callable[[str, int], int | str | None]
+"""(path, number of the request) -> a status to answer with, or "cut"."""
+
+
 @contextlib.contextmanager
-def server(folder, fault=None):
-    """Serves `folder` with Range requests at a local address; `fault(path, n)` may give a status, or "cut", for the n-th request."""
+def server(folder: Path, fault: Fault | None = None) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Serves `folder` with Range requests at a local address; `fault` may spoil the n-th request."""
     requests = []
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
+        def do_GET(self) -> None:
             requests.append((self.command, self.path))
             status = fault(self.path, len(requests)) if fault else None
             file = Path(folder, self.path.lstrip("/"))
@@ -60,7 +74,9 @@ def server(folder, fault=None):
                 return
             body = file.read_bytes()
             span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-            start, end = (int(span[1]), min(int(span[2] or len(body) - 1), len(body) - 1)) if span else (0, len(body) - 1)
+            start, end = (
+                (int(span[1]), min(int(span[2] or len(body) - 1), len(body) - 1)) if span else (0, len(body) - 1)
+            )
             self.send_response(206 if span else 200)
             if span:
                 self.send_header("Content-Range", f"bytes {start}-{end}/{len(body)}")
@@ -75,7 +91,7 @@ def server(folder, fault=None):
 
         do_HEAD = do_GET
 
-        def log_message(self, *_):
+        def log_message(self, *_: object) -> None:
             pass
 
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -88,14 +104,16 @@ def server(folder, fault=None):
 
 
 @pytest.fixture
-def corpus(tmp_path):
+def corpus(tmp_path: Path) -> Path:
     pq.write_table(pa.table({"text": TEXTS[:25], "id": list(range(25))}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": TEXTS[25:], "id": list(range(15))}), tmp_path / "b.parquet")
     return tmp_path
 
 
-def test_formats_give_the_same_text(corpus):
-    (corpus / "a.jsonl").write_text("".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(TEXTS[:25])))
+def test_formats_give_the_same_text(corpus: Path) -> None:
+    (corpus / "a.jsonl").write_text(
+        "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(TEXTS[:25]))
+    )
     with gzip.open(corpus / "b.jsonl.gz", "wt") as file:
         file.write("".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(TEXTS[25:])))
     (corpus / "a.txt").write_text("\n".join(TEXTS[:25]) + "\n")
@@ -108,80 +126,99 @@ def test_formats_give_the_same_text(corpus):
     assert epoch(files(corpus / "[cd].txt")) == expected
 
 
-def test_a_whole_file_can_be_one_document(corpus):
+def test_a_whole_file_can_be_one_document(corpus: Path) -> None:
     for name in "ab":
         (corpus / f"{name}.md").write_text("first line\n\nthird line")
     assert "first line\n\nthi" in epoch(files(corpus / "*.md", source={"sample_by": "document"}), samples=2)
 
 
-def test_globs_are_sorted_and_files_named_twice_count_once(corpus):
-    found = list_files(Files(paths=(str(corpus / "b.parquet"), str(corpus / "*.parquet"))))
-    assert [Path(file).name for file in found] == ["b.parquet", "a.parquet"]
+def test_globs_are_sorted_and_files_named_twice_count_once(corpus: Path) -> None:
+    seen = list_files(Files(paths=(str(corpus / "b.parquet"), str(corpus / "*.parquet"))))
+    assert [Path(file).name for file in seen] == ["b.parquet", "a.parquet"]
 
 
-def test_relative_paths_are_taken_from_the_users_folder(tmp_path):
+def test_relative_paths_are_taken_from_the_users_folder(tmp_path: Path) -> None:
     source = Files(paths=("x/*.txt", "/y.txt", "s3://bucket/z.txt"))
     assert absolute(source, tmp_path).paths == (f"{tmp_path}/x/*.txt", "/y.txt", "s3://bucket/z.txt")
     assert absolute(PythonStdlib(), tmp_path) == PythonStdlib()
 
 
-def test_the_config_is_parsed_from_plain_values_and_made_by_default():
-    values = {"source": {"name": "files", "paths": ["a.parquet"]}, "eval_source": {"name": "hub", "dataset": "a/b"}, "lanes": 4}
+def test_the_config_is_parsed_from_plain_values_and_made_by_default() -> None:
+    values = {
+        "source": {"name": "files", "paths": ["a.parquet"]},
+        "eval_source": {"name": "hub", "dataset": "a/b"},
+        "lanes": 4,
+    }
     parsed = TypeAdapter(TextConfig).validate_python(values)
     assert parsed == TextConfig(source=Files(paths=("a.parquet",)), eval_source=Hub(dataset="a/b"), lanes=4)
     assert TypeAdapter(TextConfig).validate_python({}) == TextConfig()
 
 
 ONE_LINERS = {
-    "no such file": (["{tmp}/none.parquet"], {}, "data.source.paths: no such file: .*none.parquet"),
-    "nothing matches": (["{tmp}/*.pq"], {}, r"data.source.paths: nothing matches .*\*.pq; check the glob"),
-    "folder": (["{tmp}"], {}, r"data.source.paths: .* is a folder; name its files by a glob such as .*/\*.parquet"),
-    "zero bytes": (["{tmp}/empty.jsonl"], {}, "data.source.paths: .*empty.jsonl is empty"),
-    "no rows": (["{tmp}/none.pq.parquet"], {}, "data.source: no rows in .*none.pq.parquet; give files with data"),
-    "no format": (["{tmp}/data.bin"], {}, "data.source.format = auto cannot tell the format of .*data.bin"),
-    "mixed": (["{tmp}/a.parquet", "{tmp}/good.txt"], {}, r"data.source.paths mixes formats \(parquet, text\)"),
-    "column": (["{tmp}/a.parquet"], {"text_column": "body"}, "data.source.paths = .* has no column 'body' \\(it has 'text', 'id'\\); set data.text_column"),
-    "key": (["{tmp}/a.parquet"], {"key_column": "url", "held_out": 0.1}, "data.source.paths = .* has no column 'url'"),
-    "type": (["{tmp}/a.parquet"], {"text_column": "id"}, "data.text_column = 'id' holds int64, not text; name a column of strings"),
-    "damaged": (["{tmp}/bad.parquet"], {}, "data.source.paths = .*bad.parquet: .*"),
-    "no paths": ([], {}, "data.source.paths is empty"),
+    "no such file": (["{tmp}/none.parquet"], {}, "source.paths: no such file: .*none.parquet"),
+    "nothing matches": (["{tmp}/*.pq"], {}, r"source.paths: nothing matches .*\*.pq; check the glob"),
+    "folder": (["{tmp}"], {}, r"source.paths: .* is a folder; name its files by a glob such as .*/\*.parquet"),
+    "zero bytes": (["{tmp}/empty.jsonl"], {}, "source.paths: .*empty.jsonl is empty"),
+    "no rows": (["{tmp}/none.pq.parquet"], {}, "source: no rows in .*none.pq.parquet; use files with data"),
+    "no format": (["{tmp}/data.bin"], {}, "source.format: auto cannot tell the format of .*data.bin"),
+    "mixed": (["{tmp}/a.parquet", "{tmp}/good.txt"], {}, r"source.paths: mixes formats \(parquet, text\)"),
+    "column": (
+        ["{tmp}/a.parquet"],
+        {"text_column": "body"},
+        "source.paths: .*: no column 'body' \\(it has 'text', 'id'\\); set run.objective.data.text_column",
+    ),
+    "key": (["{tmp}/a.parquet"], {"key_column": "url", "held_out": 0.1}, "source.paths: .*: no column 'url'"),
+    "type": (
+        ["{tmp}/a.parquet"],
+        {"text_column": "id"},
+        "text_column: 'id' holds int64, not text; use a column of strings",
+    ),
+    "damaged": (["{tmp}/bad.parquet"], {}, "source.paths: .*bad.parquet: .*"),
+    "no paths": ([], {}, "source.paths: empty"),
 }
 
 
 @pytest.mark.parametrize("case", ONE_LINERS)
-def test_wrong_files_are_one_line(corpus, case):
+def test_wrong_files_are_one_line(corpus: Path, case: str) -> None:
     (corpus / "empty.jsonl").write_text("")
     (corpus / "data.bin").write_text("x")
     (corpus / "good.txt").write_text("x")
     (corpus / "bad.parquet").write_text("this is no parquet file")
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), corpus / "none.pq.parquet")
-    paths, options, said = ONE_LINERS[case]
-    config = TextConfig(source=Files(paths=tuple(path.format(tmp=corpus) for path in paths)), **{"held_out": 0.0, **options})
-    with pytest.raises(ValueError, match=f"^{said}") as raised:
+    paths, options, message = ONE_LINERS[case]
+    config = TextConfig(
+        source=Files(paths=tuple(path.format(tmp=corpus) for path in paths)), **{"held_out": 0.0, **options}
+    )
+    with pytest.raises(ValueError, match=rf"^run\.objective\.data\.{message}") as raised:
         prepare(config)
     assert "\n" not in str(raised.value)
     assert ";" in str(raised.value)
 
 
-@pytest.mark.parametrize(("field", "value"), [("seq_len", 0), ("window", 0), ("held_out", 1.0), ("lanes", 0), ("prefetch", -1), ("max_eval_samples", 0)])
-def test_numbers_out_of_range_are_one_line(field, value):
-    with pytest.raises(ValueError, match=rf"^data.{field} = {value} "):
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("seq_len", 0), ("window", 0), ("held_out", 1.0), ("lanes", 0), ("prefetch", -1), ("max_eval_samples", 0)],
+)
+def test_numbers_out_of_range_are_one_line(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"^run.objective.data.{field}: {value} "):
         TextConfig(**{field: value})
 
 
-def test_a_good_source_is_prepared_and_its_manifest_follows_it(corpus):
+def test_a_good_source_is_prepared_and_its_manifest_follows_it(corpus: Path) -> None:
     config = files(corpus / "*.parquet")
     prepare(config)
     first = manifest(config, seed=0, lanes=2)
-    assert [(Path(file["name"]).name, file["size"]) for file in first["source"]] == [(f"{n}.parquet", (corpus / f"{n}.parquet").stat().st_size) for n in "ab"]
+    assert [(Path(file["name"]).name, file["size"]) for file in first["source"]] == [
+        (f"{n}.parquet", (corpus / f"{n}.parquet").stat().st_size) for n in "ab"
+    ]
     assert manifest(config, seed=0, lanes=2) == json.loads(json.dumps(first))
     check_manifest(first, manifest(config, seed=0, lanes=2))
     pq.write_table(pa.table({"text": TEXTS[:24]}), corpus / "a.parquet")
     assert manifest(config, seed=0, lanes=2)["digest"] != first["digest"]
 
 
-def changed(corpus, name):
-    """(what is said of it, a change of the source)."""
+def changed(corpus: Path, name: str) -> str:
+    """Change the source; returns the message that names the change."""
     match name:
         case "size":
             pq.write_table(pa.table({"text": TEXTS[:24]}), corpus / "a.parquet")
@@ -198,40 +235,50 @@ def changed(corpus, name):
 
 
 @pytest.mark.parametrize("name", ["size", "tag", "missing", "new"])
-def test_a_changed_source_is_told_by_name(corpus, name):
+def test_a_changed_source_is_told_by_name(corpus: Path, name: str) -> None:
     config = files(corpus / "*.parquet")
     saved = json.loads(json.dumps(manifest(config, seed=0)))
-    said = changed(corpus, name)
-    with pytest.raises(ValueError, match=rf"^data.source: {corpus}/{said}; a resumed run would not see") as raised:
+    message = changed(corpus, name)
+    with pytest.raises(
+        ValueError, match=rf"^run.objective.data.source: {corpus}/{message}; a resumed run would see other samples"
+    ) as raised:
         check_manifest(saved, manifest(config, seed=0))
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(("field", "value"), [("seq_len", 8), ("window", 5), ("held_out", 0.5)])
-def test_another_order_of_samples_is_told_by_its_field(corpus, field, value):
+def test_another_order_of_samples_is_told_by_its_field(corpus: Path, field: str, value: float) -> None:
     config = files(corpus / "*.parquet")
-    with pytest.raises(ValueError, match=rf"^data.{field} was .* when the run began, and is {value}; "):
+    with pytest.raises(
+        ValueError, match=rf"^run.objective.data.{field}: it was .* when the run began, and is {value}; "
+    ):
         check_manifest(manifest(config, seed=0), manifest(dataclasses.replace(config, **{field: value}), seed=0))
-    check_manifest(manifest(config, seed=0), manifest(dataclasses.replace(config, prefetch=3, processes=2, lanes=4), seed=0))
+    check_manifest(
+        manifest(config, seed=0), manifest(dataclasses.replace(config, prefetch=3, processes=2, lanes=4), seed=0)
+    )
 
 
-def test_http_gives_what_the_local_files_give(corpus):
+def test_http_gives_what_the_local_files_give(corpus: Path) -> None:
     with server(corpus) as (url, _):
         config = files(f"{url}/a.parquet", f"{url}/b.parquet")
         prepare(config)
         assert epoch(config) == epoch(files(corpus / "*.parquet"))
-        assert file_tag(f"{url}/a.parquet") == {"name": f"{url}/a.parquet", "size": (corpus / "a.parquet").stat().st_size, "tag": "v1"}
+        assert file_tag(f"{url}/a.parquet") == {
+            "name": f"{url}/a.parquet",
+            "size": (corpus / "a.parquet").stat().st_size,
+            "tag": "v1",
+        }
 
 
 @pytest.mark.parametrize("fault", [503, "cut"])
-def test_a_source_that_fails_for_a_while_changes_nothing(corpus, fault):
+def test_a_source_that_fails_for_a_while_changes_nothing(corpus: Path, fault: int | str) -> None:
     """Requests 1, 4, 9, 16... fail: while opening, and while reading."""
     with server(corpus, lambda _, n: fault if math.isqrt(n) ** 2 == n else None) as (url, requests):
         assert epoch(files(f"{url}/a.parquet", f"{url}/b.parquet")) == epoch(files(corpus / "*.parquet"))
         assert len(requests) >= 16
 
 
-def test_so_it_is_with_images_and_mixtures(corpus):
+def test_so_it_is_with_images_and_mixtures(corpus: Path) -> None:
     """Parquet with images, and PNG files one by one, over a server that fails again and again; alone and mixed."""
     rows = load_digits().images[:12].astype(np.uint8)
     encoded = []
@@ -241,13 +288,13 @@ def test_so_it_is_with_images_and_mixtures(corpus):
         encoded.append((corpus / "pngs" / str(n % 2) / f"{n:02d}.png").read_bytes())
     pq.write_table(pa.table({"image": encoded, "label": [n % 2 for n in range(12)]}), corpus / "images.parquet")
 
-    def config(base):
+    def config(base: Path | str) -> ImageConfig:
         pngs = Files(paths=tuple(f"{base}/pngs/{n % 2}/{n:02d}.png" for n in range(12)))
         parts = (Part(weight=1, source=pngs), Part(weight=1, source=Files(paths=(f"{base}/images.parquet",))))
         return ImageConfig(source=Mixture(parts=parts), lanes=2, held_out=0.0)
 
-    def first(config):
-        with ImageStream(config, seed=0, rank=0, world=1, global_batch=40, micro_batch=40) as stream:
+    def first(config: ImageConfig) -> list[object]:
+        with ImageStream(config, Share(rank=0, world=1, global_batch=40, micro_batch=40), seed=0) as stream:
             return next(stream).micro_batches[0]["image"].tolist()
 
     with server(corpus, lambda _, n: 503 if math.isqrt(n) ** 2 == n else None) as (url, requests):
@@ -256,18 +303,20 @@ def test_so_it_is_with_images_and_mixtures(corpus):
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_a_source_that_stays_away_ends_the_run_or_is_skipped(corpus, skip):
+def test_a_source_that_stays_away_ends_the_run_or_is_skipped(corpus: Path, skip: bool) -> None:
     """The second file answers until the stream is open."""
     broken = threading.Event()
     with server(corpus, lambda path, _: 503 if broken.is_set() and path.startswith("/b") else None) as (url, _):
         options = {"retry_seconds": 0.5, "prefetch": 0, "on_unreadable": "skip" if skip else "fail"}
         config = dataclasses.replace(files(f"{url}/a.parquet", f"{url}/b.parquet", **options), lanes=1)
-        with TextStream(config, seed=0, rank=0, world=1, global_batch=60, micro_batch=60) as stream:
+        with TextStream(config, Share(rank=0, world=1, global_batch=60, micro_batch=60), seed=0) as stream:
             broken.set()
             if skip:
                 step = next(stream)
                 assert step.state["lanes"]["0"]["skipped"][0][2] == 0
-                texts = "".join(chr(token) if token < 256 else "|" for token in step.micro_batches[0]["tokens"].flatten().tolist())
+                texts = "".join(
+                    chr(token) if token < 256 else "|" for token in step.micro_batches[0]["tokens"].flatten().tolist()
+                )
                 assert "document 24 of" in texts
                 assert "document 25 of" not in texts
             else:
@@ -275,22 +324,35 @@ def test_a_source_that_stays_away_ends_the_run_or_is_skipped(corpus, skip):
                     next(stream)
 
 
-def test_a_source_that_goes_away_ends_with_its_name(corpus):
+def test_a_source_that_goes_away_ends_with_its_name(corpus: Path) -> None:
     broken = threading.Event()
     with server(corpus, lambda path, _: 503 if broken.is_set() and path.startswith("/b") else None) as (url, _):
         config = files(f"{url}/a.parquet", f"{url}/b.parquet", retry_seconds=0.6, prefetch=0)
-        with TextStream(config, seed=0, rank=0, world=1, global_batch=2, micro_batch=1) as stream:
+        with TextStream(config, Share(rank=0, world=1, global_batch=2, micro_batch=1), seed=0) as stream:
             broken.set()
             began = time.monotonic()
-            with pytest.raises(OSError, match=r"^data.source: http://.*/b.parquet has not answered for 0.6 s \(.*503.*\); resume when it does"):
+            with pytest.raises(
+                OSError,
+                match=r"source: http://.*/b.parquet has not answered for 0.6 s \(.*503.*\); resume ",
+            ):
                 next(stream)
             assert 0.5 < time.monotonic() - began < 10
 
 
-def test_closing_does_not_wait_for_a_source_that_does_not_answer(corpus):
+def test_an_outage_on_purpose_changes_nothing(corpus: Path) -> None:
+    """The fault that `switchwork chaos` injects: every lane's reads fail for a while, and are retried."""
+    config = files(corpus / "*.parquet", prefetch=0, retry_seconds=10)
+    expected = epoch(config)
+    OUTAGE.start(seconds=0.4)
+    began = time.monotonic()
+    assert epoch(config) == expected
+    assert time.monotonic() - began > 0.3
+
+
+def test_closing_does_not_wait_for_a_source_that_does_not_answer(corpus: Path) -> None:
     broken = threading.Event()
     with server(corpus, lambda *_: 503 if broken.is_set() else None) as (url, _):
-        stream = TextStream(files(f"{url}/a.parquet"), seed=0, rank=0, world=1, global_batch=2, micro_batch=1)
+        stream = TextStream(files(f"{url}/a.parquet"), Share(rank=0, world=1, global_batch=2, micro_batch=1), seed=0)
         broken.set()
         time.sleep(0.3)
         began = time.monotonic()
@@ -298,17 +360,19 @@ def test_closing_does_not_wait_for_a_source_that_does_not_answer(corpus):
         assert time.monotonic() - began < 3
 
 
-def test_missing_and_unreachable_urls_are_one_line(corpus):
+def test_missing_and_unreachable_urls_are_one_line(corpus: Path) -> None:
     with server(corpus, lambda path, _: 403 if "forbidden" in path else None) as (url, _):
-        for name, said in (("none.parquet", "404"), ("forbidden.parquet", "403")):
-            with pytest.raises(ValueError, match=rf"^data.source.paths = {url}/{name}: .*{said}.*; check the files") as raised:
+        for name, message in (("none.parquet", "404"), ("forbidden.parquet", "403")):
+            with pytest.raises(
+                ValueError, match=rf"^run.objective.data.source.paths: {url}/{name}: .*{message}.*; check the files"
+            ) as raised:
                 prepare(files(f"{url}/{name}"))
             assert "\n" not in str(raised.value)
-    with pytest.raises(ValueError, match=rf"^data.source.paths = {url}/a.parquet: .*; check the files"):
+    with pytest.raises(ValueError, match=rf"^run.objective.data.source.paths: {url}/a.parquet: .*; check the files"):
         prepare(files(f"{url}/a.parquet", retry_seconds=0.3))
 
 
-def test_a_hub_dataset_streams_and_what_it_lacks_is_one_line(corpus):
+def test_a_hub_dataset_streams_and_what_it_lacks_is_one_line(corpus: Path) -> None:
     """A local folder is read by the same code as a dataset of the Hub, splits and columns included."""
     (corpus / "hub" / "data").mkdir(parents=True)
     (corpus / "a.parquet").rename(corpus / "hub" / "data" / "train-00000.parquet")
@@ -316,13 +380,15 @@ def test_a_hub_dataset_streams_and_what_it_lacks_is_one_line(corpus):
     config = TextConfig(source=Hub(dataset=str(corpus / "hub")), lanes=2, held_out=0.0, seq_len=16)
     prepare(config)
     assert epoch(config) == epoch(files(corpus / "hub" / "data" / "train-00000.parquet"))
-    for options, text_column, said in (
+    for options, text_column, message in (
         ({"split": "valid"}, "text", "Unknown split|Bad split"),
         ({"config": "french"}, "text", "french"),
-        ({}, "body", "has no column 'body'"),
+        ({}, "body", "no column 'body'"),
     ):
-        with pytest.raises(ValueError, match=rf"^data.source.dataset = .*({said})") as raised:
-            prepare(TextConfig(source=Hub(dataset=str(corpus / "hub"), **options), text_column=text_column, held_out=0.0))
+        with pytest.raises(ValueError, match=rf"^run.objective.data.source.dataset: .*({message})") as raised:
+            prepare(
+                TextConfig(source=Hub(dataset=str(corpus / "hub"), **options), text_column=text_column, held_out=0.0)
+            )
         assert "\n" not in str(raised.value)
 
 
@@ -330,7 +396,8 @@ HUB = """
 from data.prepare import prepare
 from data.sources import Hub
 from data.text import TextConfig
-for config in (*[TextConfig(source=Hub(dataset=f"someone/{name}")) for name in ("missing", "gated", "private")], TextConfig(tokenizer="someone/missing")):
+hub = [TextConfig(source=Hub(dataset=f"someone/{name}")) for name in ("missing", "gated", "private")]
+for config in (*hub, TextConfig(tokenizer="someone/missing")):
     try:
         prepare(config)
     except ValueError as error:
@@ -338,9 +405,12 @@ for config in (*[TextConfig(source=Hub(dataset=f"someone/{name}")) for name in (
 """
 
 
-def test_what_the_hub_refuses_is_one_line(tmp_path):
+def test_what_the_hub_refuses_is_one_line(tmp_path: Path) -> None:
     codes = {"missing": 404, "gated": 403, "private": 401}
-    with server(tmp_path, lambda path, _: next((code for name, code in codes.items() if name in path), 404)) as (url, requests):
+    with server(tmp_path, lambda path, _: next((code for name, code in codes.items() if name in path), 404)) as (
+        url,
+        requests,
+    ):
         environment = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "x"}
         ran = subprocess.run([sys.executable, "-c", HUB], capture_output=True, text=True, env=environment, timeout=100)
     assert ran.returncode == 0, ran.stderr
@@ -348,6 +418,8 @@ def test_what_the_hub_refuses_is_one_line(tmp_path):
     lines = ran.stdout.splitlines()
     assert len(lines) == 4
     for line, name in zip(lines, codes, strict=False):
-        assert line.startswith(f"data.source.dataset = 'someone/{name}' (split = 'train'): ")
-        assert line.endswith("; check the name, config, split and revision, HF_TOKEN (private and gated data) and the network")
-    assert lines[3].startswith("data.tokenizer = 'someone/missing': ")
+        assert line.startswith(f"run.objective.data.source.dataset: 'someone/{name}' (split 'train'): ")
+        assert line.endswith(
+            "; check the name, config, split and revision, HF_TOKEN (private and gated data) and the network"
+        )
+    assert lines[3].startswith("run.objective.data.tokenizer: 'someone/missing': ")

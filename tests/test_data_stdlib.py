@@ -13,12 +13,12 @@ from data.text import TextConfig
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SWITCHWORK_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
-def test_each_file_of_the_standard_library_is_in_exactly_one_shard(cache):
+def test_each_file_of_the_standard_library_is_in_exactly_one_shard(cache: Path) -> None:
     shards = stdlib_shards()
     rows = [row for shard in shards for row in pq.read_table(shard).to_pylist()]
     texts = {row["key"]: row["text"] for row in rows}
@@ -31,13 +31,13 @@ def test_each_file_of_the_standard_library_is_in_exactly_one_shard(cache):
     assert not parts & {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
-def test_writing_again_leaves_what_is_there_and_no_scratch(cache):
+def test_writing_again_leaves_what_is_there_and_no_scratch(cache: Path) -> None:
     first = {path: path.stat().st_mtime_ns for path in stdlib_shards()}
     assert {path: path.stat().st_mtime_ns for path in stdlib_shards()} == first
     assert [path.name for path in cache.iterdir()] == [next(iter(first)).parent.name]
 
 
-def test_two_processes_may_write_at_once(cache):
+def test_two_processes_may_write_at_once(cache: Path) -> None:
     code = "from data.stdlib import stdlib_shards; print(*stdlib_shards())"
     runs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = {run.communicate()[0] for run in runs}
@@ -46,15 +46,18 @@ def test_two_processes_may_write_at_once(cache):
     assert len(list(cache.iterdir())) == 1
 
 
-def test_preparing_again_imports_nothing_heavy(cache):
+def test_preparing_again_imports_nothing_heavy(cache: Path) -> None:
     prepare(TextConfig())
-    code = "import sys; from data.prepare import prepare; from data.text import TextConfig; prepare(TextConfig()); print(*sys.modules)"
+    imports = "import sys; from data.prepare import prepare; from data.text import TextConfig"
+    code = f"{imports}; prepare(TextConfig()); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "data.prepare" in modules
     assert not {"datasets", "pyarrow", "torch", "huggingface_hub"} & set(modules)
 
 
-def test_the_manifest_does_not_depend_on_where_the_cache_is(cache, tmp_path, monkeypatch):
+def test_the_manifest_does_not_depend_on_where_the_cache_is(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here = manifest(TextConfig(), seed=1, lanes=8)
     monkeypatch.setenv("SWITCHWORK_CACHE", str(tmp_path / "elsewhere"))
     assert manifest(TextConfig(), seed=1, lanes=8) == here
@@ -62,9 +65,11 @@ def test_the_manifest_does_not_depend_on_where_the_cache_is(cache, tmp_path, mon
     assert sum(file["size"] for file in here["source"]) > 1_000_000
 
 
-def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SWITCHWORK_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(ValueError, match=r"^cannot write to the cache .*set SWITCHWORK_CACHE") as raised:
+    with pytest.raises(
+        ValueError, match=r"^SWITCHWORK_CACHE: cannot write to the cache .*; set it to a folder"
+    ) as raised:
         stdlib_shards()
     assert "\n" not in str(raised.value)

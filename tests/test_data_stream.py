@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import threading
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -9,27 +10,43 @@ import pytest
 
 from data.packing import segments
 from data.sources import Files
-from data.steps import Share, merge_states
+from data.steps import RunState, Share, merge_states
 from data.stream import TextStream, preview
 from data.text import TextConfig
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> TextConfig:
     """Nine shards of 20 to 90 documents of up to 60 characters: an epoch is about 1,000 windows of 17 tokens."""
     folder = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(0)
     for shard in range(9):
         texts = ["".join(map(chr, rng.integers(97, 123, rng.integers(0, 60)))) for _ in range(rng.integers(20, 90))]
         pq.write_table(pa.table({"text": texts}), folder / f"{shard}.parquet")
-    return TextConfig(source=Files(paths=(str(folder / "*.parquet"),)), seq_len=16, lanes=8, window=32, held_out=0.1, prefetch=2)
+    return TextConfig(
+        source=Files(paths=(str(folder / "*.parquet"),)), seq_len=16, lanes=8, window=32, held_out=0.1, prefetch=2
+    )
 
 
-def run(config, world, steps, state=None, global_batch=32, micro_batch=2, group=1, seed=3):
+def run(
+    config: TextConfig,
+    world: int,
+    steps: int,
+    state: RunState | None = None,
+    global_batch: int = 32,
+    micro_batch: int = 2,
+    group: int = 1,
+    seed: int = 3,
+) -> tuple[dict[int, list[int]], RunState, list[tuple[int, list[int]]]]:
     """({sample number: tokens}, merged state, each rank's numbers) of some steps at `world`."""
     samples, states, served = {}, [], []
     for rank in range(world):
-        with TextStream(config, seed=seed, rank=rank, world=world, global_batch=global_batch, micro_batch=micro_batch, group=group, state=state) as stream:
+        with TextStream(
+            config,
+            Share(rank=rank, world=world, global_batch=global_batch, micro_batch=micro_batch, group=group),
+            seed=seed,
+            state=state,
+        ) as stream:
             for _ in range(steps):
                 step = next(stream)
                 assert len(step.micro_batches) * micro_batch * world == global_batch
@@ -44,7 +61,7 @@ def run(config, world, steps, state=None, global_batch=32, micro_batch=2, group=
 
 
 @pytest.mark.parametrize(("group", "micro_batch"), [(1, 2), (2, 4), (4, 4)])
-def test_the_same_global_batches_for_every_world(corpus, group, micro_batch):
+def test_the_same_global_batches_for_every_world(corpus: TextConfig, group: int, micro_batch: int) -> None:
     alone, state, _ = run(corpus, 1, 6, group=group, micro_batch=micro_batch)
     assert sorted(alone) == list(range(6 * 32))
     for world in (2, 4, 8):
@@ -54,7 +71,7 @@ def test_the_same_global_batches_for_every_world(corpus, group, micro_batch):
         assert all((n // group) % 8 % world == rank for rank, numbers in served for n in numbers)
 
 
-def test_resuming_on_other_worlds_is_the_uninterrupted_run(corpus):
+def test_resuming_on_other_worlds_is_the_uninterrupted_run(corpus: TextConfig) -> None:
     """4 -> 2 -> 8 -> 1 over more than an epoch: nothing lost, nothing repeated."""
     uninterrupted, last, _ = run(corpus, 1, 60)
     assert max(lane["epoch"] for lane in last["lanes"].values()) >= 1
@@ -66,7 +83,7 @@ def test_resuming_on_other_worlds_is_the_uninterrupted_run(corpus):
     assert state == last
 
 
-def test_steps_that_use_only_some_lanes(corpus):
+def test_steps_that_use_only_some_lanes(corpus: TextConfig) -> None:
     """A global batch of 4 over 8 lanes: each step serves half of them."""
     alone, state, _ = run(corpus, 1, 9, global_batch=4, micro_batch=1)
     halves, halfway, _ = run(corpus, 4, 5, global_batch=4, micro_batch=1)
@@ -75,18 +92,18 @@ def test_steps_that_use_only_some_lanes(corpus):
     assert end == state
 
 
-def test_prefetching_changes_nothing(corpus):
+def test_prefetching_changes_nothing(corpus: TextConfig) -> None:
     eager, state, _ = run(corpus, 2, 5)
     lazy, same, _ = run(dataclasses.replace(corpus, prefetch=0), 2, 5)
     assert lazy == eager
     assert same == state
 
 
-def test_the_seed_changes_the_order(corpus):
+def test_the_seed_changes_the_order(corpus: TextConfig) -> None:
     assert run(corpus, 1, 2)[0] != run(corpus, 1, 2, seed=4)[0]
 
 
-def test_lanes_are_chosen_where_the_job_leaves_them_open_and_kept_on_resume(corpus):
+def test_lanes_are_chosen_where_the_job_leaves_them_open_and_kept_on_resume(corpus: TextConfig) -> None:
     config = dataclasses.replace(corpus, lanes=None)
     assert len(run(config, 2, 1)[1]["lanes"]) == 8
     _, state, _ = run(config, 3, 1, global_batch=12)
@@ -94,55 +111,66 @@ def test_lanes_are_chosen_where_the_job_leaves_them_open_and_kept_on_resume(corp
     assert len(run(config, 2, 1, state, global_batch=12)[1]["lanes"]) == 24
 
 
-def test_document_mask_gives_segments(corpus):
-    with TextStream(dataclasses.replace(corpus, document_mask=True), seed=0, rank=0, world=1, global_batch=8, micro_batch=8) as stream:
+def test_document_mask_gives_segments(corpus: TextConfig) -> None:
+    with TextStream(
+        dataclasses.replace(corpus, document_mask=True), Share(rank=0, world=1, global_batch=8, micro_batch=8), seed=0
+    ) as stream:
         batch = next(stream).micro_batches[0]
     assert batch["segments"].tolist() == segments(batch["tokens"].numpy(), 256).tolist()
     assert batch["segments"].max() > 0
 
 
-def test_preview_shows_the_first_samples(corpus):
+def test_preview_shows_the_first_samples(corpus: TextConfig) -> None:
     samples, _, _ = run(corpus, 1, 1)
     shown = preview(corpus, 3, 4)
     expected = ["".join("<eod>" if token == 256 else chr(token) for token in samples[n]) for n in range(4)]
     assert shown == expected
 
 
-def test_closing_ends_the_thread_and_the_iteration(corpus):
-    stream = TextStream(corpus, seed=0, rank=0, world=1, global_batch=8, micro_batch=8)
+def test_closing_ends_the_thread_and_the_iteration(corpus: TextConfig) -> None:
+    stream = TextStream(corpus, Share(rank=0, world=1, global_batch=8, micro_batch=8), seed=0)
     next(stream)
     stream.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "data"]
     assert list(stream) == []
 
 
-def test_an_error_in_the_background_reaches_the_consumer_each_time(corpus, tmp_path):
+def test_an_error_in_the_background_reaches_the_consumer_each_time(corpus: TextConfig, tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": [""] * 20}), tmp_path / "0.parquet")
     pq.write_table(pa.table({"text": [""] * 20}), tmp_path / "1.parquet")
     config = dataclasses.replace(corpus, source=Files(paths=(str(tmp_path / "*.parquet"),)), lanes=2, held_out=0.0)
-    with TextStream(config, seed=0, rank=0, world=1, global_batch=2, micro_batch=1) as stream:
+    with TextStream(config, Share(rank=0, world=1, global_batch=2, micro_batch=1), seed=0) as stream:
         for _ in range(2):
             with pytest.raises(ValueError, match="lane 0 has no documents"):
                 next(stream)
 
 
 @pytest.mark.parametrize(
-    ("world", "global_batch", "micro_batch", "group", "said"),
+    ("world", "global_batch", "micro_batch", "group", "message"),
     [
-        (3, 32, 2, 1, "global_batch = 32 is not a multiple of workers x micro_batch = 3 x 2; set it to 36"),
-        (2, 32, 4, 3, "micro_batch = 4 does not hold whole groups of 3 samples; set it to 6"),
+        (3, 32, 2, 1, "^run.batch.global_batch: 32 is not a multiple of 3 workers x micro_batch 2; use 36$"),
+        (2, 32, 4, 3, "^run.batch.micro_batch: 4 does not hold whole groups of 3 samples; use 6$"),
     ],
 )
-def test_numbers_that_do_not_divide_are_one_line(world, global_batch, micro_batch, group, said):
-    with pytest.raises(ValueError, match=said):
+def test_numbers_that_do_not_divide_are_one_line(
+    world: int, global_batch: int, micro_batch: int, group: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
         Share(rank=0, world=world, global_batch=global_batch, micro_batch=micro_batch, group=group)
 
 
-def test_a_state_of_other_numbers_is_refused(corpus):
+def test_a_state_of_other_numbers_is_refused(corpus: TextConfig) -> None:
     _, state, _ = run(corpus, 1, 2)
-    with pytest.raises(ValueError, match=r"data.lanes = 16, but the checkpoint has 8; set data.lanes = 8"):
+    with pytest.raises(
+        ValueError, match=r"^run.objective.data.lanes: 16, but the checkpoint has 8; use 8 to resume it$"
+    ):
         run(dataclasses.replace(corpus, lanes=16), 1, 1, state)
-    with pytest.raises(ValueError, match=r"global_batch = 16, but the checkpoint's 2 steps held 64 samples; set global_batch = 32"):
+    with pytest.raises(
+        ValueError,
+        match=r"^run.batch.global_batch: 16, but the checkpoint's 2 steps held 64 samples; use 32 to resume it$",
+    ):
         run(corpus, 1, 1, state, global_batch=16)
-    with pytest.raises(ValueError, match=r"data.lanes = 8 is not a multiple of the 3 workers; .* such as 24"):
+    with pytest.raises(
+        ValueError, match=r"^run.objective.data.lanes: 8 is not a multiple of the 3 workers; .* such as 24$"
+    ):
         run(corpus, 3, 1, global_batch=12)

@@ -20,8 +20,7 @@ from test_trainer_image_runs import resume
 from test_trainer_worker import losses, train
 from torch import Tensor, nn
 
-from data.lanes import State
-from data.steps import Batch, Share
+from data.steps import Batch, RunState, Share
 from launch.export import export
 from launch.inspect import show_samples
 from launch.schema import job_schema
@@ -56,13 +55,13 @@ class LineObjective(BaseObjective):
 
     # 3. The data: functions of the seed and a sample's number, so that any number of ranks gets the same ones.
 
-    def stream(self, share: Share, state: State | None) -> Stream:
+    def stream(self, share: Share, state: RunState | None) -> Stream:
         return MadeStream(self._points, share, state)
 
     def held_out(self, share: Share) -> Iterable[Batch]:
         return made_held_out(self._points, 64, share)
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Mapping[str, object]:
         return {"source": [], "name": "line", "seed": self.seed, "digest": str(self.config)}
 
     def _points(self, number_M: Tensor, split: str) -> Batch:

@@ -28,7 +28,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-from data.lanes import State as DataState
+from data.steps import RunState
 from trainer.run_rows import Anomaly
 from trainer.storage import Folder
 
@@ -72,7 +72,7 @@ class State(TypedDict):
 
     step: int
     samples: int
-    data: DataState
+    data: RunState
     """Where the data stand, merged over the ranks."""
     world: int
     """Ranks that saved it."""

@@ -6,16 +6,15 @@ Each happens once in a run, however often its step is replayed: the run folder s
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from data.rows import Rows
-from data.shards import Shards
+from data.retry import OUTAGE
 from trainer.checkpoint_format import step_name, steps_in
 from trainer.core.protocols import Engine
 from trainer.loop import Hook, Training
@@ -94,8 +93,6 @@ def inject(faults: Sequence[FaultConfig], training: Training, files: RunFiles) -
         if number in done or fault.rank != training.world.rank:
             continue
         once = _Once(files, number, fault)
-        if isinstance(fault, SourceFails):
-            _make_flaky()
         if isinstance(fault, PoisonGradient):
             phase = fault.phase or training.objective.phases[0]
             engines = dict(training.engines)
@@ -134,37 +131,9 @@ def _between_steps(fault: FaultConfig, once: Callable[[], bool], files: RunFiles
                 damage_newest(files)
                 os.kill(os.getpid(), signal.SIGKILL)
             case SourceFails():
-                _Flaky.until = time.monotonic() + fault.seconds
+                OUTAGE.start(fault.seconds)
 
     return hook
-
-
-class _Flaky:
-    """Shards that cannot be read until `until`, a time of time.monotonic()."""
-
-    until = 0.0
-
-    def __init__(self, shards: Shards):
-        self.shards, self.count = shards, shards.count
-
-    def name(self, shard: int) -> str:
-        return self.shards.name(shard)
-
-    def read(self, shard: int, row: int, batch: int) -> Iterator[Any]:
-        for table in self.shards.read(shard, row, batch):
-            if time.monotonic() < self.until:
-                raise ConnectionResetError("a fault on purpose")
-            yield table
-
-
-def _make_flaky() -> None:
-    """Have every lane that is opened from now on read through _Flaky."""
-    plain = Rows.__init__
-
-    def flaky(self: Rows, shards: Shards, **options: Any) -> None:
-        plain(self, shards if isinstance(shards, _Flaky) else _Flaky(shards), **options)
-
-    Rows.__init__ = flaky  # type: ignore[method-assign]
 
 
 def damage_newest(files: RunFiles) -> None:

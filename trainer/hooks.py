@@ -11,8 +11,7 @@ import psutil
 import torch
 from torch import nn
 
-from data.lanes import State as DataState
-from data.steps import Batch, Share
+from data.steps import Batch, RunState, Share
 from trainer.checkpoint import Checkpointer
 from trainer.checkpoint_format import State
 from trainer.core.protocols import SampleSet, Sums
@@ -191,7 +190,7 @@ class Save:
 
     checkpointer: Checkpointer
     tracker: Tracker
-    merge: Callable[[Sequence[DataState]], DataState]
+    merge: Callable[[Sequence[RunState]], RunState]
     """Makes one data state of all ranks' states."""
     ledger: Ledger
     say: Say
@@ -201,6 +200,7 @@ class Save:
             return
         begin = time.perf_counter()
         self.settle(training)
+        assert training.data_state is not None, "a step was done"
         data = self.merge(training.world.gather(training.data_state))
         state = State(step=training.step, samples=training.samples, data=data, world=training.world.size, guard=training.guard.state())
         self.checkpointer.save(training.step, fragments(training), json.loads(json.dumps(state)))  # a copy: it is written later

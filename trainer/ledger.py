@@ -6,19 +6,18 @@ An attempt with other data is refused by name. The ledger has a row at the start
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from data.ledger import Line, entry
+from data.ledger import entry
 from data.manifest import check_manifest
-from data.steps import Share
+from data.steps import RunState, Share
 from trainer.core.protocols import Objective
 from trainer.run_files import RunFiles
 from trainer.world import World
 
 
-def frozen_manifest(files: RunFiles, objective: Objective, world: World) -> dict[str, Any]:
+def frozen_manifest(files: RunFiles, objective: Objective, world: World) -> Mapping[str, object]:
     """The manifest of the run's data. Raises ValueError on every rank where an earlier attempt of the run had other data."""
-    manifest: dict[str, Any] = {}
+    manifest: Mapping[str, object] = {}
     problem = ""
     if world.is_main:
         try:
@@ -44,15 +43,17 @@ class Ledger:
     tokens_per_sample: int
     world: World
 
-    def begin(self, state: Mapping[str, Any], share: Share) -> None:
-        """An attempt begins from the data state of a checkpoint, or from the start where it is empty."""
-        start = entry(dict(state), tokens_per_sample=self.tokens_per_sample) if state else {"step": 0, "lanes": {}}
+    def begin(self, state: RunState | None, share: Share) -> None:
+        """An attempt begins from the data state of a checkpoint, or from the start where there is none."""
+        start: Mapping[str, object] = {"step": 0, "lanes": {}}
+        if state is not None:
+            start = entry(state, tokens_per_sample=self.tokens_per_sample)
         self._append({"global_batch": share.global_batch, "group": share.group, **start})
 
-    def saved(self, state: Mapping[str, Any]) -> None:
+    def saved(self, state: RunState) -> None:
         """A checkpoint is written with this data state, merged over the ranks."""
-        self._append(entry(dict(state), tokens_per_sample=self.tokens_per_sample))
+        self._append(entry(state, tokens_per_sample=self.tokens_per_sample))
 
-    def _append(self, line: Line) -> None:
+    def _append(self, line: Mapping[str, object]) -> None:
         if self.world.is_main:
             self.files.add_to_ledger({"attempt": self.attempt, **line})

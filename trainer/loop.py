@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from data.lanes import State
-from data.steps import Batch, Step
+from data.steps import Batch, RunState, Step
 from trainer.anomaly import Guard
 from trainer.core.protocols import Engine, Objective, Stream, Sums
 from trainer.ema import Ema
@@ -59,8 +58,8 @@ class Training:
     """This rank's metrics since they were last reported."""
     norms: dict[str, Tensor | float] = field(default_factory=dict)
     """Gradient norm of each phase in the last step."""
-    data_state: State = field(default_factory=dict)
-    """Where the data stand after the last step."""
+    data_state: RunState | None = None
+    """Where the data stand after the last step; None: before the first one."""
     seconds: dict[Spent, float] = field(default_factory=dict)
     """Wall-clock time of this attempt by what it was spent on: see trainer/goodput.py."""
     wants_stop: Stopped | None = None

@@ -37,7 +37,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
@@ -55,6 +55,10 @@ from trainer.run_rows import (
     Summary,
 )
 from trainer.storage import Folder
+
+if TYPE_CHECKING:  # what reads data is not for the command and Ray's controller to import
+    from data.ledger import Line
+    from data.manifest import Manifest
 
 RESOLVED = "resolved.yaml"
 SUMMARY = "summary.json"
@@ -204,15 +208,15 @@ class RunFiles:
 
     # Data
 
-    def data_manifest(self) -> dict[str, Any] | None:
+    def data_manifest(self) -> "Manifest | None":
         """As of the run's start."""
-        return self._json(DATA_MANIFEST) or None
+        return cast("Manifest | None", self._json(DATA_MANIFEST) or None)
 
     def write_data_manifest(self, manifest: Mapping[str, Any]) -> None:
         self.folder.write(DATA_MANIFEST, json.dumps(dict(manifest), indent=1).encode())
 
-    def ledger(self) -> list[dict[str, Any]]:
-        return self.folder.lines(LEDGER)
+    def ledger(self) -> "list[Line]":
+        return cast("list[Line]", self.folder.lines(LEDGER))
 
     def add_to_ledger(self, row: Mapping[str, Any]) -> None:
         self.folder.append_line(LEDGER, row)

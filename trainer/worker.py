@@ -137,7 +137,7 @@ def _fit_and_go_back(
         data = state["data"] if state is not None else None
         stream = training.objective.stream(share, data)
         training.spend(goodput.waiting, opening)
-        ledger.begin(data or {}, share)
+        ledger.begin(data, share)
         fit(training, stream, steps, hooks.all)
         stream.close()
         if not training.progress.must_roll_back:

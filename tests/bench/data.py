@@ -33,6 +33,7 @@ from data.images import ImageConfig
 from data.packing import join
 from data.sources import Files
 from data.stdlib import stdlib_shards
+from data.steps import Share
 from data.stream import TextStream
 from data.text import TextConfig
 from data.tokenizers import texts_of
@@ -113,7 +114,7 @@ def decoded(array: pa.Array) -> Iterator[np.ndarray]:
 def text_sides(files: list[str], seq_len: int) -> dict[str, Iterator[object]]:
     config = TextConfig(source=Files(paths=tuple(files)), seq_len=seq_len, lanes=SHARDS, prefetch=0)
     return {
-        "stream": TextStream(config, seed=0, rank=0, world=1, **SPLIT),
+        "stream": TextStream(config, Share(rank=0, world=1, **SPLIT), seed=0),
         "plain": packed((column(table, "text") for table in plain(files, 1000)), seq_len),
         "arrow": packed(map(texts_of, arrow(files, "text", 1000)), seq_len),
         "rows": packed(([np.frombuffer(row["text"].encode(), np.uint8)] for row in by_row(files)), seq_len),
@@ -124,7 +125,7 @@ def image_sides(files: list[str]) -> dict[str, Iterator[object]]:
     config = ImageConfig(source=Files(paths=tuple(files)), channels=3, lanes=SHARDS, prefetch=0)
     tables = (chunk for table in plain(files, 256) for chunk in table.column("image").chunks)
     return {
-        "stream": ImageStream(config, seed=0, rank=0, world=1, **SPLIT),
+        "stream": ImageStream(config, Share(rank=0, world=1, **SPLIT), seed=0),
         "plain": stacked(image for array in tables for image in decoded(array)),
         "arrow": stacked(image for array in arrow(files, "image", 256) for image in decoded(array)),
         "rows": stacked(np.asarray(row["image"].convert("RGB")) for row in by_row(files)),

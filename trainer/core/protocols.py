@@ -6,13 +6,12 @@ An engine updates one network, and knows no objective. `trainer.objectives` and 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from data.lanes import State
-from data.steps import Batch, Share, Step
+from data.steps import Batch, RunState, Share, Step
 from trainer.shards import Fragment
 
 _T = TypeVar("_T")
@@ -75,7 +74,7 @@ class Objective(Protocol):
     def frozen_flops_per_sample(self) -> float:
         """FLOPs of their forward passes over one sample in training."""
 
-    def stream(self, share: Share, state: State | None) -> Stream:
+    def stream(self, share: Share, state: RunState | None) -> Stream:
         """This rank's part of the training data, from the start or from where `state` left it."""
 
     def held_out(self, share: Share) -> Iterable[Batch]:
@@ -114,7 +113,7 @@ class Objective(Protocol):
     def baselines(self) -> dict[str, float]:
         """Figures to read the evaluation against."""
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Mapping[str, object]:
         """What data this is: files, sizes, tags, digests."""
 
 

@@ -3,8 +3,8 @@
 Legend: B samples, T positions, V vocabulary.
 """
 
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,6 @@ class DistillObjective(LanguageObjective):
             figures["teacher_agreement"] = sums["teacher_agreed"].item() / targets
         return figures
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Mapping[str, object]:
         """The teacher is read as the data are: a resumed run must find the same one."""
-        return super().manifest() | {"teacher": teachers.identity(self.config.teacher)}
+        return {**super().manifest(), "teacher": teachers.identity(self.config.teacher)}

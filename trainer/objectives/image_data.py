@@ -3,16 +3,16 @@
 M samples; images are (C, H, W), points (D,).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
 from data.image_stream import ImageStream, image_shape
 from data.images import ImageConfig
-from data.lanes import State
-from data.steps import Batch, Share
+from data.steps import Batch, RunState, Share
 from models.random import normal, sample_keys, uniform
 from models.toy import GaussianMixture, grid, ring
 from trainer.core.protocols import Stream
@@ -82,18 +82,9 @@ class Images:
         self.shape: tuple[int, ...] = image_shape(config)
         self.classes = config.classes
 
-    def stream(self, share: Share, state: State | None) -> Stream:
+    def stream(self, share: Share, state: RunState | None) -> Stream:
         """This rank's part of the training data."""
-        return ImageStream(
-            self.config,
-            seed=self.seed,
-            rank=share.rank,
-            world=share.world,
-            global_batch=share.global_batch,
-            micro_batch=share.micro_batch,
-            group=share.group,
-            state=dict(state) if state else None,
-        )
+        return ImageStream(self.config, share, seed=self.seed, state=state or None)
 
     def held_out(self, share: Share) -> list[Batch]:
         """This rank's part of the held-out images."""
@@ -105,10 +96,10 @@ class Images:
         """(M, C, H, W) in [-1, 1], float32 at least."""
         return batch["image"].to(torch.promote_types(batch["image"].dtype, torch.float32)) / 127.5 - 1
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Mapping[str, object]:
         from data.manifest import manifest
 
-        return manifest(self.config, seed=self.seed, lanes=self.config.lanes)
+        return dict(manifest(self.config, seed=self.seed, lanes=self.config.lanes))
 
 
 class Points:
@@ -120,7 +111,7 @@ class Points:
         self.shape: tuple[int, ...] = tuple(self.mixture.means_KD.shape[1:])
         self.classes = None
 
-    def stream(self, share: Share, state: State | None) -> Stream:
+    def stream(self, share: Share, state: RunState | None) -> Stream:
         return MadeStream(self.batch, share, state)
 
     def held_out(self, share: Share) -> list[Batch]:
@@ -136,7 +127,7 @@ class Points:
         """Float32 (M, D)."""
         return batch["image"]
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Mapping[str, object]:
         return {"source": [], "name": self.config.name, "seed": self.seed, "digest": str(self.config)}
 
 

@@ -2,14 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from data.images import ImageConfig
-from data.lanes import State
-from data.steps import Batch, Share
+from data.steps import Batch, RunState, Share
 from trainer.core.protocols import Gather, Stream
 from trainer.objectives.base import BaseObjective
 from trainer.objectives.image_data import Images, Points, ToyConfig, build_data
@@ -28,13 +26,13 @@ class ImageObjective(BaseObjective):
     def device(self) -> torch.device:
         return next(next(iter(self.networks.values())).parameters()).device
 
-    def stream(self, share: Share, state: State | None) -> Stream:
+    def stream(self, share: Share, state: RunState | None) -> Stream:
         return self.data.stream(share, state)
 
     def held_out(self, share: Share) -> Iterable[Batch]:
         return self.data.held_out(share)
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Mapping[str, object]:
         return self.data.manifest()
 
 

@@ -9,13 +9,12 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from data.lanes import State
-from data.steps import Batch, Share
+from data.steps import Batch, RunState, Share
 from models.flops import flops_per_token
 from models.generate import generate
 from models.losses import cross_entropy_sum
@@ -79,19 +78,10 @@ class TextObjective(BaseObjective):
     def _aligned(self, tokens_BT: Tensor) -> Tensor:
         """Of values for all tokens of a sample, those for the inputs: a sample holds one token more."""
 
-    def stream(self, share: Share, state: State | None) -> Stream:
+    def stream(self, share: Share, state: RunState | None) -> Stream:
         from data.stream import TextStream
 
-        return TextStream(
-            self.config.data,
-            seed=self.seed,
-            rank=share.rank,
-            world=share.world,
-            global_batch=share.global_batch,
-            micro_batch=share.micro_batch,
-            group=share.group,
-            state=dict(state) if state else None,
-        )
+        return TextStream(self.config.data, share, seed=self.seed, state=state or None)
 
     def held_out(self, share: Share) -> Iterable[Batch]:
         from data.held_out import held_out
@@ -169,10 +159,10 @@ class TextObjective(BaseObjective):
         together, one_by_one = xz_bits_per_byte(held_out_documents(self.config.data))
         return {"xz_bits_per_byte_together": together, "xz_bits_per_byte_one_by_one": one_by_one}
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Mapping[str, object]:
         from data.manifest import manifest
 
-        return manifest(self.config.data, seed=self.seed, lanes=self.config.data.lanes)
+        return dict(manifest(self.config.data, seed=self.seed, lanes=self.config.data.lanes))
 
 
 class LanguageObjective(TextObjective):

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from data.lanes import State
-from data.steps import Batch, Share, Step
+from data.steps import Batch, RunState, Share, Step
 
 Make = Callable[[Tensor, str], Batch]
 """From the numbers (M,) of samples and the split that they belong to, to a batch with them under "sample"."""
@@ -15,7 +14,7 @@ Make = Callable[[Tensor, str], Batch]
 class MadeStream:
     """This rank's micro-batches of the training data, from step 0 or from where `state` left them."""
 
-    def __init__(self, make: Make, share: Share, state: State | None):
+    def __init__(self, make: Make, share: Share, state: RunState | None):
         self.make = make
         self.share = share
         self.step = share.first_step(state)
@@ -25,8 +24,7 @@ class MadeStream:
             numbers = torch.from_numpy(self.share.numbers(self.step))
             self.step += 1
             batches = [self.make(part, "training") for part in numbers.split(self.share.micro_batch)]
-            state = {"step": self.step, "samples": self.step * self.share.global_batch, "lanes": {}}
-            yield Step(micro_batches=batches, state=state)
+            yield Step(micro_batches=batches, state=RunState(step=self.step, samples=self.step * self.share.global_batch, lanes={}))
 
     def close(self) -> None:
         """Nothing is open."""
