@@ -50,7 +50,7 @@ def build_training(run: RunConfig, world: World) -> Training:
     """Objective, sharded networks and engines, initialised from the seed."""
     objective = build_objective(run.objective, run.seed)
     engines = {}
-    bf16 = run.precision == "bf16" or (run.precision == "auto" and world.device.type == "cuda")
+    bf16 = run.is_bf16(world.device.type == "cuda")
     for name, network in objective.networks.items():
         if (ep := run.ep(world.size)) > 1:
             from trainer.expert_parallel import shard_experts
