@@ -7,6 +7,7 @@ import ray
 from ray.train import UserCallback
 
 from trainer.attempts import current_attempt, note_end
+from trainer.parsing import one_line
 from trainer.storage import Folder
 
 PREEMPTED = "preemption: "
@@ -35,7 +36,7 @@ def _died(error: Exception) -> bool:
 
 
 def _detail(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = one_line(error)
     found = _DETAIL.search(text)
     return (found[1] if found else text)[:300]
 

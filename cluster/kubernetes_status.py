@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trainer.parsing import one_line
+
 Json = Mapping[str, Any]
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED", "INVALID")
 _DEPLOYMENT = {
@@ -170,5 +172,5 @@ def _condition(status: Json, kind: str, value: str) -> Json | None:
 
 def line(text: object) -> str:
     """`text` on one line, cut at 400 characters, the beginning first."""
-    joined = " ".join(str(text).split())
+    joined = one_line(text)
     return joined if len(joined) <= 400 else f"{joined[:400]} ..."

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from trainer.code_version import code_name
+from trainer.parsing import one_line
 
 PACKAGES = ("launch", "cluster", "trainer", "models", "data")
 _CHECKOUT = Path(__file__).parents[1]
@@ -117,4 +118,4 @@ def _facts(details: Any) -> dict[str, str]:
 
 
 def _line(text: object) -> str:
-    return " ".join(str(text).split())[:300]
+    return one_line(text, 300)

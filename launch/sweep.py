@@ -19,7 +19,7 @@ from launch.sweep_results import finish
 from launch.sweep_trials import Trial, as_overrides, job_file, plan, read_sweep
 from launch.train import Background, prepare_data
 from trainer.config import RunConfig
-from trainer.parsing import plain, read_job
+from trainer.parsing import one_line, plain, read_job
 from trainer.run_folder import prepare
 from trainer.storage import Folder, absolute, check_writable
 from trainer.tracking import tracking_uri
@@ -94,7 +94,7 @@ def _parent(place: Folder, config: SweepConfig, trial: Trial) -> "SweepRun":
     try:
         return SweepRun(place, tracking, place.url.rsplit("/", 1)[-1], plain(config))
     except Exception as error:  # a tracking server fails in as many ways as there are
-        cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        cause = f"{type(error).__name__}: {one_line(error, 200)}"
         fix = "start it, or set run.tracking.enabled=false"
         raise ValueError(f"run.tracking.uri: MLflow at {tracking_uri(tracking)} does not take the sweep's run ({cause}); {fix}") from None
 

@@ -17,6 +17,7 @@ from launch.sweep_outcomes import KEPT, Outcome, Setting, look, ranked
 from launch.sweep_report import draw, table
 from launch.sweep_trials import Trial
 from trainer.attempts import lines
+from trainer.parsing import one_line
 from trainer.storage import Folder
 
 if TYPE_CHECKING:
@@ -94,5 +95,5 @@ def _close(console: Console, parent: "SweepRun", config: SweepConfig, outcomes: 
     try:
         parent.close(status, figures, {"best": settings[0].name} if settings else {}, files)
     except Exception as error:  # a tracking server fails in as many ways as there are
-        cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        cause = f"{type(error).__name__}: {one_line(error, 200)}"
         console.print(f"MLflow does not take the results ({cause}); the same command sends them again", markup=False, highlight=False)

@@ -12,6 +12,7 @@ from launch.inspect import read_run
 from trainer import checkpoint, restore
 from trainer.ledger import MANIFEST, read_ledger
 from trainer.objectives import build_objective
+from trainer.parsing import one_line
 from trainer.rules import audit
 from trainer.run_folder import find_run
 from trainer.storage import Folder, absolute
@@ -54,7 +55,7 @@ def verify_data(console: Console, folder: Folder, step: int) -> bool:
         check_manifest(json.loads(folder.read(MANIFEST)), now)
         found = verify_ledger(data, read_ledger(folder), seed=run.seed, last_step=step)
     except (ValueError, OSError) as error:
-        console.print(f"data  cannot be derived again: {' '.join(str(error).split())}", highlight=False)
+        console.print(f"data  cannot be derived again: {one_line(error)}", highlight=False)
         return False
     seen = f"{found.samples:,} samples, {found.tokens:,} tokens up to step {step}"
     kept = f"lost {found.lost}, repeated {found.repeated}"

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from trainer.code_version import code_version
+from trainer.parsing import one_line
 from trainer.storage import Folder
 
 if TYPE_CHECKING:  # the driver and Ray's controller need no torch for what is here
@@ -86,7 +87,7 @@ def ending(training: "Training", folder: Folder, attempt: int) -> Iterator[None]
     try:
         yield
     except BaseException as error:
-        cause = " ".join(str(error).split())[:500]
+        cause = one_line(error, 500)
         note_end(folder, attempt, f"rank {training.world.rank}", f"{type(error).__name__} on rank {training.world.rank} after step {training.step}: {cause}")
         raise
 

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trainer.parsing import one_line
 from trainer.shards import Fragment, receipt
 from trainer.storage import Folder
 from trainer.world import World
@@ -97,7 +98,7 @@ class Checkpointer:
             self.wait()
             problem, by_peer = "", True
         except OSError as error:  # no room, no right, no answer: what storage does
-            problem, by_peer = f"checkpoint {step_name(self.last_step)}: {' '.join(str(error).split())}", isinstance(error, _PeerFailed)
+            problem, by_peer = f"checkpoint {step_name(self.last_step)}: {one_line(error)}", isinstance(error, _PeerFailed)
         problems = sorted(self.world.gather((by_peer, problem)), key=lambda each: each[0])  # the cause before what followed from it
         problem = next((text for _, text in problems if text), "")
         if problem and self.world.is_main:  # now nobody writes into it any more

@@ -7,6 +7,7 @@ import torch
 
 from trainer.config import RunConfig
 from trainer.engines import DeepSpeedConfig
+from trainer.parsing import one_line
 
 
 class OutOfMemory(RuntimeError):
@@ -22,7 +23,7 @@ def out_of_memory(run: RunConfig, rank: int) -> Iterator[None]:
         known = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
         if isinstance(error, OutOfMemory) or not known:
             raise
-        cause = " ".join(str(error).split())[:200] or type(error).__name__
+        cause = one_line(error, 200) or type(error).__name__
         raise OutOfMemory(f"out of memory on rank {rank} ({cause}); use {', '.join(suggestions(run))}") from error
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainer.attempts import lines
+from trainer.parsing import one_line
 from trainer.storage import Folder, absolute
 
 _SAY_AFTER = 3
@@ -163,7 +164,7 @@ class MlflowTracker(JsonlTracker):
             except Exception as error:  # a tracking server fails in as many ways as there are; none may end the run
                 failures += 1
                 if failures == _SAY_AFTER:
-                    cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                    cause = f"{type(error).__name__}: {one_line(error, 200)}"
                     self.say(f"MLflow does not take figures ({cause}); training goes on, they are kept and sent later")
                 if not self.ends.wait(min(60.0, 0.5 * 2**failures)):
                     continue

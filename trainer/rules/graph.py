@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from trainer.parsing import one_line
+
 Fact = tuple[Any, ...]
 
 
@@ -48,7 +50,7 @@ def _read_n_triples(file: Path) -> list[Fact]:
         try:
             W3CNTriplesParser(Sink()).parsestring(line + "\n")  # type: ignore[arg-type]
         except ParseError as error:
-            raise ValueError(f"--graph: {file.name}, line {number}: {' '.join(str(error).split())[:120]}") from None
+            raise ValueError(f"--graph: {file.name}, line {number}: {one_line(error, 120)}") from None
     return facts
 
 
