@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import typer
 from rich.console import Console
@@ -28,7 +27,7 @@ def audit(console: Console, path: str, overrides: Sequence[str], as_json: bool) 
     job = load(path, [*overrides, f"run.root={json.dumps(f'{root}/audits')}"])
     folder = prepare(job.run, resume=False, extra={"cluster": plain(job.cluster)})
     if not as_json:
-        console.print(f"{job.run.name}: two steps on {job.cluster.most} worker{'s' * (job.cluster.most > 1)}, then the same in float64", highlight=False)
+        console.print(f"{job.run.name}: two steps on {job.cluster.most} worker{'s' * (job.cluster.most > 1)}, then the same in float64")
     evidence = _evidence(console, job, folder)
     findings = judge(job.run, evidence)
     report = _report(findings, evidence)
@@ -55,7 +54,7 @@ def _evidence(console: Console, job: JobConfig, folder: Folder) -> Evidence:
         ray_train.audit(plain(job.run), job.cluster, job.run.ep)
         return from_bytes(folder.read(FILE))
     except ray_train.WorkersFailed as error:
-        console.print(str(error), markup=False, highlight=False)
+        console.print(str(error), markup=False)
         raise typer.Exit(1) from None
     finally:
         ray_train.leave()
@@ -63,7 +62,7 @@ def _evidence(console: Console, job: JobConfig, folder: Folder) -> Evidence:
             folder.fs.rm_file(f"{folder.path}/{FILE}")
 
 
-def _report(findings: Findings, evidence: Evidence) -> dict[str, Any]:
+def _report(findings: Findings, evidence: Evidence) -> dict[str, object]:
     """All of it, for programs."""
     return {
         "verdict": findings.good,
@@ -71,7 +70,7 @@ def _report(findings: Findings, evidence: Evidence) -> dict[str, Any]:
         "world": evidence.world,
         "device": evidence.device,
         "roundoff": evidence.roundoff,
-        "steps": [step.number for step in evidence.steps],
+        "steps": [step.facts.number for step in evidence.steps],
         "routing": {"decisions": findings.decisions, "near_ties_decided_otherwise": findings.flips},
         "signals": {phase: {layer: signal.norm for layer, signal in signals.items()} for phase, signals in findings.signals.items()},
         "unusual_signals": unusual_signals(findings),
