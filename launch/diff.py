@@ -2,15 +2,16 @@
 
 import json
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from launch.console.tables import table
 from trainer.attempts import lines
 from trainer.run_folder import find_run
 from trainer.storage import Folder
@@ -18,7 +19,8 @@ from trainer.storage import Folder
 _SAME_FOR_NO_RUN = ("run.name", "run.source")
 _ABSENT = "-"
 _LONGEST = 200
-Pair = tuple[Any, Any]
+Pair = tuple[object, object]
+"""A value of the first run and of the second; None is a value that a run does not have."""
 
 
 def compare(first: str, second: str) -> dict[str, dict[str, Pair]]:
@@ -35,36 +37,43 @@ def compare(first: str, second: str) -> dict[str, dict[str, Pair]]:
 def show(console: Console, first: str, second: str, found: Mapping[str, Mapping[str, Pair]]) -> None:
     """Print the tables."""
     for part, differing in found.items():
-        table = Table(title=part, title_justify="left", box=None, pad_edge=False, title_style="bold")
-        for heading in ("", first.rstrip("/").rsplit("/", 1)[-1], second.rstrip("/").rsplit("/", 1)[-1], *(["second - first"] if part == "results" else [])):
-            table.add_column(heading, justify="right" if part == "results" and heading else "left", overflow="fold")
-        for name, (ours, theirs) in differing.items():
-            cells = (name, _shown(ours), _shown(theirs), *([_change(ours, theirs)] if part == "results" else []))
-            table.add_row(*map(escape, cells))
         if differing:
-            console.print(table)
+            console.print(_table(part, [first, second], differing))
         else:
-            console.print(f"{part}: the same", highlight=False)
+            console.print(f"{part}: the same")
         if part == "code" and (changed := _files_between(differing.get("commit"))):
             console.print(changed, markup=False, highlight=False)
 
 
-def _config(folder: Folder) -> dict[str, Any]:
+def _table(part: str, runs: Sequence[str], differing: Mapping[str, Pair]) -> Table:
+    """The values side by side; results are numbers, and have their difference beside them."""
+    headings, rows = ["", *(run.rstrip("/").rsplit("/", 1)[-1] for run in runs)], []
+    for name, (ours, theirs) in differing.items():
+        cells = [name, _shown(ours), _shown(theirs)]
+        if part == "results":
+            cells.append(_change(ours, theirs))
+        rows.append([escape(cell) for cell in cells])
+    if part == "results":
+        return table(part, [*headings, "second - first"], rows, bold=True, cells="fold")
+    return table(part, headings, rows, left=range(len(headings)), bold=True, cells="fold")
+
+
+def _config(folder: Folder) -> dict[str, object]:
     return dict(flat("", yaml.safe_load(folder.read("resolved.yaml"))))
 
 
-def _code(folder: Folder) -> dict[str, Any]:
+def _code(folder: Folder) -> dict[str, object]:
     """What the last attempt ran."""
     begun = [line for line in lines(folder, "attempts.jsonl") if "ended" not in line]
     return {name: begun[-1].get(name) for name in ("commit", "dirty")} if begun else {}
 
 
-def _data(folder: Folder) -> dict[str, Any]:
+def _data(folder: Folder) -> dict[str, object]:
     """The manifest, its files one by one."""
     return dict(flat("", json.loads(folder.read("data_manifest.json")))) if folder.exists("data_manifest.json") else {}
 
 
-def _results(folder: Folder) -> dict[str, Any]:
+def _results(folder: Folder) -> dict[str, object]:
     """Figures of summary.json; of the experts' load only its summary, for there are hundreds."""
     if not folder.exists("summary.json"):
         return {}
@@ -72,7 +81,7 @@ def _results(folder: Folder) -> dict[str, Any]:
     return {name: value for name, value in flat("", summary) if "/expert" not in name}
 
 
-def flat(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
+def flat(prefix: str, node: object) -> Iterator[tuple[str, object]]:
     """Leaves by their path; a file in a list goes by its name, so that files are compared with themselves."""
     if isinstance(node, dict):
         for key, value in node.items():
@@ -84,21 +93,24 @@ def flat(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
         yield prefix, node
 
 
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], leave_out: tuple[str, ...] = ()) -> dict[str, Pair]:
+def differences(ours: Mapping[str, object], theirs: Mapping[str, object], leave_out: tuple[str, ...] = ()) -> dict[str, Pair]:
     """What differs between two flat mappings: name to the two values."""
     names = [*ours, *(name for name in theirs if name not in ours)]
     return {name: (ours.get(name), theirs.get(name)) for name in names if name not in leave_out and ours.get(name) != theirs.get(name)}
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if value is None:
         return _ABSENT
     return f"{value:.6g}" if isinstance(value, float) else str(value)[:_LONGEST]
 
 
-def _change(ours: Any, theirs: Any) -> str:
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (ours, theirs))
-    return f"{theirs - ours:+.4g}" if numbers else ""
+def _change(ours: object, theirs: object) -> str:
+    return f"{theirs - ours:+.4g}" if _is_number(ours) and _is_number(theirs) else ""
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _files_between(commits: Pair | None) -> str:

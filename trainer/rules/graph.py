@@ -6,11 +6,11 @@ Names from N-Triples are the IRIs as they stand; whole numbers become numbers in
 import csv
 import re
 from pathlib import Path
-from typing import Any
 
 from trainer.parsing import one_line
 
-Fact = tuple[Any, ...]
+Fact = tuple[str | int, ...]
+"""A name, then its arguments."""
 
 
 def read_graph(path: str) -> list[Fact]:
@@ -43,8 +43,8 @@ def _read_n_triples(file: Path) -> list[Fact]:
     facts: list[Fact] = []
 
     class Sink:
-        def triple(self, subject: Any, predicate: Any, value: Any) -> None:
-            facts.append(("triple", *(_value(str(each)) for each in (subject, predicate, value))))
+        def triple(self, subject: object, predicate: object, value: object) -> None:
+            facts.append(("triple", *(_value(str(term)) for term in (subject, predicate, value))))
 
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
