@@ -42,7 +42,7 @@ def show(console: Console, first: str, second: str, found: Mapping[str, Mapping[
         else:
             console.print(f"{part}: the same")
         if part == "code" and (changed := _files_between(differing.get("commit"))):
-            console.print(changed, markup=False, highlight=False)
+            console.print(changed, markup=False)
 
 
 def _table(part: str, runs: Sequence[str], differing: Mapping[str, Pair]) -> Table:

@@ -25,9 +25,9 @@ def export(console: Console, run: str, to: str) -> None:
     if target.names():
         raise ValueError(f"--to: {to} is not empty; name a new folder")
     step, loads, notes = _write(config, folder, target, console)
-    console.print(f"{config.name}, step {step}, to {target}: {loads}", highlight=False, markup=False)
+    console.print(f"{config.name}, step {step}, to {target}: {loads}", markup=False)
     for note in notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        console.print(f"note: {note}", markup=False)
 
 
 def _write(config: RunConfig, folder: Folder, target: Folder, console: Console) -> tuple[int, str, list[str]]:

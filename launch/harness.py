@@ -7,8 +7,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from launch.console.tables import table
 from launch.export import export
 from launch.inspect import read_run
 from trainer.objectives.language_config import Causal
@@ -37,11 +37,9 @@ def evaluate_harness(console: Console, run: str, tasks: str, more: str | None, s
     figures: dict[str, Any] = {task: {key: value for key, value in each.items() if isinstance(value, float | int)} for task, each in found["results"].items()}
     (folder / "evals").make()
     folder.write("evals/harness.json", json.dumps(figures, indent=1).encode())
-    table = Table(title=f"lm-eval: {Path(folder.path).name}", title_justify="left", box=None, pad_edge=False)
-    for heading in ("task", "measure", "value"):
-        table.add_column(heading)
+    rows = []
     for task, each in figures.items():
         for key, value in each.items():
-            table.add_row(task, key, f"{value:.4f}")
-    console.print(table)
+            rows.append((task, key, f"{value:.4f}"))
+    console.print(table(f"lm-eval: {Path(folder.path).name}", ("task", "measure", "value"), rows, left=(0, 1, 2)))
     return figures

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
+from launch.console.tables import table
 from launch.many_runs import progress
 from launch.stopping import stopping
 from launch.sweep_config import Asha, SweepConfig
@@ -32,12 +32,9 @@ if TYPE_CHECKING:
 def show_trials(console: Console, path: str, overrides: Sequence[str], folder: str | None) -> None:
     """Print what would be run, once all of it is checked."""
     config, _, trials = _planned(path, overrides, folder)
-    listing = Table(title=f"{len(trials)} trials, by {config.mode} {config.metric}", title_justify="left", box=None, pad_edge=False)
-    for heading in ("trial", "steps", "changes"):
-        listing.add_column(heading, justify="right" if heading == "steps" else "left", overflow="fold")
-    for trial in trials:
-        listing.add_row(trial.name, str(trial.steps or "-"), " ".join(as_overrides(trial.changes)))
-    console.print(listing)
+    rows = [(trial.name, str(trial.steps or "-"), " ".join(as_overrides(trial.changes))) for trial in trials]
+    title = f"{len(trials)} trials, by {config.mode} {config.metric}"
+    console.print(table(title, ("trial", "steps", "changes"), rows, left=(0, 2), cells="fold"))
 
 
 def sweep(console: Console, path: str, overrides: Sequence[str], folder: str | None) -> bool:
@@ -112,7 +109,7 @@ def _run(console: Console, config: SweepConfig, place: Folder, trials: Sequence[
         for trial in waiting:
             _make_ready(trial)
         _remove(place, "stop")
-        console.print(f"{len(trials)} trials, {min(concurrent, len(waiting))} at a time, in {place}", highlight=False)
+        console.print(f"{len(trials)} trials, {min(concurrent, len(waiting))} at a time, in {place}")
         rungs, past = None, {trial.name: look(trial, config.metric).curve for trial in trials if trial not in waiting}
         if isinstance(asha := config.scheduler, Asha):
             most = max(trial.steps or 0 for trial in trials)

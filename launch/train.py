@@ -24,7 +24,7 @@ from trainer.world import choose_device
 def dry_run(console: Console, path: str, overrides: Sequence[str], resume: bool) -> None:
     """Print the resolved job, which is enough to repeat the run."""
     job = load(path, overrides, resume)
-    console.print(yaml.safe_dump(plain(job), sort_keys=False), markup=False, highlight=False, end="")
+    console.print(yaml.safe_dump(plain(job), sort_keys=False), markup=False, end="")
 
 
 def train(console: Console, path: str, overrides: Sequence[str], resume: bool, started: float) -> None:
@@ -41,19 +41,19 @@ def train(console: Console, path: str, overrides: Sequence[str], resume: bool, s
     ray_train.connect(job.cluster)
     ray_train.check_room(job.cluster)
     steps = job.run.steps(job.run.objective.tokens_per_sample)
-    console.print(f"{job.run.name}: {_workers(job.cluster)}, run folder {folder}", highlight=False)
+    console.print(f"{job.run.name}: {_workers(job.cluster)}, run folder {folder}")
     if waiting := ray_train.waits_for(job.cluster):
-        console.print(f"waiting for {waiting}: other jobs hold the rest", highlight=False)
+        console.print(f"waiting for {waiting}: other jobs hold the rest")
     with Watch(folder, steps, console), stopping(lambda: [folder], console):
         try:
             ray_train.train(plain(job.run), job.cluster, started, job.run.ep)
         except ray_train.WorkersFailed as error:
-            console.print(str(error), markup=False, highlight=False)
+            console.print(str(error), markup=False)
             raise typer.Exit(1) from None
     facts = json.loads(folder.read("summary.json"))
     summary(console, folder, facts, job.run.tracking)
     if facts["failed"]:
-        console.print(f"the run failed: {facts['stopped']}", markup=False, highlight=False)
+        console.print(f"the run failed: {facts['stopped']}", markup=False)
         raise typer.Exit(1)
 
 
