@@ -8,6 +8,7 @@ from ray.train import UserCallback
 
 from trainer.attempts import current_attempt, note_end, stopped_by_error
 from trainer.endings import Ending, Stopped
+from trainer.parsing import one_line
 from trainer.run_files import RunFiles
 from trainer.storage import Folder
 
@@ -42,7 +43,7 @@ def _died(error: Exception) -> bool:
 
 
 def _detail(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = one_line(error)
     found = _DETAIL.search(text)
     return (found[1] if found else text)[:300]
 

@@ -18,6 +18,7 @@ from cluster.kubernetes_objects import (
     job_status,
     pod_status,
 )
+from trainer.parsing import one_line
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED", "INVALID")
 _DEPLOYMENT = {
@@ -189,5 +190,5 @@ def _condition(status: PodStatus, kind: str, value: str) -> Condition | None:
 
 def line(text: object) -> str:
     """`text` on one line, cut at 400 characters, the beginning first."""
-    joined = " ".join(str(text).split())
+    joined = one_line(text)
     return joined if len(joined) <= 400 else f"{joined[:400]} ..."

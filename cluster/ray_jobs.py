@@ -16,6 +16,7 @@ import yaml
 
 from trainer.checkout import CHECKOUT
 from trainer.code_version import code_name
+from trainer.parsing import one_line
 
 if TYPE_CHECKING:  # Ray takes a second to import, and its address may be wrong; a job's config imports torch, and only `submit` has one
     from ray.dashboard.modules.job.pydantic_models import JobDetails
@@ -134,4 +135,4 @@ def _facts(details: "JobDetails") -> dict[str, str]:
 
 
 def _line(text: object) -> str:
-    return " ".join(str(text).split())[:300]
+    return one_line(text, 300)

@@ -27,7 +27,7 @@ from cluster.placement import room
 from cluster.scheduling import Elastic, Placement, fitting_nodes
 from trainer.attempts import close_attempt, current_attempt
 from trainer.endings import Ending
-from trainer.parsing import Json
+from trainer.parsing import Json, one_line
 from trainer.run_files import RunFiles, run_files
 from trainer.world import free_port
 
@@ -43,7 +43,7 @@ def connect(cluster: ClusterConfig) -> None:
         # "local" and not None: with None Ray would look for a cluster that was once started here, and wait for it if it is gone.
         ray.init(address=address or "local", include_dashboard=None if address else False, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError) as error:
-        cause = " ".join(str(error).split())[:200]
+        cause = one_line(error, 200)
         raise ValueError(f"cluster.address: cannot reach Ray at {address} ({cause}); is it up, and is RAY_AUTH_TOKEN right?") from None
 
 

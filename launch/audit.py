@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import typer
 from rich.console import Console
@@ -29,7 +28,7 @@ def audit(console: Console, path: str, overrides: Sequence[str], as_json: bool) 
     files = prepare(job.run, resume=False, cluster=plain(job.cluster))
     if not as_json:
         workers = job.cluster.max_workers
-        console.print(f"{job.run.name}: two steps on {workers} worker{'s' * (workers > 1)}, then the same in float64", highlight=False)
+        console.print(f"{job.run.name}: two steps on {workers} worker{'s' * (workers > 1)}, then the same in float64")
     evidence = _evidence(console, job, files)
     findings = judge(job.run, evidence)
     report = _report(findings, evidence)
@@ -55,14 +54,14 @@ def _evidence(console: Console, job: JobConfig, files: RunFiles) -> Evidence:
         ray_train.audit(plain(job.run), job.cluster, expert_ranks(job))
         return from_bytes(files.evidence())
     except ray_train.WorkersFailed as error:
-        console.print(str(error), markup=False, highlight=False)
+        console.print(str(error), markup=False)
         raise typer.Exit(1) from None
     finally:
         ray_train.leave()
         files.delete_evidence()
 
 
-def _report(findings: Findings, evidence: Evidence) -> dict[str, Any]:
+def _report(findings: Findings, evidence: Evidence) -> dict[str, object]:
     """All of it, for programs."""
     return {
         "verdict": findings.good,
@@ -70,7 +69,7 @@ def _report(findings: Findings, evidence: Evidence) -> dict[str, Any]:
         "world": evidence.world,
         "device": evidence.device,
         "roundoff": evidence.roundoff,
-        "steps": [step.number for step in evidence.steps],
+        "steps": [step.facts.number for step in evidence.steps],
         "routing": {"decisions": findings.decisions, "near_ties_decided_otherwise": findings.flips},
         "signals": {phase: {layer: signal.norm for layer, signal in signals.items()} for phase, signals in findings.signals.items()},
         "unusual_signals": unusual_signals(findings),

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from launch.audit_report import unusual_signals
-from trainer.audit.verdict import Findings
+from trainer.audit.verdict import Findings, Subject
 from trainer.charts import INK, PLAIN, SOFT, plt
 
 
@@ -32,6 +32,6 @@ def draw(findings: Findings, file: Path, title: str) -> Path:
 
 def _gradient(findings: Findings, layer: str) -> float:
     """Norm of all gradients of one layer in the last step."""
-    mine = [each for each in findings.judged if each.what == "gradient" and each.name.partition("[")[0].rpartition(".")[0] == layer]
+    mine = [each for each in findings.judged if each.what is Subject.GRADIENT and each.name.partition("[")[0].rpartition(".")[0] == layer]
     last = max((each.step for each in mine), default=0)
     return sum(each.size**2 for each in mine if each.step == last) ** 0.5 or float("nan")

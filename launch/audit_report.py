@@ -6,16 +6,23 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
+from launch.console.tables import table
 from trainer.audit.evidence import Evidence, group_of
-from trainer.audit.verdict import Findings, Judged
+from trainer.audit.verdict import Findings, Judged, Subject
 
 _FAR = 1e4
 """A signal this many times weaker or stronger than the median layer's is marked."""
 _SAME = 1e-2
 _MOST = 8
-
-
-_BY_THEMSELVES = ("refused", "samples", "weights", "router", "routing", "recursion", "differences")
+_BY_THEMSELVES = (
+    Subject.REFUSED,
+    Subject.SAMPLES,
+    Subject.WEIGHTS,
+    Subject.ROUTER,
+    Subject.ROUTING,
+    Subject.RECURSION,
+    Subject.DIFFERENCES,
+)
 
 
 def suspects(findings: Findings) -> list[str]:
@@ -26,8 +33,8 @@ def suspects(findings: Findings) -> list[str]:
         judged = [each for each in findings.judged if each.step == step]
         bad = [each for each in judged if not each.good]
         said += [_alone(each) for what in _BY_THEMSELVES for each in bad if each.what == what]
-        said += _gradients([each for each in bad if each.what == "gradient"], [each for each in judged if each.what == "gradient"])
-        off = [each for each in bad if each.what in ("norm", "loss")]
+        said += _gradients([each for each in bad if each.what is Subject.GRADIENT], [each for each in judged if each.what is Subject.GRADIENT])
+        off = [each for each in bad if each.what in (Subject.NORM, Subject.LOSS)]
         said += [f"step {step}: the {each.what} of {each.name} is off by {each.error:.1e}, {each.allowed:.1e} allowed" for each in off]
     return list(dict.fromkeys(said))
 
@@ -35,17 +42,17 @@ def suspects(findings: Findings) -> list[str]:
 def _alone(each: Judged) -> str:
     off = f"off by {each.error:.1e}, {each.allowed:.1e} allowed"
     match each.what:
-        case "refused":
+        case Subject.REFUSED:
             return f"step {each.step}: the batch was passed over: {each.name}"
-        case "samples":
+        case Subject.SAMPLES:
             return f"step {each.step}: {each.error:.0f} samples are missing from the global batch, or in it twice"
-        case "weights":
+        case Subject.WEIGHTS:
             return f"{each.name}: step {each.step} computed with other values than the optimiser keeps (a stale shard)"
-        case "router":
+        case Subject.ROUTER:
             return f"{each.name}.weight: its scores and gates are not those of its inputs: {off}"
-        case "routing":
+        case Subject.ROUTING:
             return f"{each.name}.router.weight: tokens went elsewhere than their scores say, by margins that rounding does not explain: {off}"
-        case "recursion":
+        case Subject.RECURSION:
             return f"{each.name}: autograd differs from backpropagation written out: {off}"
         case _:
             return f"{each.name}: the derivative differs from finite differences: {off}"
@@ -89,41 +96,47 @@ def unusual_signals(findings: Findings) -> list[str]:
 
 def show(console: Console, name: str, findings: Findings, evidence: Evidence, report: str, picture: str) -> None:
     """Print the audit."""
-    steps = " and ".join(str(step.number) for step in evidence.steps)
+    steps = " and ".join(str(step.facts.number) for step in evidence.steps)
     where = f"{evidence.world} rank{'s' * (evidence.world > 1)} on {evidence.device}, unit roundoff {evidence.roundoff:.1e}, steps {steps}"
     console.print(_table(findings))
     if findings.decisions:
-        console.print(f"routing: {findings.flips} of {findings.decisions:,} decisions are near ties that float64 would have made otherwise", highlight=False)
+        console.print(f"routing: {findings.flips} of {findings.decisions:,} decisions are near ties that float64 would have made otherwise")
     for line in unusual_signals(findings):
-        console.print(line, highlight=False, markup=False)
-    console.print(f"all comparisons  {report}\nerror signal     {picture}", soft_wrap=True, highlight=False)
-    console.print(f"{'RIGHT' if findings.good else 'WRONG'}: {name} ({where})", style="bold", highlight=False)
+        console.print(line, markup=False)
+    console.print(f"all comparisons  {report}\nerror signal     {picture}", soft_wrap=True)
+    console.print(f"{'RIGHT' if findings.good else 'WRONG'}: {name} ({where})", style="bold")
     for line in suspects(findings):
-        console.print(f"  {line}", highlight=False, markup=False)
+        console.print(f"  {line}", markup=False)
 
 
 def _table(findings: Findings) -> Table:
     """The worst gradient of each group of parameters, relative error beside what precision allows, and what the witnesses say of the reference."""
-    table = Table(title="gradients, the worst of each group", title_justify="left", box=None, pad_edge=False)
-    for heading in ("parameters", "error", "allowed", "share", "where", "differences", "recursion"):
-        table.add_column(heading, justify="left" if heading in ("parameters", "where") else "right")
-    witnesses = {
-        what: {group: max((each for each in findings.judged if each.what == what and group_of(each.name) == group), key=lambda each: each.error)
-               for group in {group_of(each.name) for each in findings.judged if each.what == what}}
-        for what in ("differences", "recursion")
-    }  # fmt: skip
+    witnesses = [_worst_of_groups(findings, witness) for witness in (Subject.DIFFERENCES, Subject.RECURSION)]
     groups: dict[str, list[Judged]] = {}
-    for each in findings.judged:
-        if each.what == "gradient":
-            groups.setdefault(group_of(each.name).removesuffix("[*]"), []).append(each)
+    for judged in findings.judged:
+        if judged.what is Subject.GRADIENT:
+            groups.setdefault(group_of(judged.name).removesuffix("[*]"), []).append(judged)
+    rows = []
     for group, members in groups.items():
-        worst = max(members, key=lambda each: each.error / each.allowed if each.allowed else float(each.error > 0))
+        worst = max(members, key=lambda judged: judged.error / judged.allowed if judged.allowed else float(judged.error > 0))
         share = f"{worst.error / worst.allowed:.0%}" if worst.allowed else ""
-        seen = [f"{witnesses[what][group].error:.0e}" if group in witnesses[what] else "" for what in ("differences", "recursion")]
-        table.add_row(group, f"{worst.error:.1e}", f"{worst.allowed:.1e}", share, "" if worst.name == group else _place(worst.name), *seen)
-    return table
+        numbers = "" if worst.name == group else _numbers(worst.name)
+        seen = [f"{errors[group]:.0e}" if group in errors else "" for errors in witnesses]
+        rows.append([group, f"{worst.error:.1e}", f"{worst.allowed:.1e}", share, numbers, *seen])
+    headings = ("parameters", "error", "allowed", "share", "where", "differences", "recursion")
+    return table("gradients, the worst of each group", headings, rows, left=(0, 4))
 
 
-def _place(name: str) -> str:
+def _worst_of_groups(findings: Findings, witness: Subject) -> dict[str, float]:
+    """The largest error that `witness` found in each group of parameters."""
+    worst: dict[str, float] = {}
+    for judged in findings.judged:
+        if judged.what is witness:
+            group = group_of(judged.name)
+            worst[group] = max(worst.get(group, judged.error), judged.error)
+    return worst
+
+
+def _numbers(name: str) -> str:
     """The numbers that the group's name leaves out, with what they number."""
     return " ".join(part for part in name.replace("[", ".[").replace("/", ".").split(".") if any(character.isdigit() for character in part))

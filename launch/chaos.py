@@ -76,7 +76,7 @@ def chaos(console: Console, job_file: str, faults_file: str, overrides: Sequence
             whole = {"run": {**job["run"], **settings, "name": name, **more}, "cluster": {**job.get("cluster", {}), **restarts}}
             parse(JobConfig, whole)
             (root / f"{name}.yaml").write_text(yaml.safe_dump(whole, sort_keys=False))
-        console.print(f"a run without faults, then one with {len(drill.faults)}; their output is in {root}", highlight=False)
+        console.print(f"a run without faults, then one with {len(drill.faults)}; their output is in {root}")
         if code := _Command(root, "undisturbed").wait():
             raise ValueError(f"the run without faults ended with code {code}; see {root / 'undisturbed.log'}")
         outer = [fault for fault in drill.faults if isinstance(fault, Terminate | TrackingAway)]
@@ -95,7 +95,7 @@ def _disturbed(console: Console, root: Path, faults: Sequence[Terminate | Tracki
         server.back_if_due()
         if left and step >= left[0].step and command.process.poll() is None:
             fault = left.pop(0)
-            console.print(f"step {step}: {fault.name}", highlight=False)
+            console.print(f"step {step}: {fault.name}")
             files.add_fault(Fault(fault=-1, name=fault.name, step=step, time=time.time()))
             match fault:
                 case Terminate():

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from launch.console.tables import table
 from launch.show import time_table
 from launch.verify import verify_data
 from trainer.run_files import RunFiles, run_files
@@ -63,12 +63,8 @@ def report(console: Console, root: Path, struck: list[Struck], planned: int) -> 
     ends = [end.time for end in files.attempts_ended()]
     alarms = [event.time for event in files.events() if event.kind.is_alarm]
     found = costs(struck, metrics, sorted([*ends, *alarms]))
-    table = Table(title="the drill", title_justify="left", box=None, pad_edge=False)
-    for heading in ("fault", "step", "detected, s", "recovered, s", "steps again"):
-        table.add_column(heading, justify="left" if heading == "fault" else "right")
-    for cost in found:
-        table.add_row(cost.name, str(cost.step), _seconds(cost.detected_s), _seconds(cost.recovered_s), str(cost.replayed))
-    console.print(table)
+    rows = [(cost.name, str(cost.step), _seconds(cost.detected_s), _seconds(cost.recovered_s), str(cost.replayed)) for cost in found]
+    console.print(table("the drill", ("fault", "step", "detected, s", "recovered, s", "steps again"), rows))
     missing = planned - len(struck)
     if missing:
         console.print(f"{missing} of {planned} faults did not happen: their steps were not reached")
@@ -89,7 +85,7 @@ def _compared(console: Console, files: RunFiles, other: RunFiles) -> dict[str, A
     last, passed = max(theirs), sum(each["last"] - each["first"] + 1 for each in summary["anomalies"])
     first_other = next((step for step in sorted(theirs) if not _same(mine.get(step), theirs[step])), None)
     same = "every loss is bit-identical" if first_other is None else f"the losses are bit-identical until step {first_other - 1}"
-    console.print(f"final loss {mine.get(last, float('nan')):.6f}, undisturbed {theirs[last]:.6f}; {same}; {passed} steps passed over", highlight=False)
+    console.print(f"final loss {mine.get(last, float('nan')):.6f}, undisturbed {theirs[last]:.6f}; {same}; {passed} steps passed over")
     time_table(console, summary["goodput"])
     figures = {"final_loss": mine.get(last), "undisturbed_loss": theirs[last], "first_different_step": first_other, "passed_over": passed}
     return figures | {"step": summary["step"], "goodput": summary["goodput"], "attempts": summary["attempt"] + 1}

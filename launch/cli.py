@@ -59,9 +59,10 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Will it fit, divide and end in time? Before any GPU is asked for; exit code 1 for no."""
+    from launch.plan import MachineOptions
     from launch.plan import plan as make_plan
 
-    options = {"gpu": gpu, "per_node": per_node, "efficiency": efficiency, "notice_s": notice, "storage_gb": storage}
+    options = MachineOptions(gpu=gpu, per_node=per_node, efficiency=efficiency, notice_s=notice, storage_gb=storage)
     if not make_plan(console, job, overrides or [], gpus, options, as_json, picture):
         raise typer.Exit(1)
 

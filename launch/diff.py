@@ -1,13 +1,14 @@
 """`switchwork diff RUN RUN`: what two runs differ in: config, code, data, results, side by side."""
 
 import subprocess
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeGuard
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from launch.console.tables import table
 from trainer.checkout import CHECKOUT
 from trainer.run_files import RunFiles
 from trainer.run_folder import find_run
@@ -15,7 +16,8 @@ from trainer.run_folder import find_run
 _SAME_FOR_NO_RUN = ("run.name", "run.source")
 _ABSENT = "-"
 _LONGEST = 200
-Pair = tuple[Any, Any]
+Pair = tuple[object, object]
+"""A value of the first run and of the second; None is a value that a run does not have."""
 
 
 def compare(first: str, second: str) -> dict[str, dict[str, Pair]]:
@@ -32,43 +34,50 @@ def compare(first: str, second: str) -> dict[str, dict[str, Pair]]:
 def show(console: Console, first: str, second: str, found: Mapping[str, Mapping[str, Pair]]) -> None:
     """Print the tables."""
     for part, differing in found.items():
-        table = Table(title=part, title_justify="left", box=None, pad_edge=False, title_style="bold")
-        for heading in ("", first.rstrip("/").rsplit("/", 1)[-1], second.rstrip("/").rsplit("/", 1)[-1], *(["second - first"] if part == "results" else [])):
-            table.add_column(heading, justify="right" if part == "results" and heading else "left", overflow="fold")
-        for name, (ours, theirs) in differing.items():
-            cells = (name, _shown(ours), _shown(theirs), *([_change(ours, theirs)] if part == "results" else []))
-            table.add_row(*map(escape, cells))
         if differing:
-            console.print(table)
+            console.print(_table(part, [first, second], differing))
         else:
-            console.print(f"{part}: the same", highlight=False)
+            console.print(f"{part}: the same")
         if part == "code" and (changed := _files_between(differing.get("commit"))):
-            console.print(changed, markup=False, highlight=False)
+            console.print(changed, markup=False)
 
 
-def _config(files: RunFiles) -> dict[str, Any]:
+def _table(part: str, runs: Sequence[str], differing: Mapping[str, Pair]) -> Table:
+    """The values side by side; results are numbers, and have their difference beside them."""
+    headings, rows = ["", *(run.rstrip("/").rsplit("/", 1)[-1] for run in runs)], []
+    for name, (ours, theirs) in differing.items():
+        cells = [name, _shown(ours), _shown(theirs)]
+        if part == "results":
+            cells.append(_change(ours, theirs))
+        rows.append([escape(cell) for cell in cells])
+    if part == "results":
+        return table(part, [*headings, "second - first"], rows, bold=True, cells="fold")
+    return table(part, headings, rows, left=range(len(headings)), bold=True, cells="fold")
+
+
+def _config(files: RunFiles) -> dict[str, object]:
     return dict(flat("", files.job()))
 
 
-def _code(files: RunFiles) -> dict[str, Any]:
+def _code(files: RunFiles) -> dict[str, object]:
     """What the last attempt ran."""
     begun = files.attempts_begun()
     return {"commit": begun[-1].commit, "dirty": begun[-1].dirty} if begun else {}
 
 
-def _data(files: RunFiles) -> dict[str, Any]:
+def _data(files: RunFiles) -> dict[str, object]:
     """The manifest, its files one by one."""
     return dict(flat("", files.data_manifest() or {}))
 
 
-def _results(files: RunFiles) -> dict[str, Any]:
+def _results(files: RunFiles) -> dict[str, object]:
     """Figures of the summary; of the experts' load only its summary, for there are hundreds."""
     left_out = ("name", "samples", "attempt", "ending")  # `stopped` tells the ending
     summary = {name: value for name, value in (files.summary() or {}).items() if name not in left_out}
     return {name: value for name, value in flat("", summary) if "/expert" not in name}
 
 
-def flat(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
+def flat(prefix: str, node: object) -> Iterator[tuple[str, object]]:
     """Leaves by their path; a file in a list goes by its name, so that files are compared with themselves."""
     if isinstance(node, dict):
         for key, value in node.items():
@@ -80,21 +89,24 @@ def flat(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
         yield prefix, node
 
 
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], leave_out: tuple[str, ...] = ()) -> dict[str, Pair]:
+def differences(ours: Mapping[str, object], theirs: Mapping[str, object], leave_out: tuple[str, ...] = ()) -> dict[str, Pair]:
     """What differs between two flat mappings: name to the two values."""
     names = [*ours, *(name for name in theirs if name not in ours)]
     return {name: (ours.get(name), theirs.get(name)) for name in names if name not in leave_out and ours.get(name) != theirs.get(name)}
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if value is None:
         return _ABSENT
     return f"{value:.6g}" if isinstance(value, float) else str(value)[:_LONGEST]
 
 
-def _change(ours: Any, theirs: Any) -> str:
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (ours, theirs))
-    return f"{theirs - ours:+.4g}" if numbers else ""
+def _change(ours: object, theirs: object) -> str:
+    return f"{theirs - ours:+.4g}" if _is_number(ours) and _is_number(theirs) else ""
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _files_between(commits: Pair | None) -> str:

@@ -46,6 +46,6 @@ def export(console: Console, run: str, to: str) -> None:
     objective, step = load_objective(config, folder, console.print)
     check_writable(target.url, "--to")
     notes = writer.write(objective, target)
-    console.print(f"{config.name}, step {step}, to {target}: {writer.loaded_by} loads it", highlight=False, markup=False)
+    console.print(f"{config.name}, step {step}, to {target}: {writer.loaded_by} loads it", markup=False)
     for note in notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        console.print(f"note: {note}", markup=False)

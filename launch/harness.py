@@ -5,8 +5,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from launch.console.tables import table
 from launch.export import export
 from launch.inspect import read_run
 from trainer.objectives.language_config import CausalConfig
@@ -35,11 +35,9 @@ def evaluate_harness(console: Console, run: str, tasks: str, more: str | None, s
         found = simple_evaluate(model="hf", model_args=arguments, tasks=names, num_fewshot=shots or None, task_manager=manager, device="cpu", batch_size=16)
     figures: dict[str, Any] = {task: {key: value for key, value in each.items() if isinstance(value, float | int)} for task, each in found["results"].items()}
     RunFiles(folder).write_lm_eval(figures)
-    table = Table(title=f"lm-eval: {folder.name}", title_justify="left", box=None, pad_edge=False)
-    for heading in ("task", "measure", "value"):
-        table.add_column(heading)
+    rows = []
     for task, each in figures.items():
         for key, value in each.items():
-            table.add_row(task, key, f"{value:.4f}")
-    console.print(table)
+            rows.append((task, key, f"{value:.4f}"))
+    console.print(table(f"lm-eval: {folder.name}", ("task", "measure", "value"), rows, left=(0, 1, 2)))
     return figures

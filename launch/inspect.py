@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from data.images import ImageConfig
 from data.text import TextConfig
 from launch.config import load
+from launch.console.tables import table
 from launch.show import printable
 from trainer.config import RunConfig
 from trainer.core.protocols import SampleSet
@@ -38,7 +38,7 @@ def show_data(console: Console, path: str, overrides: Sequence[str], n: int) -> 
             prepare(data)
             for index, text in enumerate(preview(data, job.run.seed, n)):
                 console.rule(f"sample {index}", align="left", style="dim")
-                console.print(printable(text), markup=False, highlight=False)
+                console.print(printable(text), markup=False)
         case ImageConfig() as data:
             from data.image_stream import preview_images
 
@@ -75,7 +75,7 @@ def show_samples(console: Console, run: str, n: int, seed: int, changes: dict[st
         texts = passing(console, rules, folder, texts)
     for name, text in texts.items():
         console.rule(f"{name}, step {step}", align="left", style="dim")
-        console.print(printable(text), markup=False, highlight=False)
+        console.print(printable(text), markup=False)
     if samples.images:
         for file in write_samples(samples, Path("samples"), f"{config.name}-step-{step:08d}"):
             console.print(f"wrote {file}")
@@ -87,9 +87,9 @@ def evaluate_run(console: Console, run: str) -> dict[str, float]:
     config = read_run(folder)
     objective, step = load_objective(config, folder, console.print)
     figures = measure(objective, list(objective.held_out(config.evaluation_share(ALONE))))
-    table = Table(title=f"{config.name}, step {step}, held out", title_justify="left", box=None, show_header=False, pad_edge=False)
+    rows = []
     for name, value in (figures | objective.baselines()).items():
         if "/expert" not in name:
-            table.add_row(name, f"{value:.4f}" if math.isfinite(value) else str(value))
-    console.print(table)
+            rows.append((name, f"{value:.4f}" if math.isfinite(value) else str(value)))
+    console.print(table(f"{config.name}, step {step}, held out", ("", ""), rows, left=(0, 1)))
     return figures

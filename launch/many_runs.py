@@ -20,7 +20,7 @@ def progress(console: Console, runs: Sequence[RunConfig], what: str, ended: Ende
     """A function to call now and then: it moves the bar where there is a terminal, and prints a line for each run that ends."""
     over = {run.name for run in runs if ended(run)}
     if over:
-        console.print(f"{len(over)} of {len(runs)} runs are there already", highlight=False)
+        console.print(f"{len(over)} of {len(runs)} runs are there already")
 
     def done(run: RunConfig) -> int:
         return _steps(run) if run.name in over else _steps_done(run)
@@ -37,7 +37,7 @@ def progress(console: Console, runs: Sequence[RunConfig], what: str, ended: Ende
             for run in runs:
                 if run.name not in over and (words := ended(run)):
                     over.add(run.name)
-                    console.print(f"{run.name}: {words}  ({len(over)} of {len(runs)} runs)  {left}", highlight=False)
+                    console.print(f"{run.name}: {words}  ({len(over)} of {len(runs)} runs)  {left}")
 
         yield show
 

@@ -1,154 +1,233 @@
 """`switchwork plan`: will the job fit, divide and end in time? Before any GPU is asked for."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from launch.config import JobConfig
-from launch.estimate import Machine, estimate
+from launch.console.tables import table
+from launch.estimate import Candidate, CheckpointPlan, Forecast, ParameterCounts, Plan, estimate
 from launch.progress import clock
 from trainer.gpus import by_device_name, find_gpu, gpus, this_cpu
+from trainer.layout import Machine, MemoryPlan, Part
 from trainer.parsing import parse, read_job
+from trainer.throughput import Exchange
 
-PARTS = {
-    "parameters": ("weights", "flat row of the optimiser's group; at ZeRO 3 its part and what is gathered"),
-    "gradients": ("gradients", "with DeepSpeed's bucket and its copy around a collective"),
-    "master": ("fp32 weights", "the partition that ZeRO >= 1 updates"),
-    "moments": ("Adam's moments", "2 x 4 bytes a parameter (ZeRO, section 3.1)"),
-    "averages": ("moving averages", "4 bytes a parameter that this rank updates"),
-    "teacher": ("the teacher", "4 bytes a parameter, whole on each rank"),
-    "activations": ("activations", "operation by operation (Korthikanti et al. 2022, section 4.1)"),
-    "recomputed": ("one block again", "activation checkpointing: the largest block's activations"),
-    "bf16_copies": ("bf16 weights", "autocast's copies, kept until the backward pass"),
-    "loss": ("logits' gradients", "while the loss's backward pass runs"),
-    "all_to_all": ("all-to-all", "rows sent and received (GShard, section 3.2)"),
+PARTS: Mapping[Part, tuple[str, str]] = {
+    Part.PARAMETERS: ("weights", "flat row of the optimiser's group; at ZeRO 3 its part and what is gathered"),
+    Part.GRADIENTS: ("gradients", "with DeepSpeed's bucket and its copy around a collective"),
+    Part.MASTER: ("fp32 weights", "the partition that ZeRO >= 1 updates"),
+    Part.MOMENTS: ("Adam's moments", "2 x 4 bytes a parameter (ZeRO, section 3.1)"),
+    Part.AVERAGES: ("moving averages", "4 bytes a parameter that this rank updates"),
+    Part.TEACHER: ("the teacher", "4 bytes a parameter, whole on each rank"),
+    Part.ACTIVATIONS: ("activations", "operation by operation (Korthikanti et al. 2022, section 4.1)"),
+    Part.RECOMPUTED: ("one block again", "activation checkpointing: the largest block's activations"),
+    Part.BF16_COPIES: ("bf16 weights", "autocast's copies, kept until the backward pass"),
+    Part.LOSS: ("logits' gradients", "while the loss's backward pass runs"),
+    Part.ALL_TO_ALL: ("all-to-all", "rows sent and received (GShard, section 3.2)"),
 }
+"""The name of each part in tables and pictures, and the formula behind its bytes."""
 
 
-def machine_of(gpu: str | None, count: int, per_node: int | None, efficiency: float, notice_s: float, storage_gb: float) -> Machine:
-    """What the options mean; without --gpu the device of this machine. Raises ValueError for what is not in the table or out of range."""
-    for name, value, least in (("--gpus", count, 1), ("--per-node", per_node or 1, 1), ("--notice", notice_s, 0)):
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions:
+    """The machine, as the options of the command describe it."""
+
+    gpu: str | None
+    per_node: int | None
+    efficiency: float
+    notice_s: float
+    storage_gb: float
+    """GB/s."""
+
+
+def machine_of(options: MachineOptions, count: int) -> Machine:
+    """The machine with `count` GPUs that the options mean; without --gpu, this machine's device. Raises ValueError for what is unknown or out of range."""
+    for name, value, least in (("--gpus", count, 1), ("--per-node", options.per_node or 1, 1), ("--notice", options.notice_s, 0)):
         if value < least:
             raise ValueError(f"{name}: {value} is below {least}; use {least} or more")
-    if not 0 < efficiency <= 1 or not storage_gb > 0:
-        raise ValueError(f"--efficiency {efficiency} and --storage {storage_gb}: the first is a share in (0, 1], the second is above 0")
-    here = by_device_name(torch.cuda.get_device_name()) if gpu is None and torch.cuda.is_available() else None
-    if here is not None:
-        gpu = next(key for key, each in gpus().items() if each == here)
-    found = this_cpu(count) if gpu in (None, "cpu") else find_gpu(str(gpu))
-    nodes = min(per_node or found.per_node, count)
-    return Machine(key=gpu or "cpu", gpu=found, gpus=count, per_node=nodes, efficiency=efficiency, notice_s=notice_s, storage=storage_gb * 1e9)
+    if not 0 < options.efficiency <= 1 or not options.storage_gb > 0:
+        raise ValueError(f"--efficiency {options.efficiency} and --storage {options.storage_gb}: the first is a share in (0, 1], the second is above 0")
+    key = options.gpu or _this_gpu() or "cpu"
+    gpu = this_cpu(count) if key == "cpu" else find_gpu(key)
+    return Machine(
+        key=key,
+        gpu=gpu,
+        gpus=count,
+        per_node=min(options.per_node or gpu.per_node, count),
+        efficiency=options.efficiency,
+        notice_s=options.notice_s,
+        storage=options.storage_gb * 1e9,
+    )
 
 
-def plan(console: Console, path: str, overrides: Sequence[str], workers: int | None, options: dict[str, Any], as_json: bool, picture: str | None) -> bool:
+def _this_gpu() -> str | None:
+    """The key of this machine's GPU in the table; None where there is no GPU, or the table does not know it."""
+    known = by_device_name(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    return next((key for key, gpu in gpus().items() if gpu == known), None)
+
+
+def plan(console: Console, path: str, overrides: Sequence[str], workers: int | None, options: MachineOptions, as_json: bool, picture: str | None) -> bool:
     """Print the plan of the job at `path`; True if it can run."""
     job = parse(JobConfig, read_job(path, overrides))
-    machine = machine_of(count=job.cluster.max_workers if workers is None else workers, **options)
+    machine = machine_of(options, job.cluster.max_workers if workers is None else workers)
     run = replace(job.run, name=job.run.name or Path(path).stem)
-    found = estimate(run, machine)
+    name, planned = run.name or "", estimate(run, machine)
     if picture:
         from launch.plan_picture import draw
 
-        console.print(f"wrote {draw(found, Path(picture), run.name or '')}") if not as_json else draw(found, Path(picture), run.name or "")
+        file = draw(planned, Path(picture), name)
+        if not as_json:
+            console.print(f"wrote {file}")
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(plan_as_json(planned), indent=1))
     else:
-        show(console, run.name or "", found)
-    return bool(found["verdict"])
+        show(console, name, planned)
+    return planned.verdict
 
 
-def show(console: Console, name: str, found: dict[str, Any]) -> None:
-    """The plan as tables."""
-    machine = found["machine"]
-    console.print(f"{'YES' if found['verdict'] else 'NO'}: {name} on {machine['gpus']} x {machine['key']}", style="bold", highlight=False)
-    for reason in found["reasons"]:
-        console.print(f"  {reason}", highlight=False, markup=False)
-    _show_counts(console, found)
-    if "memory" in found:
-        _show_memory(console, found["memory"])
-        _show_time(console, found)
-        _show_choice(console, found)
+def plan_as_json(planned: Plan) -> dict[str, object]:
+    """The plan for programs; a job that would be refused has no figures."""
+    machine = planned.machine
+    divisions = [asdict(division) | {"good": division.good} for division in planned.divisions]
+    parameters: dict[str, object] = {"networks": planned.parameters.networks}
+    if planned.parameters.transformer is not None:
+        parameters |= asdict(planned.parameters.transformer)
+    return {
+        "divides": divisions,
+        "machine": asdict(machine.gpu) | {"key": machine.key, "gpus": machine.gpus, "per_node": machine.per_node},
+        "parameters": parameters,
+        **({} if planned.forecast is None else _forecast_as_json(planned.forecast, machine)),
+        "reasons": planned.reasons,
+        "verdict": planned.verdict,
+        "unknown": planned.unknown,
+    }
+
+
+def _forecast_as_json(forecast: Forecast, machine: Machine) -> dict[str, object]:
+    layout, checkpoint, choice = forecast.layout, forecast.checkpoint, forecast.choice
+    memory, step, rates = layout.memory, None, forecast.rates
+    if layout.step is not None and rates is not None:
+        step = asdict(layout.step) | {"total": layout.step.total} | {name: rate for name, rate in asdict(rates).items() if rate is not None}
+    times = {"copy_s": checkpoint.copy_s, "write_s": checkpoint.write_s, "notice_s": checkpoint.notice_s}
+    return {
+        "memory": {"parts": memory.parts, "parts_worst": memory.parts_worst}
+        | {"balanced": memory.balanced, "worst": memory.worst, "usable": memory.usable}
+        | {"fits_balanced": memory.fits_balanced, "fits_worst": memory.fits_worst, "host": memory.host},
+        "exchanges": [asdict(exchange) | {"moved": exchange.moved, "seconds": exchange.seconds(machine.gpu)} for exchange in layout.exchanges],
+        "step": step,
+        "target": None if forecast.target is None else asdict(forecast.target),
+        "checkpoint": {"bytes": checkpoint.size} | times | {"in_time": checkpoint.in_time},
+        "candidates": [_candidate_as_json(candidate) for candidate in forecast.candidates],
+        "choice": None if choice is None else _choice_as_json(choice),
+    }
+
+
+def _candidate_as_json(candidate: Candidate) -> dict[str, object]:
+    memory = candidate.memory
+    return {
+        "zero": candidate.zero,
+        "ep": candidate.ep,
+        "seconds": candidate.seconds,
+        "balanced": memory.balanced,
+        "worst": memory.worst,
+        "fits_balanced": memory.fits_balanced,
+        "fits_worst": memory.fits_worst,
+        "parts": memory.parts,
+    }
+
+
+def _choice_as_json(choice: Candidate) -> dict[str, object]:
+    values = _candidate_as_json(choice)
+    return {name: values[name] for name in ("zero", "ep", "seconds", "balanced", "worst", "fits_worst")}
+
+
+def show(console: Console, name: str, planned: Plan) -> None:
+    """Print the plan as tables."""
+    machine, forecast = planned.machine, planned.forecast
+    console.print(f"{'YES' if planned.verdict else 'NO'}: {name} on {machine.gpus} x {machine.key}", style="bold")
+    for reason in planned.reasons:
+        console.print(f"  {reason}", markup=False)
+    rows = [[row.what, str(row.number), str(row.divisor), row.by, "yes" if row.good else "NO"] for row in planned.divisions]
+    _print_table(console, "What must divide", ("", "number", "by", "", "divides"), rows)
+    _show_parameters(console, planned.parameters)
+    if forecast is not None:
+        _show_memory(console, forecast.layout.memory)
+        _show_exchanges(console, forecast.layout.exchanges, machine)
+        _show_step(console, forecast)
+        _show_checkpoint(console, forecast.checkpoint)
+        _show_choice(console, forecast)
     console.print("What it cannot know", style="bold")
-    for line in found["unknown"]:
-        console.print(f"  {line}", highlight=False, markup=False)
+    for line in planned.unknown:
+        console.print(f"  {line}", markup=False)
 
 
-def _table(console: Console, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if index in (1, 2) else "left")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+def _print_table(console: Console, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """The second and third columns hold numbers."""
+    left = [position for position in range(len(headings)) if position not in (1, 2)]
+    console.print(table(title, headings, rows, left=left, bold=True))
 
 
-def _show_counts(console: Console, found: dict[str, Any]) -> None:
-    rows = [[each["what"], str(each["number"]), str(each["divisor"]), each["by"], "yes" if each["good"] else "NO"] for each in found["divides"]]
-    _table(console, "What must divide", ("", "number", "by", "", "divides"), rows)
-    counted = found["parameters"]
-    sizes = ", ".join(f"{name} {size:,}" for name, size in counted["networks"].items())
-    active = f"; {counted['active']:,.0f} active for a token, {counted['flops_per_token']:.3g} FLOPs a token in training" if "active" in counted else ""
-    console.print(f"Parameters: {sizes}{active}", highlight=False)
+def _show_parameters(console: Console, counted: ParameterCounts) -> None:
+    sizes, cost = ", ".join(f"{name} {size:,}" for name, size in counted.networks.items()), counted.transformer
+    active = "" if cost is None else f"; {cost.active:,.0f} active for a token, {cost.flops_per_token:.3g} FLOPs a token in training"
+    console.print(f"Parameters: {sizes}{active}")
 
 
-def _show_memory(console: Console, memory: dict[str, Any]) -> None:
+def _show_memory(console: Console, memory: MemoryPlan) -> None:
     rows = []
-    for key, (name, source) in PARTS.items():
-        if memory["parts"].get(key) or memory["parts_worst"].get(key):
-            rows.append([name, f"{memory['parts'][key] / 1e9:.3f}", f"{memory['parts_worst'][key] / 1e9:.3f}", source])
-    rows.append(["sum", f"{memory['balanced'] / 1e9:.3f}", f"{memory['worst'] / 1e9:.3f}", f"of {memory['usable'] / 1e9:.2f} GB usable"])
-    _table(console, "Memory of a GPU, GB", ("part", "balanced", "worst load", "formula"), rows)
-    console.print(f"CPU memory for each GPU (offloaded state, staged checkpoint): {memory['host'] / 1e9:.3f} GB", highlight=False)
+    for part, (name, source) in PARTS.items():
+        balanced, worst = memory.parts.get(part, 0.0), memory.parts_worst.get(part, 0.0)
+        if balanced or worst:
+            rows.append([name, f"{balanced / 1e9:.3f}", f"{worst / 1e9:.3f}", source])
+    rows.append(["sum", f"{memory.balanced / 1e9:.3f}", f"{memory.worst / 1e9:.3f}", f"of {memory.usable / 1e9:.2f} GB usable"])
+    _print_table(console, "Memory of a GPU, GB", ("part", "balanced", "worst load", "formula"), rows)
+    console.print(f"CPU memory for each GPU (offloaded state, staged checkpoint): {memory.host / 1e9:.3f} GB")
 
 
-def _show_time(console: Console, found: dict[str, Any]) -> None:
-    if found["exchanges"]:
-        rows = [
-            [
-                f"{each['what']}: {each['kind']}",
-                f"{each['moved'] / 1e9:.3f}",
-                f"{each['seconds']:.4f}",
-                f"{each['ranks']} ranks, {'inside a node' if each['inside'] else 'over the network'}",
-            ]
-            for each in found["exchanges"]
-        ]
-        _table(console, "Communication of a step", ("", "GB sent", "seconds", "ring over the slowest link"), rows)
-    step, target, checkpoint = found["step"], found["target"], found["checkpoint"]
-    if step:
-        parts = f"arithmetic {step['arithmetic']:.4f} + exchange {step['exchange']:.4f} + update {step['update']:.4f}"
-        console.print(f"Step: {step['total']:.4f} s ({parts}), MFU {step['mfu']:.1%}", highlight=False)
-        rate = f"{step['tokens_per_day']:.3g} tokens a day" if "tokens_per_day" in step else f"{step['samples_per_s']:.3g} samples/s"
-        seen = f"{target['tokens']:.3g} tokens" if target["tokens"] else f"{target['samples']:.3g} samples"
-        console.print(f"Target: {seen} in {clock(target['hours'] * 3600)}, {target['gpu_hours']:.2f} GPU hours, at {rate}", highlight=False)
-    seconds = f"{checkpoint['copy_s']:.2f} s to copy, {checkpoint['write_s']:.1f} s to write in the background"
-    late = "in time" if checkpoint["in_time"] else "NOT in time"
-    console.print(f"Checkpoint: {checkpoint['bytes'] / 1e9:.3f} GB, {seconds}; {late} for a notice of {checkpoint['notice_s']:.0f} s", highlight=False)
-
-
-def _show_choice(console: Console, found: dict[str, Any]) -> None:
-    if not found["candidates"]:
+def _show_exchanges(console: Console, moving: Sequence[Exchange], machine: Machine) -> None:
+    if not moving:
         return
-    rows = [
-        [
-            f"zero {each['zero']}, ep {each['ep']}",
-            f"{each['balanced'] / 1e9:.2f}",
-            f"{each['worst'] / 1e9:.2f}",
-            _fit(each),
-            f"{each['seconds']:.4f}" if each["seconds"] else "",
-        ]
-        for each in found["candidates"]
-    ]
-    _table(console, "Layouts", ("", "GB balanced", "GB worst", "fits", "s a step"), rows)
-    choice = found["choice"]
-    chosen = f"zero {choice['zero']}, ep {choice['ep']}" if choice else "none: nothing fits"
-    console.print(f"It would choose {chosen}", style="bold", highlight=False)
+    rows = []
+    for exchange in moving:
+        ring = f"{exchange.ranks} ranks, {'inside a node' if exchange.inside else 'over the network'}"
+        rows.append([f"{exchange.what}: {exchange.kind}", f"{exchange.moved / 1e9:.3f}", f"{exchange.seconds(machine.gpu):.4f}", ring])
+    _print_table(console, "Communication of a step", ("", "GB sent", "seconds", "ring over the slowest link"), rows)
 
 
-def _fit(each: dict[str, Any]) -> str:
-    return "yes" if each["fits_worst"] else "balanced only" if each["fits_balanced"] else "no"
+def _show_step(console: Console, forecast: Forecast) -> None:
+    step, rates, target = forecast.layout.step, forecast.rates, forecast.target
+    if step is None or rates is None or target is None:
+        return
+    parts = f"arithmetic {step.arithmetic:.4f} + exchange {step.exchange:.4f} + update {step.update:.4f}"
+    console.print(f"Step: {step.total:.4f} s ({parts}), MFU {step.mfu:.1%}")
+    rate = f"{rates.samples_per_s:.3g} samples/s" if rates.tokens_per_day is None else f"{rates.tokens_per_day:.3g} tokens a day"
+    seen = f"{target.tokens:.3g} tokens" if target.tokens else f"{target.samples:.3g} samples"
+    console.print(f"Target: {seen} in {clock(target.hours * 3600)}, {target.gpu_hours:.2f} GPU hours, at {rate}")
+
+
+def _show_checkpoint(console: Console, checkpoint: CheckpointPlan) -> None:
+    seconds = f"{checkpoint.copy_s:.2f} s to copy, {checkpoint.write_s:.1f} s to write in the background"
+    late = "in time" if checkpoint.in_time else "NOT in time"
+    console.print(f"Checkpoint: {checkpoint.size / 1e9:.3f} GB, {seconds}; {late} for a notice of {checkpoint.notice_s:.0f} s")
+
+
+def _show_choice(console: Console, forecast: Forecast) -> None:
+    if not forecast.candidates:
+        return
+    rows = []
+    for candidate in forecast.candidates:
+        memory, seconds = candidate.memory, f"{candidate.seconds:.4f}" if candidate.seconds else ""
+        rows.append([f"zero {candidate.zero}, ep {candidate.ep}", f"{memory.balanced / 1e9:.2f}", f"{memory.worst / 1e9:.2f}", _fit(memory), seconds])
+    _print_table(console, "Layouts", ("", "GB balanced", "GB worst", "fits", "s a step"), rows)
+    choice = forecast.choice
+    chosen = f"zero {choice.zero}, ep {choice.ep}" if choice else "none: nothing fits"
+    console.print(f"It would choose {chosen}", style="bold")
+
+
+def _fit(memory: MemoryPlan) -> str:
+    return "yes" if memory.fits_worst else "balanced only" if memory.fits_balanced else "no"

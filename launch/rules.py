@@ -34,10 +34,10 @@ def passing(console: Console, config: RulesConfig, folder: Folder, texts: dict[s
     decisions = judged(config, folder, [Candidate(text=text) for text in texts.values()], "sample")
     for name, decision in zip(texts, decisions, strict=True):
         if not decision.accepted:
-            console.print(f"{name} is refused:", highlight=False)
+            console.print(f"{name} is refused:")
             _print_derivation(console, decision)
     accepted = {name: text for (name, text), decision in zip(texts.items(), decisions, strict=True) if decision.accepted}
-    console.print(f"{len(texts) - len(accepted)} of {len(texts)} samples refused by {config.file}", highlight=False)
+    console.print(f"{len(texts) - len(accepted)} of {len(texts)} samples refused by {config.file}")
     return accepted
 
 
@@ -45,7 +45,7 @@ def _print_derivation(console: Console, decision: Decision) -> None:
     from launch.show import printable
 
     for line in decision.derivation:
-        console.print(f"  {printable(line)}", markup=False, highlight=False)
+        console.print(f"  {printable(line)}", markup=False)
 
 
 def promote(console: Console, folder: Folder, run: RunConfig, config: RulesConfig, name: str, samples: int, seed: int) -> bool:
@@ -66,12 +66,12 @@ def promote(console: Console, folder: Folder, run: RunConfig, config: RulesConfi
     version = registry.register(folder, {"step": step, "digest": digest}, figures, gate_tags)
     before = f"version {champion[0]}" if champion else "none"
     if refused:
-        console.print(f"{name} version {version} is registered, and does NOT become champion (still {before}): rules failed", highlight=False)
+        console.print(f"{name} version {version} is registered, and does NOT become champion (still {before}): rules failed")
         for decision in refused:
             _print_derivation(console, decision)
         return False
     registry.crown(version)
-    console.print(f"{name} version {version} is champion (before: {before}): {len(decisions)} decisions, no conflict", highlight=False)
+    console.print(f"{name} version {version} is champion (before: {before}): {len(decisions)} decisions, no conflict")
     return True
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from launch.console.tables import table
 from launch.scaling_law import CONFIDENCE, Estimate, Law, fit_law
 from launch.sweep_config import ScalingLaw
 from launch.sweep_outcomes import Outcome
@@ -65,7 +65,7 @@ def fit_and_show(console: Console, config: ScalingLaw, outcomes: Sequence[Outcom
     held = [size for size in sizes if size.name in _held_out(config, groups)]
     fitted = [size for size in sizes if size not in held]
     if len(fitted) < _FEWEST:
-        console.print(f"no scaling law: {len(fitted)} of the sizes to fit have come to their end, and it takes {_FEWEST}", highlight=False)
+        console.print(f"no scaling law: {len(fitted)} of the sizes to fit have come to their end, and it takes {_FEWEST}")
         return None
     law, p = fit_law([size.parameters for size in fitted], [size.loss for size in fitted])
     predicted = {size.name: law.predict(size.parameters) for size in sizes}
@@ -94,20 +94,19 @@ def _finite(estimate: Estimate) -> dict[str, float | None]:
 def _print(console: Console, law: Law, p: float | None, fitted: Sequence[Size], held: Sequence[Size], predicted: dict[str, Estimate]) -> None:
     seeds = len(fitted[0].losses)
     title = f"loss by size, {f'geometric means of {seeds} seeds' if seeds > 1 else 'one seed'}; N without embedding and output matrix"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for heading in ("size", "N", "loss", "law", f"{CONFIDENCE:.0%} for one more", ""):
-        table.add_column(heading, justify="left" if heading in ("size", "") else "right", no_wrap=True)
+    rows = []
     for size in [*fitted, *held]:
         law_says = predicted[size.name]
         interval = f"{law_says.low:.4f} to {law_says.high:.4f}"
-        table.add_row(size.name, f"{size.parameters:,}", f"{size.loss:.4f}", f"{law_says.value:.4f}", interval, "held out" if size in held else "fitted")
-    console.print(table)
-    console.print(formula(law), style="bold", highlight=False)
+        rows.append((size.name, f"{size.parameters:,}", f"{size.loss:.4f}", f"{law_says.value:.4f}", interval, "held out" if size in held else "fitted"))
+    headings = ("size", "N", "loss", "law", f"{CONFIDENCE:.0%} for one more", "")
+    console.print(table(title, headings, rows, left=(0, -1), cells="cut"))
+    console.print(formula(law), style="bold")
     if p is not None:
         decided = "the points ask for it" if law.irreducible else "the points do not ask for it"
-        console.print(f"an irreducible loss E: {decided} (F test, p = {p:.3f})", highlight=False)
+        console.print(f"an irreducible loss E: {decided} (F test, p = {p:.3f})")
     for size in held:
-        console.print(verdict(size, predicted[size.name]), style="bold", highlight=False)
+        console.print(verdict(size, predicted[size.name]), style="bold")
 
 
 def formula(law: Law) -> str:

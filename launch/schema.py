@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import inspect
 import textwrap
-from typing import Any
 
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
@@ -16,10 +15,8 @@ from pydantic_core import core_schema
 
 from launch.config import JobConfig
 
-Json = dict[str, Any]
 
-
-def job_schema() -> Json:
+def job_schema() -> JsonSchemaValue:
     """The schema (draft 2020-12) of what `switchwork train` takes."""
     schema = TypeAdapter(JobConfig).json_schema(schema_generator=_Generator)
     _name_the_choices(schema, schema["$defs"])
@@ -43,7 +40,7 @@ class _Generator(GenerateJsonSchema):
         return found
 
 
-def _name_the_choices(node: Any, definitions: Json) -> None:
+def _name_the_choices(node: object, definitions: JsonSchemaValue) -> None:
     """Where several dataclasses may stand, `name` must say which; it may be left out where it is the default's."""
     if isinstance(node, list):
         for each in node:
@@ -58,7 +55,7 @@ def _name_the_choices(node: Any, definitions: Json) -> None:
         _name_the_choices(each, definitions)
 
 
-def _name(choice: Json, definitions: Json) -> str | None:
+def _name(choice: JsonSchemaValue, definitions: JsonSchemaValue) -> str | None:
     """The `name` of a tagged dataclass."""
     fields = definitions.get(str(choice.get("$ref", "")).removeprefix("#/$defs/"), {}).get("properties", {})
     return fields.get("name", {}).get("const")

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from rich.console import Console
-from rich.table import Table
 
+from launch.console.tables import table
 from launch.progress import clock
 from trainer.goodput import NAMES
 from trainer.run_rows import Spent, Summary
@@ -16,7 +16,7 @@ def summary(console: Console, folder: Folder, facts: Summary, tracking: Tracking
     """Print the summary of the run in `folder`."""
     rate = facts["training"].get("tokens_per_s")
     speed = f", {rate:,.0f} tokens/s" if rate else ""
-    console.print(f"\n{facts['name']}: {facts['step']} steps in {clock(facts['train_seconds'])}{speed} ({facts['stopped']})", style="bold", highlight=False)
+    console.print(f"\n{facts['name']}: {facts['step']} steps in {clock(facts['train_seconds'])}{speed} ({facts['stopped']})", style="bold")
     if "seconds_to_first_step" in facts:
         console.print(f"first optimiser step {facts['seconds_to_first_step']:.1f} s after the command")
     figures(console, facts)
@@ -25,12 +25,12 @@ def summary(console: Console, folder: Folder, facts: Summary, tracking: Tracking
     time_table(console, facts["goodput"])
     for name, text in facts["samples"].items():
         console.rule(name, align="left", style="dim")
-        console.print(printable(text), markup=False, highlight=False)
+        console.print(printable(text), markup=False)
     if facts["samples"]:
         console.rule(style="dim")
-    console.print(f"run folder   {folder}", soft_wrap=True, highlight=False)
+    console.print(f"run folder   {folder}", soft_wrap=True)
     if tracking.enabled:
-        console.print(f"MLflow       switchwork ui   (store: {tracking_uri(tracking)})", soft_wrap=True, highlight=False)
+        console.print(f"MLflow       switchwork ui   (store: {tracking_uri(tracking)})", soft_wrap=True)
 
 
 def printable(text: str) -> str:
@@ -41,14 +41,11 @@ def printable(text: str) -> str:
 def figures(console: Console, facts: Summary) -> None:
     """Held-out measures, beside the baselines they are to be read against."""
     evaluation, baselines = facts["eval"], facts["baselines"]
-    table = Table(title="held out", title_justify="left", box=None, show_header=False, pad_edge=False)
     if "bits_per_byte" in evaluation:
         rows = {"bits per byte": evaluation["bits_per_byte"]} | {name.replace("_bits_per_byte_", " -9, "): value for name, value in baselines.items()}
     else:
         rows = {name: value for name, value in evaluation.items() if "/" not in name}
-    for name, value in rows.items():
-        table.add_row(name.replace("_", " "), f"{value:.3f}")
-    console.print(table)
+    console.print(table("held out", ("", ""), [(name.replace("_", " "), f"{value:.3f}") for name, value in rows.items()], left=(0, 1)))
 
 
 def quality_table(console: Console, quality: dict[str, float]) -> None:
@@ -56,26 +53,22 @@ def quality_table(console: Console, quality: dict[str, float]) -> None:
     beside = list(dict.fromkeys(name.partition("/")[0] for name in quality if "/" in name))
     if not quality:
         return
-    table = Table(title="quality", title_justify="left", box=None, pad_edge=False)
-    for heading in ("", "this run", *(each.replace("_", " ") for each in beside)):
-        table.add_column(heading, justify="right" if heading else "left")
+    rows = []
     for name, value in quality.items():
         if "/" not in name:
             others = [quality.get(f"{each}/{name}") for each in beside]
-            table.add_row(name.replace("_", " "), f"{value:.3f}", *("" if other is None else f"{other:.3f}" for other in others))
-    console.print(table)
+            rows.append((name.replace("_", " "), f"{value:.3f}", *("" if other is None else f"{other:.3f}" for other in others)))
+    console.print(table("quality", ("", "this run", *(column.replace("_", " ") for column in beside)), rows))
 
 
 def time_table(console: Console, seconds: Mapping[Spent, float]) -> None:
     """Where the time of all attempts went, the most first."""
     whole = sum(seconds.values())
-    table = Table(title=f"where {clock(whole)} went", title_justify="left", box=None, show_header=False, pad_edge=False)
-    for heading in ("left", "right", "right", "left"):
-        table.add_column(justify=heading)
+    rows = []
     for what, spent in sorted(seconds.items(), key=lambda item: -item[1]):
         if spent >= 0.0005 * whole:
-            table.add_row(NAMES[what], clock(spent), f"{100 * spent / whole:.1f} %", "█" * round(40 * spent / whole))
-    console.print(table)
+            rows.append((NAMES[what], clock(spent), f"{100 * spent / whole:.1f} %", "█" * round(40 * spent / whole)))
+    console.print(table(f"where {clock(whole)} went", ("", "", "", ""), rows, left=(0, 3)))
 
 
 def load_table(console: Console, facts: Summary) -> None:
@@ -90,11 +83,10 @@ def load_table(console: Console, facts: Summary) -> None:
         return
     layers, experts = sorted({layer for layer, _ in cells}), sorted({expert for _, expert in cells})
     shown = experts[:16]
-    table = Table(title="load of each expert, % of the held-out tokens", title_justify="left", box=None, pad_edge=False)
-    for heading in ("layer", *map(str, shown), *(["..."] if len(experts) > len(shown) else []), "max/mean", "entropy"):
-        table.add_column(heading, justify="right")
+    more, rows = ["..."] if len(experts) > len(shown) else [], []
     for layer in layers:
-        more = ["..."] if len(experts) > len(shown) else []
         loads = [f"{100 * cells[layer, expert]:.1f}" for expert in shown]
-        table.add_row(str(layer), *loads, *more, f"{evaluation[f'load_max_over_mean/layer{layer}']:.2f}", f"{evaluation[f'router_entropy/layer{layer}']:.2f}")
-    console.print(table)
+        imbalance, entropy = evaluation[f"load_max_over_mean/layer{layer}"], evaluation[f"router_entropy/layer{layer}"]
+        rows.append((str(layer), *loads, *more, f"{imbalance:.2f}", f"{entropy:.2f}"))
+    headings = ("layer", *map(str, shown), *more, "max/mean", "entropy")
+    console.print(table("load of each expert, % of the held-out tokens", headings, rows, left=()))

@@ -25,7 +25,7 @@ def stopping(runs: Callable[[], Iterable[RunFiles]], console: Console) -> Iterat
         asked.append(signal.Signals(number).name)
         for files in runs():
             files.request_stop(Stopped(Ending.SIGNAL, f"{asked[0]} to the command"))
-        console.print(f"{asked[0]}: what trains saves and stops after this step; once more leaves at once", highlight=False)
+        console.print(f"{asked[0]}: what trains saves and stops after this step; once more leaves at once")
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

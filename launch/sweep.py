@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
 from launch.config import expert_ranks
+from launch.console.tables import table
 from launch.many_runs import progress
 from launch.stopping import stopping
 from launch.sweep_config import Asha, SweepConfig
@@ -20,7 +20,7 @@ from launch.sweep_results import finish
 from launch.sweep_trials import Trial, as_overrides, job_file, plan, read_sweep
 from launch.train import Background, prepare_data
 from trainer.config import RunConfig
-from trainer.parsing import plain, read_job
+from trainer.parsing import one_line, plain, read_job
 from trainer.run_files import RunFiles
 from trainer.run_folder import prepare
 from trainer.storage import Folder, absolute, check_writable
@@ -34,12 +34,9 @@ if TYPE_CHECKING:
 def show_trials(console: Console, path: str, overrides: Sequence[str], folder: str | None) -> None:
     """Print what would be run, once all of it is checked."""
     config, _, trials = _planned(path, overrides, folder)
-    listing = Table(title=f"{len(trials)} trials, by {config.mode} {config.metric}", title_justify="left", box=None, pad_edge=False)
-    for heading in ("trial", "steps", "changes"):
-        listing.add_column(heading, justify="right" if heading == "steps" else "left", overflow="fold")
-    for trial in trials:
-        listing.add_row(trial.name, str(trial.steps or "-"), " ".join(as_overrides(trial.changes)))
-    console.print(listing)
+    rows = [(trial.name, str(trial.steps or "-"), " ".join(as_overrides(trial.changes))) for trial in trials]
+    title = f"{len(trials)} trials, by {config.mode} {config.metric}"
+    console.print(table(title, ("trial", "steps", "changes"), rows, left=(0, 2), cells="fold"))
 
 
 def sweep(console: Console, path: str, overrides: Sequence[str], folder: str | None) -> bool:
@@ -96,7 +93,7 @@ def _parent(place: Folder, config: SweepConfig, trial: Trial) -> "SweepRun":
     try:
         return SweepRun(RunFiles(place), tracking, place.name, plain(config))
     except Exception as error:  # a tracking server fails in as many ways as there are
-        cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        cause = f"{type(error).__name__}: {one_line(error, 200)}"
         fix = "start it, or set run.tracking.enabled=false"
         raise ValueError(f"run.tracking.uri: MLflow at {tracking_uri(tracking)} does not take the sweep's run ({cause}); {fix}") from None
 
@@ -114,7 +111,7 @@ def _run(console: Console, config: SweepConfig, place: Folder, trials: Sequence[
         for trial in waiting:
             _make_ready(trial)
         RunFiles(place).delete_stop_request()
-        console.print(f"{len(trials)} trials, {min(concurrent, len(waiting))} at a time, in {place}", highlight=False)
+        console.print(f"{len(trials)} trials, {min(concurrent, len(waiting))} at a time, in {place}")
         rungs, past = None, {trial.name: look(trial, config.metric).curve for trial in trials if trial not in waiting}
         if isinstance(asha := config.scheduler, Asha):
             most = max(trial.steps or 0 for trial in trials)

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from launch.console import tables
 from launch.sweep_config import SweepConfig
 from launch.sweep_outcomes import Outcome
 from launch.sweep_trials import short_names
@@ -20,13 +21,12 @@ _SPREAD = 8.0  # a key whose values lie further apart than this factor gets a lo
 def table(outcomes: Sequence[Outcome], config: SweepConfig) -> Table:
     """The finished trials, the best first, then the others, those that got furthest first."""
     short = short_names(list(config.over))
-    found = Table(title=f"{config.metric}, {config.mode}", title_justify="left", box=None, pad_edge=False)
-    for heading in ("trial", *short.values(), "steps", config.metric, "status"):
-        found.add_column(heading, justify="left" if heading in ("trial", "status") else "right", overflow="fold")
-    for each in sorted(outcomes, key=lambda outcome: _place(outcome, config)):
-        values = [_shown(each.trial.changes.get(key)) for key in short]
-        found.add_row(each.trial.name, *values, str(each.step), "-" if each.value is None else f"{each.value:.4f}", each.words)
-    return found
+    rows = []
+    for outcome in sorted(outcomes, key=lambda outcome: _place(outcome, config)):
+        values = [_shown(outcome.trial.changes.get(key)) for key in short]
+        rows.append((outcome.trial.name, *values, str(outcome.step), "-" if outcome.value is None else f"{outcome.value:.4f}", outcome.words))
+    headings = ("trial", *short.values(), "steps", config.metric, "status")
+    return tables.table(f"{config.metric}, {config.mode}", headings, rows, left=(0, -1), cells="fold")
 
 
 def _place(outcome: Outcome, config: SweepConfig) -> tuple[bool, float]:

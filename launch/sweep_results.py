@@ -16,6 +16,7 @@ from launch.sweep_config import SweepConfig
 from launch.sweep_outcomes import KEPT, Outcome, Setting, look, ranked
 from launch.sweep_report import draw, table
 from launch.sweep_trials import Trial
+from trainer.parsing import one_line
 from trainer.storage import Folder
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def finish(console: Console, config: SweepConfig, place: Folder, trials: Sequenc
             files.append(_write_best(settings[0], config, job, Path(scratch) / "best.yaml"))
             over = f", mean of {len(settings[0].values)} seeds" if len(settings[0].values) > 1 else ""
             words = f"best: {settings[0].name}, {config.metric} {settings[0].mean:.4f}{over}; its job is {place}/best.yaml"
-            console.print(words, style="bold", highlight=False)
+            console.print(words, style="bold")
         if config.fit is not None:
             from launch.scaling_law_report import fit_and_show
 
@@ -52,9 +53,9 @@ def finish(console: Console, config: SweepConfig, place: Folder, trials: Sequenc
         whole = all(outcome.status in KEPT for outcome in outcomes)
         if parent:
             _close(console, parent, config, outcomes, settings, files)
-    console.print(f"{', '.join(file.name for file in files)} in {place}", highlight=False)
+    console.print(f"{', '.join(file.name for file in files)} in {place}")
     if not whole:
-        console.print("not all trials came to their end; the same command goes on with them", highlight=False)
+        console.print("not all trials came to their end; the same command goes on with them")
     return whole
 
 
@@ -93,5 +94,5 @@ def _close(console: Console, parent: "SweepRun", config: SweepConfig, outcomes: 
     try:
         parent.close(status, figures, {"best": settings[0].name} if settings else {}, files)
     except Exception as error:  # a tracking server fails in as many ways as there are
-        cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        console.print(f"MLflow does not take the results ({cause}); the same command sends them again", markup=False, highlight=False)
+        cause = f"{type(error).__name__}: {one_line(error, 200)}"
+        console.print(f"MLflow does not take the results ({cause}); the same command sends them again", markup=False)

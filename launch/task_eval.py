@@ -8,8 +8,8 @@ from typing import Any, cast, get_args
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
+from launch.console.tables import table
 from launch.inspect import read_run
 from trainer.few_shot import Answer, Answers, Style, digest_of, read_task, wilson
 from trainer.inference import load_objective
@@ -34,15 +34,14 @@ def evaluate_task(console: Console, run: str, task: str, shots: int, style: Styl
     """Print and return the accuracy of the last checkpoint of `run` on `task`."""
     rows = answer_task(console, find_run(run), Path(task), shots, style, tokens)
     figures = accuracy(rows)
-    table = Table(title=f"{task}: {style}, {shots} examples in context", title_justify="left", box=None, pad_edge=False)
-    for heading in ("", "items", "exact match", "95 %", "likeliest choice", "95 %"):
-        table.add_column(heading, justify="left" if not heading else "right")
+    lines = []
     for group, each in figures.items():
         cells = [group, str(each["items"])]
         for name in ("exact_match", "choice"):
             cells += [f"{each[name]:.3f}", f"{each[f'{name}_low']:.3f} to {each[f'{name}_high']:.3f}"] if name in each else ["", ""]
-        table.add_row(*cells)
-    console.print(table)
+        lines.append(cells)
+    headings = ("", "items", "exact match", "95 %", "likeliest choice", "95 %")
+    console.print(table(f"{task}: {style}, {shots} examples in context", headings, lines))
     return {"task": task, "style": style, "shots": shots, "accuracy": figures}
 
 
@@ -60,7 +59,7 @@ def answer_task(console: Console, folder: Folder, task: Path, shots: int, style:
     rows = _read(evals, name)
     there = {row["item"] for row in rows}
     if there:
-        console.print(f"{len(there)} of {len(items)} items are answered already", highlight=False)
+        console.print(f"{len(there)} of {len(items)} items are answered already")
     pending: list[Answer] = []
     with torch.inference_mode():
         for row in answers.to([index for index in range(len(items)) if index not in there], _BATCH):

@@ -21,7 +21,7 @@ from trainer.world import choose_device
 def dry_run(console: Console, path: str, overrides: Sequence[str], resume: bool) -> None:
     """Print the resolved job, which is enough to repeat the run."""
     job = load(path, overrides, resume)
-    console.print(yaml.safe_dump(plain(job), sort_keys=False), markup=False, highlight=False, end="")
+    console.print(yaml.safe_dump(plain(job), sort_keys=False), markup=False, end="")
 
 
 def train(console: Console, path: str, overrides: Sequence[str], resume: bool, started: float) -> None:
@@ -38,20 +38,20 @@ def train(console: Console, path: str, overrides: Sequence[str], resume: bool, s
     ray_train.connect(job.cluster)
     ray_train.check_room(job.cluster)
     steps = job.run.steps(job.run.objective.tokens_per_sample)
-    console.print(f"{job.run.name}: {_workers(job.cluster)}, run folder {files}", highlight=False)
+    console.print(f"{job.run.name}: {_workers(job.cluster)}, run folder {files}")
     if waiting := ray_train.waits_for(job.cluster):
-        console.print(f"waiting for {waiting}: other jobs hold the rest", highlight=False)
+        console.print(f"waiting for {waiting}: other jobs hold the rest")
     with Watch(files, steps, console), stopping(lambda: [files], console):
         try:
             ray_train.train(plain(job.run), job.cluster, started, expert_ranks(job))
         except ray_train.WorkersFailed as error:
-            console.print(str(error), markup=False, highlight=False)
+            console.print(str(error), markup=False)
             raise typer.Exit(1) from None
     facts = files.summary()
     assert facts is not None, "rank 0 writes it before it ends"
     summary(console, files.folder, facts, job.run.tracking)
     if facts["failed"]:
-        console.print(f"the run failed: {facts['stopped']}", markup=False, highlight=False)
+        console.print(f"the run failed: {facts['stopped']}", markup=False)
         raise typer.Exit(1)
 
 

@@ -10,6 +10,7 @@ from launch.inspect import read_run
 from trainer import restore
 from trainer.checkpoint_format import step_name, steps_in
 from trainer.objectives import build_objective
+from trainer.parsing import one_line
 from trainer.rules import audit
 from trainer.run_files import DATA_MANIFEST, RULES_LOG, RunFiles
 from trainer.run_folder import find_run
@@ -35,9 +36,9 @@ def verify_checkpoint(console: Console, folder: Folder) -> bool:
     """Check the files and receipts of one checkpoint."""
     problems = restore.verify(folder)
     verdict = "good: every file and every receipt is as written" if not problems else "DAMAGED"
-    console.print(f"{folder.name}  {verdict}", highlight=False)
+    console.print(f"{folder.name}  {verdict}")
     for problem in problems:
-        console.print(f"  {problem}", highlight=False)
+        console.print(f"  {problem}")
     return not problems
 
 
@@ -46,7 +47,7 @@ def verify_data(console: Console, folder: Folder, step: int) -> bool:
     run = read_run(folder)
     files, data = RunFiles(folder), run.objective.stored_data
     if data is None:
-        console.print("data  made from the seed and the samples' numbers: nothing to read again", highlight=False)
+        console.print("data  made from the seed and the samples' numbers: nothing to read again")
         return True
     try:
         now = json.loads(json.dumps(build_objective(run.objective, run.seed).manifest()))
@@ -56,14 +57,14 @@ def verify_data(console: Console, folder: Folder, step: int) -> bool:
         check_manifest(frozen, now)
         found = verify_ledger(data, files.ledger(), seed=run.seed, last_step=step)
     except (ValueError, OSError) as error:
-        console.print(f"data  cannot be derived again: {' '.join(str(error).split())}", highlight=False)
+        console.print(f"data  cannot be derived again: {one_line(error)}")
         return False
     seen = f"{found.samples:,} samples, {found.tokens:,} tokens up to step {step}"
     kept = f"lost {found.lost}, repeated {found.repeated}"
     rest = f"attempts {found.attempts}, saved steps done again {found.replayed}, unreadable documents {found.unreadable} and shards {found.skipped} left out"
-    console.print(f"data  {'good' if not found.problems else 'NOT AS IT SHOULD BE'}: {seen}; {kept}; {rest}", highlight=False)
+    console.print(f"data  {'good' if not found.problems else 'NOT AS IT SHOULD BE'}: {seen}; {kept}; {rest}")
     for problem in found.problems:
-        console.print(f"  {problem}", highlight=False)
+        console.print(f"  {problem}")
     return not found.problems
 
 
@@ -71,7 +72,7 @@ def verify_audit_log(console: Console, folder: Folder) -> bool:
     """Check the chain of the run's audit log of rules, if it has one."""
     problems = audit.verify(folder)
     if problems:
-        console.print(f"audit log  BROKEN: {problems[0]}", highlight=False)
+        console.print(f"audit log  BROKEN: {problems[0]}")
     elif folder.exists(RULES_LOG):
-        console.print("audit log  good: every decision follows from the one before", highlight=False)
+        console.print("audit log  good: every decision follows from the one before")
     return not problems

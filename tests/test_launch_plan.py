@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import tiny_job
 
-from launch.estimate import Machine, estimate
+from launch.estimate import estimate
 from models.flops import flops_per_token, forward_flops_per_token, parameters
 from models.moe import MoEConfig
 from models.routing import TopKRouting
@@ -17,6 +17,7 @@ from models.transformer import TransformerConfig
 from trainer.config import RunConfig
 from trainer.footprint import groups_of, on_meta
 from trainer.gpus import Gpu, by_device_name, find_gpu, gpus
+from trainer.layout import Machine, Part
 from trainer.parsing import parse
 from trainer.throughput import exchanges, expert_exchange
 from trainer.training_state import Group, training_state
@@ -39,24 +40,30 @@ def large(corpus: Path, model: dict[str, Any], **fields: Any) -> RunConfig:
 
 def test_a_small_job_fits_and_a_large_one_does_not(corpus: Path) -> None:
     small = estimate(run_of(corpus, batch={"global_batch": 16, "micro_batch": 2}), MACHINE)
-    assert small["verdict"] is True
-    assert small["memory"]["fits_worst"]
+    assert small.verdict
+    assert small.forecast is not None
+    assert small.forecast.layout.memory.fits_worst
     # Mixtral 8x7B: 46.7e9 parameters of 4 bytes do not fit into 80 GB, whatever is sharded but the weights; ZeRO 3 over 8 keeps 12/8 + 4 bytes ... too many.
     big = estimate(large(corpus, MIXTRAL), MACHINE)
-    assert big["verdict"] is False
-    assert big["memory"]["parts"]["parameters"] == pytest.approx(4 * 46.6e9, rel=0.01)
-    assert any("does not fit" in reason for reason in big["reasons"])
+    assert not big.verdict
+    assert big.forecast is not None
+    assert big.forecast.layout.memory.parts[Part.PARAMETERS] == pytest.approx(4 * 46.6e9, rel=0.01)
+    assert any("does not fit" in reason for reason in big.reasons)
 
 
 def test_the_choice_fits_where_the_job_as_written_does_not(corpus: Path) -> None:
     machine = Machine(key="g", gpu=GPU, gpus=64, per_node=8, efficiency=0.5, notice_s=30, storage=2e9)
-    found = estimate(large(corpus, MIXTRAL | {"activation_checkpointing": True}, engine={"name": "deepspeed", "zero": 1, "ep": 1}), machine)
-    assert found["verdict"] is False
-    chosen = found["choice"]
-    assert (chosen["zero"], chosen["ep"]) != (1, 1)
-    assert chosen["balanced"] <= found["memory"]["usable"]
-    assert f"zero {chosen['zero']} and ep {chosen['ep']} would fit" in found["reasons"]
-    assert {(each["zero"], each["ep"]) for each in found["candidates"]} == {(0, 1), (1, 1), (2, 1), (3, 1)} | {(z, e) for z in (0, 1, 2) for e in (2, 4, 8)}
+    plan = estimate(large(corpus, MIXTRAL | {"activation_checkpointing": True}, engine={"name": "deepspeed", "zero": 1, "ep": 1}), machine)
+    assert not plan.verdict
+    forecast = plan.forecast
+    assert forecast is not None
+    chosen = forecast.choice
+    assert chosen is not None
+    assert (chosen.zero, chosen.ep) != (1, 1)
+    assert chosen.memory.balanced <= forecast.layout.memory.usable
+    assert f"zero {chosen.zero} and ep {chosen.ep} would fit" in plan.reasons
+    layouts = {(candidate.zero, candidate.ep) for candidate in forecast.candidates}
+    assert layouts == {(0, 1), (1, 1), (2, 1), (3, 1)} | {(z, e) for z in (0, 1, 2) for e in (2, 4, 8)}
 
 
 @pytest.mark.parametrize(
@@ -68,14 +75,15 @@ def test_the_choice_fits_where_the_job_as_written_does_not(corpus: Path) -> None
     ],
 )
 def test_what_does_not_divide_is_said(fields: dict[str, Any], workers: int, words: list[str], corpus: Path) -> None:
-    found = estimate(run_of(corpus, **fields), Machine(key="g", gpu=GPU, gpus=workers, per_node=8, efficiency=0.5, notice_s=30, storage=2e9))
-    assert found["verdict"] is False
-    assert all(word in found["reasons"][0] for word in words)
+    plan = estimate(run_of(corpus, **fields), Machine(key="g", gpu=GPU, gpus=workers, per_node=8, efficiency=0.5, notice_s=30, storage=2e9))
+    assert not plan.verdict
+    assert plan.forecast is None
+    assert all(word in plan.reasons[0] for word in words)
 
 
 def test_divisions_are_listed_with_both_numbers(corpus: Path) -> None:
-    found = estimate(run_of(corpus, engine={"name": "deepspeed", "ep": 3}), MACHINE)
-    rows = {(each["what"], each["by"]): (each["number"], each["divisor"], each["good"]) for each in found["divides"]}
+    plan = estimate(run_of(corpus, engine={"name": "deepspeed", "ep": 3}), MACHINE)
+    rows = {(division.what, division.by): (division.number, division.divisor, division.good) for division in plan.divisions}
     assert rows["experts", "EP"] == (4, 3, False)
     assert rows["workers", "EP"] == (8, 3, False)
     assert rows["lanes", "workers"] == (8, 8, True)
@@ -119,15 +127,21 @@ def test_exchanges_by_hand(corpus: Path) -> None:
 
 
 def test_step_time_and_mfu_by_hand(corpus: Path) -> None:
-    found = estimate(run_of(corpus, batch={"global_batch": 32, "micro_batch": 4}), MACHINE)
-    step, model = found["step"], found["parameters"]
-    flops = model["flops_per_token"] * 32 * 32 / 8
-    assert step["arithmetic"] == pytest.approx(flops / (1000e12 * 0.5))
-    assert step["mfu"] == pytest.approx(flops / 1000e12 / step["total"])
-    assert step["tokens_per_day"] == pytest.approx(86400 * 32 * 32 / step["total"])
-    assert found["target"]["steps"] == 10
-    assert found["target"]["gpu_hours"] == pytest.approx(8 * 10 * step["total"] / 3600)
-    assert found["checkpoint"]["bytes"] == pytest.approx(12 * model["total"], rel=0.01)
+    plan = estimate(run_of(corpus, batch={"global_batch": 32, "micro_batch": 4}), MACHINE)
+    forecast, cost = plan.forecast, plan.parameters.transformer
+    assert forecast is not None
+    assert cost is not None
+    step, rates, target = forecast.layout.step, forecast.rates, forecast.target
+    assert step is not None
+    assert rates is not None
+    assert target is not None
+    flops = cost.flops_per_token * 32 * 32 / 8
+    assert step.arithmetic == pytest.approx(flops / (1000e12 * 0.5))
+    assert step.mfu == pytest.approx(flops / 1000e12 / step.total)
+    assert rates.tokens_per_day == pytest.approx(86400 * 32 * 32 / step.total)
+    assert target.steps == 10
+    assert target.gpu_hours == pytest.approx(8 * 10 * step.total / 3600)
+    assert forecast.checkpoint.size == pytest.approx(12 * cost.total, rel=0.01)
 
 
 def test_published_models() -> None:
@@ -180,6 +194,14 @@ def test_the_command(switchwork: Callable[..., tuple[int, str, str]], corpus: Pa
     found = json.loads(printed)
     assert found["verdict"] is False
     assert "3 workers x micro_batch 4" in found["reasons"][0]
+    assert {"divides", "machine", "parameters", "unknown"} < set(found)
+    assert "memory" not in found
+    figures = json.loads(switchwork("plan", "job.yaml", "--gpu", "h100-80gb", "--json")[1])
+    assert set(figures["memory"]["parts"]) == set(Part)
+    assert figures["step"]["total"] == figures["step"]["arithmetic"] + figures["step"]["exchange"] + figures["step"]["update"]
+    assert figures["step"]["tokens_per_day"] == pytest.approx(86400 * figures["step"]["tokens_per_s"])
+    fastest = min(candidate["seconds"] for candidate in figures["candidates"] if candidate["fits_worst"])
+    assert figures["choice"]["seconds"] == pytest.approx(fastest, abs=1e-6)
     for wrong, word in ((["--gpu", "riva-128"], "riva-128"), (["--gpus", "0"], "--gpus"), (["--efficiency", "2"], "--efficiency")):
         code, _, complaint = switchwork("plan", "job.yaml", *wrong)
         assert (code, complaint.count("\n"), word in complaint) == (2, 1, True)
@@ -189,12 +211,14 @@ def test_the_command(switchwork: Callable[..., tuple[int, str, str]], corpus: Pa
 def test_image_objectives_are_planned_as_far_as_they_can_be(name: str) -> None:
     file = Path(__file__).parents[1] / "launch" / "configs" / f"{name}_digits_quickstart.yaml"
     run = parse(RunConfig, yaml.safe_load(file.read_text())["run"], "run")
-    found = estimate(run, Machine(key="g", gpu=GPU, gpus=2, per_node=8, efficiency=0.5, notice_s=30, storage=2e9))
-    assert found["verdict"] is True
-    assert found["step"] is None
-    total = sum(found["parameters"]["networks"].values())
+    plan = estimate(run, Machine(key="g", gpu=GPU, gpus=2, per_node=8, efficiency=0.5, notice_s=30, storage=2e9))
+    assert plan.verdict
+    assert plan.forecast is not None
+    layout = plan.forecast.layout
+    assert layout.step is None
+    total = sum(plan.parameters.networks.values())
     assert total > 50_000
-    assert found["memory"]["parts"]["parameters"] == pytest.approx(4 * total, rel=0.01)
-    assert "activations" not in found["memory"]["parts"]
-    assert 12 * total <= found["checkpoint"]["bytes"] <= 17 * total
-    assert any("only weights, gradients, optimiser and checkpoint" in line for line in found["unknown"])
+    assert layout.memory.parts[Part.PARAMETERS] == pytest.approx(4 * total, rel=0.01)
+    assert Part.ACTIVATIONS not in layout.memory.parts
+    assert 12 * total <= plan.forecast.checkpoint.size <= 17 * total
+    assert any("only weights, gradients, optimiser and checkpoint" in line for line in plan.unknown)

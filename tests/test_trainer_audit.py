@@ -16,7 +16,7 @@ from torch import nn
 
 from launch.audit_report import suspects
 from trainer.audit import differences
-from trainer.audit.evidence import Evidence, from_bytes, to_bytes
+from trainer.audit.evidence import Evidence, StaleWeight, from_bytes, to_bytes
 from trainer.audit.rounding import FP32, rounded
 from trainer.audit.verdict import Findings, judge
 from trainer.config import RunConfig
@@ -101,11 +101,11 @@ def test_a_missing_all_reduce_is_blamed_on_its_experts_alone(corpus: Path) -> No
 
 def test_a_stale_shard_is_named_with_its_rank_and_only_after_an_update(corpus: Path) -> None:
     first, second = evidence(corpus)["stale shard"].steps
-    assert not first.strangers
-    assert {line.rpartition(" on rank ")[2] for line in second.strangers} <= {"0", "1", "2"}
+    assert not first.facts.stale
+    assert {stale.rank for stale in second.facts.stale} <= {0, 1, 2}
     # The last rank's shard is the end of the rows of weights: norms at their end, and the output matrix.
-    assert any(line.startswith("model/head.weight on rank 0") for line in second.strangers)
-    assert not any("embedding" in line for line in second.strangers)
+    assert StaleWeight(name="model/head.weight", rank=0) in second.facts.stale
+    assert not any("embedding" in stale.name for stale in second.facts.stale)
 
 
 def test_a_branch_that_is_detached_in_the_source_contradicts_finite_differences(corpus: Path) -> None:

@@ -33,6 +33,7 @@ from trainer.audit.verdict import judge
 from trainer.checkpoint import CheckpointConfig, Checkpointer
 from trainer.config import RunConfig
 from trainer.inference import ALONE, load_objective
+from trainer.layout import Part
 from trainer.objectives import build_objective
 from trainer.parsing import parse
 from trainer.run_folder import settle
@@ -276,11 +277,18 @@ def test_the_plan_counts_the_teacher(root: Path, corpus: Path) -> None:
     taught = estimate(parse(RunConfig, student_of(corpus, root, "s", root / "teacher") | changes, "run"), MACHINE)
     theirs = model_of(root / "teacher")
     size = 4 * sum(parameter.numel() for parameter in theirs.parameters())
-    assert taught["memory"]["parts"]["teacher"] == size
-    assert taught["memory"]["balanced"] == pytest.approx(alone["memory"]["balanced"] + size, abs=1)
-    more = forward_flops_per_token(theirs.config, 258, 32) / alone["parameters"]["flops_per_token"]
-    assert taught["step"]["arithmetic"] == pytest.approx((1 + more) * alone["step"]["arithmetic"])
-    assert any("teacher" in line for line in taught["unknown"])
+    assert taught.forecast is not None
+    assert alone.forecast is not None
+    needs, needs_alone = taught.forecast.layout.memory, alone.forecast.layout.memory
+    assert needs.parts[Part.TEACHER] == size
+    assert needs.balanced == pytest.approx(needs_alone.balanced + size, abs=1)
+    step, step_alone, cost = taught.forecast.layout.step, alone.forecast.layout.step, alone.parameters.transformer
+    assert step is not None
+    assert step_alone is not None
+    assert cost is not None
+    more = forward_flops_per_token(theirs.config, 258, 32) / cost.flops_per_token
+    assert step.arithmetic == pytest.approx((1 + more) * step_alone.arithmetic)
+    assert any("teacher" in line for line in taught.unknown)
 
 
 def audited(world: Any, job: dict[str, Any]) -> Evidence:

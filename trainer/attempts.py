@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from trainer.code_version import code_version
 from trainer.endings import UNKNOWN, Ending, Stopped
 from trainer.foreign_errors import is_lost_peer
+from trainer.parsing import one_line
 from trainer.run_files import RunFiles
 from trainer.run_rows import AttemptBegan, AttemptEnded, Event, EventKind, Say
 
@@ -90,7 +91,7 @@ def ending(training: "Training", files: RunFiles, attempt: int) -> Iterator[None
     try:
         yield
     except BaseException as error:
-        rank, cause = training.world.rank, " ".join(str(error).split())[:500]
+        rank, cause = training.world.rank, one_line(error, 500)
         sentence = f"{type(error).__name__} on rank {rank} after step {training.step}: {cause}"
         note_end(files, attempt, f"rank {rank}", stopped_by_error(sentence))
         raise

@@ -31,6 +31,7 @@ from trainer.checkpoint_format import (
     step_name,
     steps_in,
 )
+from trainer.parsing import one_line
 from trainer.shards import Fragment, receipt
 from trainer.storage import Folder
 from trainer.world import World
@@ -122,7 +123,7 @@ class Checkpointer:
             self.wait()
             by_peer, problem = True, ""
         except OSError as error:  # no room, no right, no answer: what storage does
-            by_peer, problem = isinstance(error, _PeerFailed), f"checkpoint {step_name(step)}: {' '.join(str(error).split())}"
+            by_peer, problem = isinstance(error, _PeerFailed), f"checkpoint {step_name(step)}: {one_line(error)}"
         problem = _first_cause(self.world.gather((by_peer, problem)))
         self.under_way = None
         if not problem:

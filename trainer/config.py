@@ -128,6 +128,10 @@ class RunConfig:
         if self.log_every < 1:
             raise ValueError(f"log_every is {self.log_every}; it must be at least 1")
 
+    def is_bf16(self, cuda: bool) -> bool:
+        """Whether matrix products run in bfloat16 on this kind of device."""
+        return self.precision == "bf16" or (self.precision == "auto" and cuda)
+
     def ep(self, workers: int) -> int:
         """Ranks, of `workers`, that share one set of experts."""
         engine, moe = self.engine, self.objective.moe
@@ -136,10 +140,6 @@ class RunConfig:
         if engine.ep != "auto":
             return engine.ep
         return math.gcd(workers, moe.experts) if moe is not None and engine.zero < 3 else 1
-
-    def is_bf16(self, on_cuda: bool) -> bool:
-        """Whether forward and backward passes compute in bf16."""
-        return self.precision == "bf16" or (self.precision == "auto" and on_cuda)
 
     def evaluation_share(self, world: World) -> Share:
         """How the ranks of `world` divide the held-out samples."""

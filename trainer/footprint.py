@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_buffer_registration_hook, register_module_parameter_registration_hook
 
 from models.activations import Kept, Kernels, kept
 from models.moe import MoEConfig
@@ -61,37 +61,37 @@ class Footprint:
 
 def on_meta(run: RunConfig) -> Objective:
     """The objective with its networks on the `meta` device, whole: no memory, no numbers."""
-    # Other objectives read data while they are built, so they need real tensors.
-    place: Any = torch.device("meta") if run.objective.builds_on_meta else weightless()
-    with place:
+    # A transformer may be larger than any memory and must never be made. Other objectives read data
+    # while they are built, so they need real tensors.
+    device = torch.device("meta") if run.objective.builds_on_meta else weightless()
+    with device:
         return build_objective(run.objective, run.seed)
 
 
 @contextmanager
 def weightless() -> Iterator[None]:
-    """Parameters and buffers of the modules that are built in a `with` block go to the `meta` device as soon as a module has them."""
-    plain_parameter, plain_buffer = nn.Module.register_parameter, nn.Module.register_buffer
-
-    def parameter(module: nn.Module, name: str, value: nn.Parameter | None) -> None:
-        if value is not None and not value.is_meta:
-            empty = nn.Parameter(value.to("meta"), value.requires_grad)
-            empty.__dict__.update(value.__dict__)  # the optimiser's tags
-            value = empty
-        plain_parameter(module, name, value)
-
-    def buffer(module: nn.Module, name: str, value: torch.Tensor | None, persistent: bool = True) -> None:
-        plain_buffer(module, name, None if value is None else value.to("meta"), persistent)
-
-    ours: tuple[Any, ...] = (parameter, buffer)
-    plain: tuple[Any, ...] = (plain_parameter, plain_buffer)
-    names = ("register_parameter", "register_buffer")
-    for name, method in zip(names, ours, strict=True):
-        setattr(nn.Module, name, method)
+    """Move the parameters and buffers of the modules that are built in a `with` block to the `meta` device as soon as a module has them."""
+    handles = (
+        register_module_parameter_registration_hook(_empty_parameter),  # type: ignore[arg-type]  # torch's annotation leaves out the
+        register_module_buffer_registration_hook(_empty_buffer),  # type: ignore[arg-type]  # value that its documentation describes
+    )
     try:
         yield
     finally:
-        for name, method in zip(names, plain, strict=True):
-            setattr(nn.Module, name, method)
+        for handle in handles:
+            handle.remove()
+
+
+def _empty_parameter(module: nn.Module, name: str, value: nn.Parameter | None) -> nn.Parameter | None:
+    if value is None or value.is_meta:
+        return value
+    empty = nn.Parameter(value.to("meta"), value.requires_grad)
+    empty.__dict__.update(value.__dict__)  # the optimiser's tags
+    return empty
+
+
+def _empty_buffer(module: nn.Module, name: str, value: torch.Tensor | None) -> torch.Tensor | None:
+    return None if value is None else value.to("meta")
 
 
 def groups_of(run: RunConfig, objective: Objective, world: int) -> dict[str, list[Group]]:

@@ -1,10 +1,12 @@
-"""GPUs and what they can do: the table of gpus.yaml, or this machine's CPU, measured."""
+"""GPUs and what they can do: the table of gpus.yaml, or this machine's devices, measured."""
 
 import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import psutil
+import torch
 import yaml
 
 
@@ -49,18 +51,48 @@ def by_device_name(device: str) -> Gpu | None:
 
 def this_cpu(workers: int) -> Gpu:
     """This machine's share for each of `workers`: matrix products of a thread and copies are measured, in a quarter of a second."""
-    import psutil
-    import torch
-
-    from trainer.peak import peak_flops
-
     flops = peak_flops(torch.device("cpu"), "fp32")
     source = torch.ones(1 << 24)
     begin = time.perf_counter()
     for _ in range(4):
         source.clone()
     copied = 8 * source.nbytes / (time.perf_counter() - begin)
-    memory = psutil.virtual_memory().total / workers
     return Gpu(
-        name="cpu", memory=memory, bf16=flops, fp32=flops, hbm=copied, link=copied / 4, network=1e9, host=copied, per_node=workers, source="measured just now"
+        name="cpu",
+        memory=psutil.virtual_memory().total / workers,
+        bf16=flops,
+        fp32=flops,
+        hbm=copied,
+        link=copied / 4,
+        network=1e9,
+        host=copied,
+        per_node=workers,
+        source="measured just now",
     )
+
+
+def peak_flops(device: torch.device, precision: str) -> float:
+    """The peak FLOP/s of one rank, against which model FLOPs utilisation is measured.
+
+    For bf16 on a known GPU it is the datasheet's; elsewhere the best of a few matrix products on this rank's threads.
+    """
+    if device.type == "cuda" and precision != "fp32":
+        known = by_device_name(torch.cuda.get_device_name(device))
+        if known:
+            return known.bf16
+    size = 4096 if device.type == "cuda" else 768
+    dtype = torch.float32 if device.type == "cpu" or precision == "fp32" else torch.bfloat16
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    best = 0.0
+    for _ in range(4):
+        _wait(device)
+        begin = time.perf_counter()
+        torch.mm(a, a)
+        _wait(device)
+        best = max(best, 2 * size**3 / (time.perf_counter() - begin))
+    return best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

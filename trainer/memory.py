@@ -8,6 +8,7 @@ import torch
 from trainer.config import RunConfig
 from trainer.engines import DeepSpeedConfig
 from trainer.foreign_errors import is_out_of_memory
+from trainer.parsing import one_line
 
 
 class OutOfMemory(RuntimeError):
@@ -23,7 +24,7 @@ def out_of_memory(run: RunConfig, rank: int) -> Iterator[None]:
         known = isinstance(error, MemoryError | torch.OutOfMemoryError) or is_out_of_memory(str(error))
         if isinstance(error, OutOfMemory) or not known:
             raise
-        cause = " ".join(str(error).split())[:200] or type(error).__name__
+        cause = one_line(error, 200) or type(error).__name__
         raise OutOfMemory(f"out of memory on rank {rank} ({cause}); use {', '.join(suggestions(run))}") from error
 
 

@@ -50,6 +50,11 @@ _Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_i
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
 
 
+def one_line(problem: object, longest: int | None = None) -> str:
+    """The text of `problem` (an error, mostly) on one line, cut after `longest` characters."""
+    return " ".join(str(problem).split())[:longest]
+
+
 def read_job(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The job file at `path` as nested dicts, with each `a.b=c` of `overrides` put in (c is read as YAML)."""
     file = Path(path)
@@ -58,7 +63,7 @@ def read_job(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     try:
         job = yaml.load(file.read_text(), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"job file {path}: not YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"job file {path}: not YAML: {one_line(error)}") from None
     if not isinstance(job, dict):
         raise ValueError(f"job file {path}: holds {type(job).__name__}; it must be a mapping with the keys run and cluster")
     for override in overrides:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from trainer.parsing import one_line
 from trainer.run_files import RunFiles
 from trainer.storage import Folder
 from trainer.tracking_config import TrackingConfig, tracking_uri
@@ -38,7 +39,7 @@ class Registry:
         try:
             run = self.client.get_run(run_id)
         except MlflowException as error:
-            raise ValueError(f"run {folder}: {' '.join(str(error).split())[:200]}") from None
+            raise ValueError(f"run {folder}: {one_line(error, 200)}") from None
         if not self.client.search_registered_models(f"name = '{self.name}'"):
             self.client.create_registered_model(self.name)
         self.client.log_dict(run_id, {"run_folder": folder.url, **checkpoint}, "promoted/switchwork.json")

@@ -11,10 +11,10 @@ from trainer.collapse import collapse_hooks
 from trainer.config import RunConfig
 from trainer.faults import inject
 from trainer.goodput import Goodput
+from trainer.gpus import peak_flops
 from trainer.hooks import Evaluate, Quality, Report, Sample, Save
 from trainer.ledger import Ledger
 from trainer.loop import Hook, Training
-from trainer.peak import peak_flops
 from trainer.profiling import ProfilerHook
 from trainer.rules import RulesConfig
 from trainer.run_files import RunFiles

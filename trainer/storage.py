@@ -11,6 +11,8 @@ from typing import Any
 
 import fsspec
 
+from trainer.parsing import one_line
+
 
 class Folder:
     """A folder at `url`; names are relative to it, with `/` between."""
@@ -140,4 +142,4 @@ def check_writable(url: str, field: str) -> None:
         folder.write(".writable", b"")
         folder.delete(".writable")
     except (OSError, ImportError, ValueError) as error:
-        raise ValueError(f"{field}: cannot write to {url} ({' '.join(str(error).split())}); name a folder that you may write to") from None
+        raise ValueError(f"{field}: cannot write to {url} ({one_line(error)}); name a folder that you may write to") from None

@@ -6,6 +6,7 @@ gather, a scatter and an all-to-all) and are not hidden behind arithmetic: our D
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from models.routing import experts_per_token
 from models.transformer import TransformerConfig
@@ -17,13 +18,21 @@ _FP32 = 4
 _LARGEST_KEPT = 1_000_000_000  # stage3_max_reuse_distance: below it ZeRO 3 gathers weights once for the forward and the backward pass
 
 
+class Collective(StrEnum):
+    """An operation in which all ranks of a group take part."""
+
+    ALL_REDUCE = "all-reduce"
+    ALL_GATHER = "all-gather"
+    REDUCE_SCATTER = "reduce-scatter"
+    ALL_TO_ALL = "all-to-all"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
     """One kind of collective in one optimiser step."""
 
     what: str
-    kind: str
-    """all-reduce, all-gather, reduce-scatter or all-to-all."""
+    kind: Collective
     size: float
     """Bytes that a rank hands to it in a step."""
     ranks: int
@@ -33,7 +42,7 @@ class Exchange:
     @property
     def moved(self) -> float:
         """Bytes that leave a rank."""
-        return self.size * (self.ranks - 1) / self.ranks * (2 if self.kind == "all-reduce" else 1)
+        return self.size * (self.ranks - 1) / self.ranks * (2 if self.kind is Collective.ALL_REDUCE else 1)
 
     def seconds(self, gpu: Gpu) -> float:
         """Time over the links of `gpu`."""
@@ -54,20 +63,20 @@ def exchanges(engine: EngineConfig, groups: Sequence[Group], accumulation: int, 
     return found
 
 
-def _kinds(engine: EngineConfig, size: float, accumulation: int) -> list[tuple[str, str, float]]:
+def _kinds(engine: EngineConfig, size: float, accumulation: int) -> list[tuple[str, Collective, float]]:
     """(what, collective, times a step), as DeepSpeed 0.19 and DDP do them."""
     match engine:
         case AccelerateConfig():
-            return [("gradients", "all-reduce", accumulation)]
+            return [("gradients", Collective.ALL_REDUCE, accumulation)]
         case DeepSpeedConfig(zero=0):
-            return [("gradients", "all-reduce", 1)]
+            return [("gradients", Collective.ALL_REDUCE, 1)]
         case DeepSpeedConfig(zero=1):
-            return [("gradients", "all-reduce", 1), ("weights", "all-gather", 1)]
+            return [("gradients", Collective.ALL_REDUCE, 1), ("weights", Collective.ALL_GATHER, 1)]
         case DeepSpeedConfig(zero=2):
-            return [("gradients", "all-reduce", accumulation), ("weights", "all-gather", 1)]
+            return [("gradients", Collective.ALL_REDUCE, accumulation), ("weights", Collective.ALL_GATHER, 1)]
         case _:
             gathers = 1 if size <= _FP32 * _LARGEST_KEPT else 2
-            return [("gradients", "reduce-scatter", accumulation), ("weights", "all-gather", gathers * accumulation)]
+            return [("gradients", Collective.REDUCE_SCATTER, accumulation), ("weights", Collective.ALL_GATHER, gathers * accumulation)]
 
 
 def expert_exchange(config: TransformerConfig, tokens: int, ep: int, number_size: int, per_node: int) -> list[Exchange]:
@@ -76,7 +85,7 @@ def expert_exchange(config: TransformerConfig, tokens: int, ep: int, number_size
         return []
     times = 4 + 2 * config.activation_checkpointing
     size = times * len(config.moe_indices) * tokens * experts_per_token(config.moe.router) * config.d_model * number_size
-    return [Exchange(what="token rows", kind="all-to-all", size=size, ranks=ep, inside=ep <= per_node)]
+    return [Exchange(what="token rows", kind=Collective.ALL_TO_ALL, size=size, ranks=ep, inside=ep <= per_node)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from trainer.parsing import one_line
 from trainer.run_files import METRICS, RunFiles
 from trainer.run_rows import EventKind, Say
 from trainer.tracking_config import RunFacts, TrackingConfig, tracking_uri
@@ -127,7 +128,7 @@ class MlflowTracker(JsonlTracker):
             except Exception as error:  # a tracking server fails in as many ways as there are; none may end the run
                 failures += 1
                 if failures == _SAY_AFTER:
-                    cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                    cause = f"{type(error).__name__}: {one_line(error, 200)}"
                     text = f"MLflow does not take figures ({cause}); training goes on, they are kept and sent later"
                     self.say(EventKind.TRACKING_AWAY, text)
                 if not self.ends.wait(min(60.0, 0.5 * 2**failures)):

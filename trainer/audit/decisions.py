@@ -20,7 +20,7 @@ class _Choices(TorchFunctionMode):
 
     layer = ""
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> object:
         found = func(*args, **(kwargs or {}))
         if func is torch.Tensor.argsort and args[0].is_floating_point():
             return self.decide(args[0], found, -1 if len(args) < 2 and "dim" not in (kwargs or {}) else (kwargs or {}).get("dim", *args[1:2]))
@@ -83,11 +83,11 @@ def deciding(network: nn.Module, mode: _Choices) -> Iterator[None]:
     for name, module in network.named_modules():
         if isinstance(module, MoELayer):
 
-            def begin(module: nn.Module, args: Any, name: str = name) -> None:
+            def begin(module: nn.Module, args: object, name: str = name) -> None:
                 mode.layer = name
                 mode.__enter__()
 
-            def end(module: nn.Module, args: Any, output: Any) -> None:
+            def end(module: nn.Module, args: object, output: object) -> None:
                 mode.__exit__(None, None, None)
 
             handles += [module.register_forward_pre_hook(begin), module.register_forward_hook(end, always_call=True)]

@@ -47,7 +47,7 @@ class Held(TorchFunctionMode):
         self.kept: list[Tensor] = []
         self.next, self.inside = 0, 0
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(self, func: Callable[..., Any], types: object, args: Sequence[object] = (), kwargs: dict[str, object] | None = None) -> object:
         found = func(*args, **(kwargs or {}))
         if func is not torch.Tensor.detach or self.inside:
             return found

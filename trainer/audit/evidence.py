@@ -1,16 +1,29 @@
-"""What the workers of an audit hand over: their batches, weights, gradients and routing decisions of each audited step, as one safetensors file."""
+"""What the workers of an audit send back: batches, weights, gradients and routing decisions of each audited step, as one safetensors file."""
 
 import json
 import re
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from trainer.parsing import parse
 
-@dataclass
+
+@dataclass(frozen=True, kw_only=True)
+class StaleWeight:
+    """A parameter whose values in the forward pass were not those that the optimiser keeps."""
+
+    name: str
+    """`network/parameter`."""
+    rank: int
+
+    def __str__(self) -> str:
+        return f"{self.name} on rank {self.rank}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class RouterCall:
     """What one router was given in its first call of a step, on rank 0, and what it gave."""
 
@@ -21,12 +34,26 @@ class RouterCall:
     gate_GA: Tensor
 
 
-@dataclass
-class AuditedStep:
-    """One optimiser step. Tensors are whole, put together from all ranks, and named `network/parameter`."""
+@dataclass(frozen=True, kw_only=True)
+class StepFacts:
+    """The parts of an audited step that are no tensors."""
 
     number: int
     """Which step the objective was told it is."""
+    losses: dict[str, float]
+    """Mean loss of each phase."""
+    norms: dict[str, float]
+    """Gradient norm of each phase, as the engine gave it."""
+    stale: list[StaleWeight]
+    refused: str
+    """Why the loop refused the batch; empty: it did not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditedStep:
+    """One optimiser step. Tensors are whole, put together from all ranks, and named `network/parameter`."""
+
+    facts: StepFacts
     batches: list[dict[str, Tensor]] = field(default_factory=list)
     """The micro-batches of all ranks, rank after rank."""
     decisions: list[Tensor] = field(default_factory=list)
@@ -43,17 +70,20 @@ class AuditedStep:
     """What the optimiser was given, clipping undone."""
     routers: dict[str, RouterCall] = field(default_factory=dict)
     """By `network/module`."""
-    losses: dict[str, float] = field(default_factory=dict)
-    """Mean loss of each phase."""
-    norms: dict[str, float] = field(default_factory=dict)
-    """Gradient norm of each phase, as the engine gave it."""
-    strangers: list[str] = field(default_factory=list)
-    """Parameters whose values in the forward pass were not those that the optimiser keeps: `network/parameter on rank 1`."""
-    refused: str = ""
-    """Why the loop passed over the batch; empty: it did not."""
+
+    @property
+    def by_name(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors that have a name, by kind."""
+        return {
+            "weights": self.weights,
+            "updated": self.updated,
+            "buffers": self.buffers,
+            "buffers_after": self.buffers_after,
+            "gradients": self.gradients,
+        }
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """All audited steps, and what the arithmetic was."""
 
@@ -64,51 +94,56 @@ class Evidence:
     steps: list[AuditedStep]
 
 
-_TENSORS = ("weights", "updated", "buffers", "buffers_after", "gradients")
-_FACTS = ("number", "losses", "norms", "strangers", "refused")
+@dataclass(frozen=True, kw_only=True)
+class _Head:
+    """The evidence without its tensors: JSON in the head of the file."""
+
+    world: int
+    device: str
+    roundoff: float
+    steps: list[StepFacts]
 
 
 def to_bytes(evidence: Evidence) -> bytes:
     """As a safetensors file."""
     tensors: dict[str, Tensor] = {}
     for index, step in enumerate(evidence.steps):
-        for kind in _TENSORS:
-            tensors |= {f"{index}/{kind}/{name}": value for name, value in getattr(step, kind).items()}
-        for place, batch in enumerate(step.batches):
-            tensors |= {f"{index}/batches/{place:06d}/{name}": value for name, value in batch.items()}
-        tensors |= {f"{index}/decisions/{place:06d}": value for place, value in enumerate(step.decisions)}
+        for kind, by_name in step.by_name.items():
+            tensors |= {f"{index}/{kind}/{name}": value for name, value in by_name.items()}
+        for position, batch in enumerate(step.batches):
+            tensors |= {f"{index}/batches/{position:06d}/{name}": value for name, value in batch.items()}
+        tensors |= {f"{index}/decisions/{position:06d}": value for position, value in enumerate(step.decisions)}
         for name, call in step.routers.items():
             tensors |= {f"{index}/routers/{name}/{part}": value for part, value in vars(call).items()}
-    facts = [{name: getattr(step, name) for name in _FACTS} for step in evidence.steps]
-    head = {"world": evidence.world, "device": evidence.device, "roundoff": evidence.roundoff, "steps": facts}
-    return safetensors.torch.save({key: value.contiguous().clone() for key, value in tensors.items()}, {"evidence": json.dumps(head)})
+    head = _Head(world=evidence.world, device=evidence.device, roundoff=evidence.roundoff, steps=[step.facts for step in evidence.steps])
+    contiguous = {key: value.contiguous().clone() for key, value in tensors.items()}
+    return safetensors.torch.save(contiguous, {"evidence": json.dumps(asdict(head))})
 
 
 def from_bytes(content: bytes) -> Evidence:
     """The evidence in a file that `to_bytes` made."""
     length = int.from_bytes(content[:8], "little")
-    head = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["evidence"])
-    steps = [AuditedStep(**facts) for facts in head["steps"]]
-    routers: list[dict[str, dict[str, Any]]] = [{} for _ in steps]
+    head = parse(_Head, json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["evidence"]))
+    steps = [AuditedStep(facts=facts) for facts in head.steps]
+    calls: list[dict[str, dict[str, Tensor]]] = [{} for _ in steps]
     for key, value in sorted(safetensors.torch.load(content).items()):
         index, kind, name = key.split("/", 2)
         step = steps[int(index)]
         match kind:
             case "batches":
-                place, part = name.split("/")
-                step.batches += [{} for _ in range(int(place) + 1 - len(step.batches))]
-                step.batches[int(place)][part] = value
+                position, part = name.split("/")
+                step.batches.extend({} for _ in range(int(position) + 1 - len(step.batches)))
+                step.batches[int(position)][part] = value
             case "decisions":
                 step.decisions.append(value)
             case "routers":
                 router, part = name.rsplit("/", 1)
-                routers[int(index)].setdefault(router, {})[part] = value
+                calls[int(index)].setdefault(router, {})[part] = value
             case _:
-                getattr(step, kind)[name] = value
-    for step, found in zip(steps, routers, strict=True):
-        for name, parts in found.items():
-            step.routers[name] = RouterCall(**parts)
-    return Evidence(head["world"], head["device"], head["roundoff"], steps)
+                step.by_name[kind][name] = value
+    for step, by_router in zip(steps, calls, strict=True):
+        step.routers.update({name: RouterCall(**parts) for name, parts in by_router.items()})
+    return Evidence(world=head.world, device=head.device, roundoff=head.roundoff, steps=steps)
 
 
 def experts_of(name: str, value: Tensor) -> list[tuple[str, Tensor]]:

@@ -1,12 +1,12 @@
 """The error signal of the reference on its way, and a second witness: where layers are fully connected, backpropagation written out (models/backprop.py)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from models.backprop import RELU, SIGMOID, SILU, TANH, Activation, Layer, backward, forward
 from models.spectral import SpectralLinear
@@ -43,7 +43,8 @@ class Observed:
 @contextmanager
 def observing(reference: Reference, phase: str) -> Iterator[Observed]:
     """For the block, the error signals of the network of `phase`, and the recursion beside every fully connected part of it."""
-    network, seen, handles = reference.objective.networks[phase], Observed(), []
+    network, seen = reference.objective.networks[phase], Observed()
+    handles: list[RemovableHandle] = []
     for path, module in network.named_modules():
         if any(True for _ in module.parameters(recurse=False)):
             handles.append(module.register_forward_hook(_note_signal(seen, path)))
@@ -58,8 +59,8 @@ def observing(reference: Reference, phase: str) -> Iterator[Observed]:
             handle.remove()
 
 
-def _note_signal(seen: Observed, path: str) -> Any:
-    def note(module: nn.Module, args: Any, output: Any) -> None:
+def _note_signal(seen: Observed, path: str) -> Callable[[nn.Module, object, object], None]:
+    def note(module: nn.Module, args: object, output: object) -> None:
         signal = seen.signals.setdefault(path, Signal())
         if isinstance(output, Tensor) and output.requires_grad:
 
@@ -113,13 +114,13 @@ def _plain_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) and not isinstance(module, SpectralLinear)
 
 
-def _watch_chain(chain: Chain, seen: Observed, phase: str) -> list[Any]:
+def _watch_chain(chain: Chain, seen: Observed, phase: str) -> list[RemovableHandle]:
     inputs: list[Tensor] = []
 
-    def keep(module: nn.Module, args: Any) -> None:
+    def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         inputs.append(args[0].detach())
 
-    def witness(module: nn.Module, args: Any, output: Tensor) -> None:
+    def witness(module: nn.Module, args: object, output: Tensor) -> None:
         x = inputs.pop()
         if output.requires_grad:
             output.register_hook(lambda delta: _recursion(chain, x, delta, seen, phase))

@@ -1,7 +1,6 @@
 """The same batches in float64: one process, plain networks, no ranks, no shards, no engine, with the workers' routing decisions."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +40,7 @@ class Reference:
     def phases(self) -> Iterable[str]:
         """The phases that were due, each with the networks of those before it updated, as the workers had them."""
         for phase in self.objective.phases:
-            if phase in self.step.norms:
+            if phase in self.step.facts.norms:
                 freeze_others(self.objective, phase)
                 yield phase
                 with torch.no_grad():
@@ -51,7 +50,7 @@ class Reference:
     def loss(self, phase: str, batch: dict[str, Tensor]) -> Tensor:
         """The share of `batch` in the mean loss of the global batch."""
         network = self.objective.networks[phase]
-        loss, _ = self.objective.loss(phase, network, batch, self.step.number)
+        loss, _ = self.objective.loss(phase, network, batch, self.step.facts.number)
         return loss / self.weight[phase]
 
     def _prepared(self, phase: str, batches: Sequence[dict[str, Tensor]]) -> Sequence[dict[str, Tensor]]:
@@ -79,7 +78,7 @@ class Reference:
         return total, found, replay
 
 
-def _doubled(module: nn.Module, args: Any) -> Any:
+def _doubled(module: nn.Module, args: tuple[object, ...]) -> tuple[object, ...]:
     return tuple(each.double() if isinstance(each, Tensor) and each.is_floating_point() else each for each in args)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -67,7 +68,7 @@ class Rounded(TorchDispatchMode):
         self.roundoff = roundoff
         self.generator = torch.Generator().manual_seed(seed)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: OpOverload, types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> object:
         found = func(*args, **(kwargs or {}))
         name = func._schema.name.removeprefix("aten::")
         view = any(result.alias_info is not None and not result.alias_info.is_write for result in func._schema.returns)
@@ -95,10 +96,10 @@ def rounded(network: nn.Module, roundoff: float, seed: int) -> Iterator[None]:
     """The block in arithmetic of `roundoff`; routers compute their scores in fp32 whatever the rest does, as they do in training."""
     mode, handles = Rounded(roundoff, seed), []
 
-    def finer(module: nn.Module, args: Any) -> None:
+    def finer(module: nn.Module, args: object) -> None:
         mode.roundoff = min(roundoff, FP32)
 
-    def coarser(module: nn.Module, args: Any, output: Any) -> None:
+    def coarser(module: nn.Module, args: object, output: object) -> None:
         mode.roundoff = roundoff
 
     for module in network.modules():

@@ -7,6 +7,7 @@ imitate: the order of long sums, and that d is itself an estimate.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import torch
 from torch import Tensor
@@ -24,12 +25,26 @@ REPEATS = 2
 DOUBLE = 2.0**-53
 
 
+class Subject(StrEnum):
+    """The subject of a comparison."""
+
+    REFUSED = "refused"
+    SAMPLES = "samples"
+    WEIGHTS = "weights"
+    ROUTER = "router"
+    ROUTING = "routing"
+    RECURSION = "recursion"
+    DIFFERENCES = "differences"
+    GRADIENT = "gradient"
+    NORM = "norm"
+    LOSS = "loss"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Judged:
     """One comparison; `error` and `allowed` are relative to the size of what is compared."""
 
-    what: str
-    """weights, samples, router, routing, recursion, differences, gradient, norm or loss."""
+    what: Subject
     step: int
     name: str
     """`network/parameter`, or what else is judged."""
@@ -70,7 +85,7 @@ def judge(run: RunConfig, evidence: Evidence, directions: int = 2) -> Findings:
     for step in evidence.steps:
         reference = Reference(run, step)
         findings.judged += _judge_facts(run, step)
-        findings.judged += [_judge_router(reference, step.number, name, call) for name, call in step.routers.items()]
+        findings.judged += [_judge_router(reference, step.facts.number, name, call) for name, call in step.routers.items()]
         for phase in reference.phases():
             findings.judged += _judge_phase(reference, phase, evidence.roundoff, directions if step is evidence.steps[-1] else 0, findings)
     return findings
@@ -81,11 +96,11 @@ def _judge_facts(run: RunConfig, step: AuditedStep) -> Iterator[Judged]:
     numbers = sorted(int(number) for batch in step.batches for number in batch["sample"])
     first = numbers[0] // run.batch.global_batch * run.batch.global_batch
     wrong = len(set(numbers) ^ set(range(first, first + run.batch.global_batch))) + len(numbers) - len(set(numbers))
-    yield Judged(what="samples", step=step.number, name="global batch", error=wrong, allowed=0)
-    if step.refused:
-        yield Judged(what="refused", step=step.number, name=step.refused, error=float("inf"), allowed=0)
-    for stranger in step.strangers:
-        yield Judged(what="weights", step=step.number, name=stranger, error=float("inf"), allowed=0)
+    yield Judged(what=Subject.SAMPLES, step=step.facts.number, name="global batch", error=wrong, allowed=0)
+    if step.facts.refused:
+        yield Judged(what=Subject.REFUSED, step=step.facts.number, name=step.facts.refused, error=float("inf"), allowed=0)
+    for stale in step.facts.stale:
+        yield Judged(what=Subject.WEIGHTS, step=step.facts.number, name=str(stale), error=float("inf"), allowed=0)
 
 
 def _judge_router(reference: Reference, step: int, name: str, call: RouterCall) -> Judged:
@@ -104,7 +119,7 @@ def _judge_router(reference: Reference, step: int, name: str, call: RouterCall) 
         with rounded(router, FP32, seed):
             moved.append(right())
     allowed = _allowed(wanted, moved, FP32)
-    return Judged(what="router", step=step, name=name, error=relative(norm_of(given - wanted), norm_of(wanted)), allowed=allowed)
+    return Judged(what=Subject.ROUTER, step=step, name=name, error=relative(norm_of(given - wanted), norm_of(wanted)), allowed=allowed)
 
 
 def _allowed(right: Tensor, moved: Sequence[Tensor], roundoff: float) -> float:
@@ -128,17 +143,18 @@ def _judge_phase(reference: Reference, phase: str, roundoff: float, directions: 
     findings.flips += sum(replay.flips.values())
     findings.decisions += sum(decision[..., 0].numel() for decision in replay.written)
     for layer, margin in replay.margins.items():
-        yield Judged(what="routing", step=step.number, name=f"{phase}/{layer}", error=margin, allowed=_margin(roundoff))
+        yield Judged(what=Subject.ROUTING, step=step.facts.number, name=f"{phase}/{layer}", error=margin, allowed=_margin(roundoff))
     for name, written in seen.written_out.items():
-        allowed = _allowed(right[name], [each[name] for each in moved], roundoff) * DOUBLE / roundoff
-        yield Judged(what="recursion", step=step.number, name=name, error=relative(norm_of(written - right[name]), norm_of(right[name])), allowed=allowed)
+        allowed = _allowed(right[name], [trial[name] for trial in moved], roundoff) * DOUBLE / roundoff
+        error = relative(norm_of(written - right[name]), norm_of(right[name]))
+        yield Judged(what=Subject.RECURSION, step=step.facts.number, name=name, error=error, allowed=allowed)
     for group, found in (slopes(reference, phase, directions, seed=0) if directions else {}).items():
         worst = max(found, key=lambda each: each.error)
-        yield Judged(what="differences", step=step.number, name=group, error=worst.error, allowed=SLOPE + ALLOWANCE * worst.rounding)
+        yield Judged(what=Subject.DIFFERENCES, step=step.facts.number, name=group, error=worst.error, allowed=SLOPE + ALLOWANCE * worst.rounding)
     yield from _judge_gradients(step, right, moved, roundoff)
     yield _judge_norm(step, phase, right, moved, roundoff)
-    allowed = _allowed(torch.tensor(loss), losses, roundoff)
-    yield Judged(what="loss", step=step.number, name=phase, error=relative(abs(step.losses[phase] - loss), abs(loss)), allowed=allowed, size=abs(loss))
+    allowed, error = _allowed(torch.tensor(loss), losses, roundoff), relative(abs(step.facts.losses[phase] - loss), abs(loss))
+    yield Judged(what=Subject.LOSS, step=step.facts.number, name=phase, error=error, allowed=allowed, size=abs(loss))
 
 
 def _judge_gradients(step: AuditedStep, right: dict[str, Tensor], moved: Sequence[dict[str, Tensor]], roundoff: float) -> Iterator[Judged]:
@@ -148,8 +164,8 @@ def _judge_gradients(step: AuditedStep, right: dict[str, Tensor], moved: Sequenc
             size, along = norm_of(wanted), float((given * wanted).sum())
             factor = along / size**2 if size else 1.0
             yield Judged(
-                what="gradient",
-                step=step.number,
+                what=Subject.GRADIENT,
+                step=step.facts.number,
                 name=part,
                 error=relative(norm_of(given - wanted), size),
                 allowed=_allowed(wanted, [trial for _, trial in trials], roundoff),
@@ -163,8 +179,8 @@ def _judge_norm(step: AuditedStep, phase: str, right: dict[str, Tensor], moved: 
     """The norm that the engine clips by."""
     size, *norms = (sum(norm_of(value) ** 2 for value in each.values()) ** 0.5 for each in (right, *moved))
     deviation = [torch.tensor(each) for each in norms]
-    error = relative(abs(step.norms[phase] - size), size)
-    return Judged(what="norm", step=step.number, name=phase, error=error, allowed=_allowed(torch.tensor(size), deviation, roundoff), size=size)
+    error = relative(abs(step.facts.norms[phase] - size), size)
+    return Judged(what=Subject.NORM, step=step.facts.number, name=phase, error=error, allowed=_allowed(torch.tensor(size), deviation, roundoff), size=size)
 
 
 def _margin(roundoff: float) -> float:

@@ -23,6 +23,7 @@ from models.classifier import Classifier, ClassifierConfig, classifier_loss
 from models.inception import InceptionFeatures
 from models.init import initialise
 from trainer.core.protocols import Gather
+from trainer.parsing import one_line
 
 if TYPE_CHECKING:
     from trainer.objectives.image_data import Images
@@ -104,6 +105,6 @@ def _inception(file: Path) -> InceptionFeatures:
         # The classifier and its helper, which come after the features, are in the file as well.
         network.load_state_dict({name: value for name, value in state.items() if not name.startswith(("fc.", "AuxLogits."))})
     except (OSError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
-        cause = " ".join(str(error).split())[:160]
+        cause = one_line(error, 160)
         raise ValueError(f"quality.network.weights: {file}: {cause}; name a file with the weights of torchvision's inception_v3") from None
     return network

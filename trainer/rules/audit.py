@@ -6,7 +6,8 @@ Whoever changes, drops, adds or reorders a line breaks the chain. Whoever can wr
 import hashlib
 import json
 import time
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 
 from trainer.rules.gate import Candidate, Decision, Gate
 from trainer.run_files import RULES_HEAD, RULES_LOG
@@ -15,7 +16,30 @@ from trainer.storage import Folder
 _START = "0" * 64
 
 
-def digest(row: dict[str, Any]) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One decision as a line of the log, without the line's own hash."""
+
+    line: int
+    """From 1."""
+    time: float
+    purpose: str
+    rules: str
+    """Digest of the file of rules."""
+    graph: str
+    """Digest of the knowledge graph; empty without one."""
+    checkpoint: str
+    """Digest of the checkpoint's manifest."""
+    candidate: str
+    """Digest of the candidate."""
+    accepted: bool
+    conflicts: tuple[str, ...]
+    derivation: tuple[str, ...]
+    previous: str
+    """Hash of the line before."""
+
+
+def digest(row: Mapping[str, object]) -> str:
     """Of all of a line but its own hash."""
     body = {key: value for key, value in row.items() if key != "hash"}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
@@ -29,28 +53,30 @@ class AuditLog:
         problems = verify(folder)
         if problems:
             raise ValueError(f"audit log of {folder}: {problems[0]}; nothing more is written to it: put it aside")
-        head: dict[str, Any] = json.loads(folder.read(RULES_HEAD)) if folder.exists(RULES_HEAD) else {"lines": 0, "hash": _START}
-        self.lines, self.last = int(head["lines"]), str(head["hash"])
+        self.lines, self.last = 0, _START
+        if folder.exists(RULES_HEAD):
+            head = json.loads(folder.read(RULES_HEAD))
+            self.lines, self.last = int(head["lines"]), str(head["hash"])
 
     def add(self, gate: Gate, candidate: Candidate, decision: Decision, purpose: str, checkpoint: str) -> None:
         """Write one decision down; `checkpoint` is the digest of its manifest."""
-        row: dict[str, Any] = {
-            "line": self.lines + 1,
-            "time": round(time.time(), 3),
-            "purpose": purpose,
-            "rules": gate.rules_digest,
-            "graph": gate.graph_digest,
-            "checkpoint": checkpoint,
-            "candidate": candidate.digest,
-            "accepted": decision.accepted,
-            "conflicts": decision.conflicts,
-            "derivation": decision.derivation,
-            "previous": self.last,
-        }
-        row = json.loads(json.dumps(row))
-        row["hash"] = digest(row)
-        self.folder.append_line(RULES_LOG, row)
-        self.lines, self.last = self.lines + 1, row["hash"]
+        entry = Entry(
+            line=self.lines + 1,
+            time=round(time.time(), 3),
+            purpose=purpose,
+            rules=gate.rules_digest,
+            graph=gate.graph_digest,
+            checkpoint=checkpoint,
+            candidate=candidate.digest,
+            accepted=decision.accepted,
+            conflicts=decision.conflicts,
+            derivation=decision.derivation,
+            previous=self.last,
+        )
+        row = asdict(entry)
+        own = digest(row)
+        self.folder.append_line(RULES_LOG, row | {"hash": own})
+        self.lines, self.last = self.lines + 1, own
         self.folder.write(RULES_HEAD, json.dumps({"lines": self.lines, "hash": self.last}).encode())
 
 

@@ -5,11 +5,10 @@ which instances fired. A conclusion is explained by the first instance whose pre
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from clingo import Function, Symbol, SymbolType, ast, parse_term
+from clingo import Function, Number, String, Symbol, SymbolType, ast, parse_term
 
 from trainer.rules.program import Program, Rule
 
@@ -31,7 +30,7 @@ def named(rule: Rule) -> Rule:
     count = iter(range(1_000_000))
 
     class Name(ast.Transformer):
-        def visit_Variable(self, node: Any) -> Any:
+        def visit_Variable(self, node: ast.AST) -> ast.AST:
             return node.update(name=f"Any{next(count)}") if node.name == "_" else node
 
     return Rule(rule.line, rule.text, rule.head, tuple(Name()(part) if _is_positive(part) else part for part in rule.body))
@@ -61,7 +60,7 @@ def uses(program: Program, atoms: Iterable[Symbol]) -> dict[Symbol, list[Use]]:
 
 def _use(rule: Rule, values: Mapping[str, Symbol]) -> Use:
     class Put(ast.Transformer):
-        def visit_Variable(self, node: Any) -> Any:
+        def visit_Variable(self, node: ast.AST) -> ast.AST:
             return ast.SymbolicTerm(node.location, values[node.name]) if node.name in values else node
 
     premises, conditions = [], []
@@ -74,7 +73,7 @@ def _use(rule: Rule, values: Mapping[str, Symbol]) -> Use:
     return Use(rule, tuple(premises), tuple(conditions))
 
 
-def _is_positive(part: Any) -> bool:
+def _is_positive(part: ast.AST) -> bool:
     return part.ast_type == ast.ASTType.Literal and not part.sign and part.atom.ast_type == ast.ASTType.SymbolicAtom
 
 
@@ -132,9 +131,7 @@ def conflicts(atoms: Iterable[Symbol]) -> list[Symbol]:
     return sorted(atom for atom in atoms if atom.match("flag_conflict", len(atom.arguments)))
 
 
-def symbol(fact: tuple[Any, ...]) -> Symbol:
+def symbol(fact: Sequence[str | int]) -> Symbol:
     """(name, argument, ...) as an atom: whole numbers are numbers, all else is a string."""
-    from clingo import Number, String
-
     name, *arguments = fact
-    return Function(name, [Number(each) if isinstance(each, int) else String(str(each)) for each in arguments])
+    return Function(str(name), [Number(argument) if isinstance(argument, int) else String(argument) for argument in arguments])

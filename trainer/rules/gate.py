@@ -11,6 +11,7 @@ from pathlib import Path
 from trainer.checkout import CHECKOUT
 from trainer.rules import RulesConfig
 from trainer.rules.graph import Fact, read_graph
+from trainer.rules.judge import Request
 from trainer.rules.program import read_program
 
 _LARGEST = (1 << 31) - 1
@@ -61,11 +62,11 @@ class Gate:
 
     def judge(self, candidates: Sequence[Candidate]) -> list[Decision]:
         """A decision for each candidate, in order."""
-        request = {
+        request: Request = {
             "name": self.program.name,
             "text": self.program.text,
             "graph": self.graph,
-            "candidates": [{"text": each.text, "facts": each.facts} for each in candidates],
+            "candidates": [{"text": candidate.text, "facts": candidate.facts} for candidate in candidates],
         }
         limit = self.config.time_limit_s
         command = [sys.executable, "-m", "trainer.rules.judge"]

@@ -6,9 +6,11 @@ Names from N-Triples are the IRIs as they stand; whole numbers become numbers in
 import csv
 import re
 from pathlib import Path
-from typing import Any
 
-Fact = tuple[Any, ...]
+from trainer.parsing import one_line
+
+Fact = tuple[str | int, ...]
+"""A name, then its arguments."""
 
 
 def read_graph(path: str) -> list[Fact]:
@@ -41,14 +43,14 @@ def _read_n_triples(file: Path) -> list[Fact]:
     facts: list[Fact] = []
 
     class Sink:
-        def triple(self, subject: Any, predicate: Any, value: Any) -> None:
-            facts.append(("triple", *(_value(str(each)) for each in (subject, predicate, value))))
+        def triple(self, subject: object, predicate: object, value: object) -> None:
+            facts.append(("triple", *(_value(str(term)) for term in (subject, predicate, value))))
 
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
             W3CNTriplesParser(Sink()).parsestring(line + "\n")  # type: ignore[arg-type]
         except ParseError as error:
-            raise ValueError(f"--graph: {file.name}, line {number}: {' '.join(str(error).split())[:120]}") from None
+            raise ValueError(f"--graph: {file.name}, line {number}: {one_line(error, 120)}") from None
     return facts
 
 

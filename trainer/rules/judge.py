@@ -9,21 +9,48 @@ import json
 import re
 import resource
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import TypedDict
 
 import clingo
 
 from trainer.rules.derivation import conflicts, explain, instrumented, symbol, uses
+from trainer.rules.graph import Fact
 from trainer.rules.program import Program, located, read_program
 
 _MEMORY = 2 << 30
 _LARGEST = (1 << 31) - 1
 
 
-def judge(program: Program, graph: list[Any], candidate: dict[str, Any]) -> dict[str, Any]:
-    """{"conflicts": [...], "derivation": [...]} of one candidate. Raises ValueError for rules that cannot be grounded."""
-    facts = {symbol(tuple(fact)): "knowledge graph" for fact in graph}
-    facts |= {symbol(tuple(fact)): "given" for fact in candidate["facts"]}
+class Judged(TypedDict):
+    """A candidate in a request."""
+
+    text: str
+    facts: Sequence[Fact]
+
+
+class Request(TypedDict):
+    """The rules, and the candidates that they judge."""
+
+    name: str
+    """The file of rules."""
+    text: str
+    """Its text."""
+    graph: Sequence[Fact]
+    candidates: Sequence[Judged]
+
+
+class Verdict(TypedDict):
+    """The answer for one candidate."""
+
+    conflicts: list[str]
+    derivation: list[str]
+
+
+def judge(program: Program, graph: Sequence[Fact], candidate: Judged) -> Verdict:
+    """Judge one candidate. Raises ValueError for rules that cannot be grounded."""
+    facts = {symbol(fact): "knowledge graph" for fact in graph}
+    facts |= {symbol(fact): "given" for fact in candidate["facts"]}
     facts |= {symbol(fact): "from the text" for fact in matched(program, candidate["text"])}
     atoms = solve(program, list(facts))
     found, uses_of = conflicts(atoms), uses(program, atoms)
@@ -31,9 +58,9 @@ def judge(program: Program, graph: list[Any], candidate: dict[str, Any]) -> dict
     return {"conflicts": [str(goal) for goal in found], "derivation": derivation}
 
 
-def matched(program: Program, text: str) -> list[tuple[Any, ...]]:
+def matched(program: Program, text: str) -> list[Fact]:
     """Facts of the `%match` lines: name, number of the match from 1, then its groups; digits are whole numbers."""
-    found: list[tuple[Any, ...]] = []
+    found: list[Fact] = []
     for name, pattern in program.matches:
         for number, match in enumerate(re.finditer(pattern, text), 1):
             found.append((name, number, *(_value(group or "") for group in match.groups())))
@@ -64,7 +91,7 @@ def solve(program: Program, facts: list[clingo.Symbol]) -> list[clingo.Symbol]:
 
 def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    request = json.load(sys.stdin)
+    request: Request = json.load(sys.stdin)
     program = read_program(request["text"], request["name"])
     try:
         for candidate in request["candidates"]:

@@ -12,7 +12,6 @@ one set of conclusions, and nothing in the file is code.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from clingo import ast
 
@@ -26,8 +25,8 @@ class Rule:
 
     line: int
     text: str
-    head: Any
-    body: tuple[Any, ...]
+    head: ast.AST
+    body: tuple[ast.AST, ...]
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -65,7 +64,7 @@ class Program:
 def read_program(text: str, name: str) -> Program:
     """Raises ValueError, in one line with the file's line and the reason, for what does not parse or may not be there."""
     _check_directives(text, name)
-    statements: list[Any] = []
+    statements: list[ast.AST] = []
     complaints: list[str] = []
     try:
         ast.parse_string(text, statements.append, logger=lambda _, message: complaints.append(message))
@@ -117,7 +116,7 @@ def _check_directives(text: str, name: str) -> None:
                 raise ValueError(f"{name}, line {number}: `{token}` {reason}, which is not allowed; leave it out")
 
 
-def _rule(statement: Any, name: str, line: int) -> Rule:
+def _rule(statement: ast.AST, name: str, line: int) -> Rule:
     head = statement.head
     if head.ast_type != ast.ASTType.Literal:
         raise ValueError(f"{name}, line {line}: a choice or an `or` among conclusions; {_CONCLUSION}")
@@ -159,11 +158,11 @@ def _reach(below: dict[str, set[str]], start: str) -> set[str]:
     return seen
 
 
-def _builds(term: Any) -> bool:
+def _builds(term: ast.AST) -> bool:
     return term.ast_type in (ast.ASTType.BinaryOperation, ast.ASTType.UnaryOperation) or (term.ast_type == ast.ASTType.Function and bool(term.arguments))
 
 
-def _walk(node: Any) -> Iterator[Any]:
+def _walk(node: object) -> Iterator[ast.AST]:
     if isinstance(node, ast.AST):
         yield node
         for key in node.child_keys:
@@ -173,15 +172,15 @@ def _walk(node: Any) -> Iterator[Any]:
             yield from _walk(each)
 
 
-def _atoms(node: Any) -> Iterator[Any]:
+def _atoms(node: object) -> Iterator[ast.AST]:
     return (each for each in _walk(node) if each.ast_type == ast.ASTType.SymbolicAtom)
 
 
-def _variables(node: Any) -> Iterator[str]:
+def _variables(node: object) -> Iterator[str]:
     return (each.name for each in _walk(node) if each.ast_type == ast.ASTType.Variable)
 
 
-def _outside_aggregates(part: Any) -> list[Any]:
+def _outside_aggregates(part: ast.AST) -> list[ast.AST]:
     atom = getattr(part, "atom", None)
     if atom is not None and atom.ast_type in (ast.ASTType.BodyAggregate, ast.ASTType.Aggregate):
         return [guard for guard in (atom.left_guard, atom.right_guard) if guard is not None]
