@@ -22,7 +22,7 @@ Pixels = npt.NDArray[np.uint8]
 CACHE_BYTES = 1 << 28
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class StoredImage:
     """An image as it is stored: encoded, (bytes,), or an array (H, W), (H, W, C) or (C, H, W)."""
 

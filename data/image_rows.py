@@ -44,7 +44,10 @@ class Images:
         if config.label_column:
             labels = _labels(table.column(config.label_column), config.label_column)
         rows = enumerate(zip(values, labels, strict=True))
-        return [StoredImage(data, label, origin, row, path) for row, ((data, path), label) in rows]
+        return [
+            StoredImage(data=data, label=label, origin=origin, row=row, path=path)
+            for row, ((data, path), label) in rows
+        ]
 
     def training(self, table: "pa.Table", origin: Origin) -> list[StoredImage]:
         """The images that are not held out."""

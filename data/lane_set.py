@@ -99,7 +99,7 @@ def open_lanes(
 
     Raises ValueError for problems with the source or the tokenizer.
     """
-    parts = _open_parts(config, seed, total, closing, skipped)
+    parts = _open_parts(config, seed=seed, total=total, closing=closing, skipped=skipped)
     weights = [part.weight for part in parts_of(config.source)]
     lanes: dict[int, Counted] = {}
     for name, state in states.items():
@@ -119,7 +119,7 @@ def open_lanes(
 
 
 def _open_parts(
-    config: Config, seed: int, total: int, closing: Event, skipped: Skipped | None
+    config: Config, *, seed: int, total: int, closing: Event, skipped: Skipped | None
 ) -> list[_TextPart | _ImagePart]:
     parts = parts_of(config.source)
     skip = config.on_unreadable == "skip"

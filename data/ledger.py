@@ -135,7 +135,7 @@ def verify(config: Config, lines: Sequence[Line], *, seed: int, last_step: int) 
     assert "global_batch" in first, "the first line is that of an attempt"
     batch = first["global_batch"]
     share = Share(rank=0, world=1, global_batch=batch, micro_batch=batch, group=first["group"])
-    check = _Check(config, seed, share, kept)
+    check = _Check(config, share, kept, seed=seed)
     for lane in last["lanes"]:
         check.lane(lane, verdict)
     return verdict
@@ -186,7 +186,7 @@ def _begin(lines: Sequence[Line], index: int) -> int:
 class _Check:
     """Derives the digests of lanes again."""
 
-    def __init__(self, config: Config, seed: int, share: Share, kept: Sequence[SavedLine]) -> None:
+    def __init__(self, config: Config, share: Share, kept: Sequence[SavedLine], *, seed: int) -> None:
         self.config = config
         self.seed = seed
         self.kept = kept

@@ -35,12 +35,12 @@ def prepare(config: TextConfig | ImageConfig) -> None:
             images = Images(config, held_out=0.0)
             records = ImageRecords(config)
             check = lambda table, origin: records.of(images.all(table, origin))  # noqa: E731
-    _check(config.source, config.columns, config.retry_seconds, check)
+    _check(config.source, config.columns, check, retry_seconds=config.retry_seconds)
     if config.eval_source:
-        _check(config.eval_source, lambda _: config.eval_columns, config.retry_seconds, check)
+        _check(config.eval_source, lambda _: config.eval_columns, check, retry_seconds=config.retry_seconds)
 
 
-def _check(source: Source, columns: Callable[[Plain], list[str]], retry_seconds: float, check: Check) -> None:
+def _check(source: Source, columns: Callable[[Plain], list[str]], check: Check, *, retry_seconds: float) -> None:
     for part in parts_of(source):
         match part.source:
             # The built-in sources are known to be right: nothing to read or to import.
