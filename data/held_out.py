@@ -7,18 +7,19 @@ are filled up with targets that do not count.
 Legend: N samples, M samples of a micro-batch, S = seq_len, W = S + 1, T tokens.
 """
 
-from collections.abc import Callable, Iterator
+import lzma
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from data.config import TextConfig
 from data.documents import Documents
 from data.packing import Tokens, segments
-from data.scan import scan
+from data.rows import scan
 from data.sources import Plain
 from data.steps import Batch
-from data.text import TextConfig
 from data.tokenizers import Text, Tokenizer, load_tokenizer
 
 
@@ -132,3 +133,18 @@ def _texts(config: TextConfig) -> Iterator[list[Text]]:
         documents = Documents(text_column=config.text_column, key_column=key_column, held_out=config.training_held_out)
         if texts := documents.all(table) if config.eval_source else documents.held_out(table):
             yield texts
+
+
+def xz_bits_per_byte(documents: Iterable[str]) -> tuple[float, float]:
+    """Bits per byte of `xz -9` on `documents`: (all in one file, each in its own).
+
+    Raises ValueError if there is no text.
+    """
+    texts = [document.encode() for document in documents]
+    size = sum(map(len, texts))
+    if not size:
+        fix = "use a larger share, or name run.objective.data.eval_source"
+        raise ValueError(f"run.objective.data.held_out: no held-out text to compress; {fix}")
+    together = len(lzma.compress(b"".join(texts), preset=9))
+    one_by_one = sum(len(lzma.compress(text, preset=9)) for text in texts)
+    return 8 * together / size, 8 * one_by_one / size

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from data.config import ImageConfig
 from data.decode import StoredImage
 from data.image_rows import ImageRecords, Images
-from data.images import ImageConfig
-from data.scan import scan
+from data.rows import scan
 from data.sources import Plain
 from data.steps import Batch
 

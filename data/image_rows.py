@@ -9,8 +9,8 @@ import numpy.typing as npt
 import xxhash
 
 from data.arrow import views
+from data.config import ImageConfig
 from data.decode import Decoder, Pixels, StoredImage, Unreadable
-from data.images import ImageConfig
 from data.lanes import Chunk
 from data.rows import Origin
 

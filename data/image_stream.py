@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import numpy.typing as npt
 
+from data.config import ImageConfig
 from data.image_rows import ImageRecords, Images, Records
-from data.images import ImageConfig
 from data.lanes import Samples
+from data.rows import scan
 from data.run_stream import RunStream
-from data.scan import scan
 from data.shuffle import splitmix64, stable_hash
 from data.steps import Batch, RunState, Share
 

@@ -5,17 +5,16 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Generic
 
+from data.config import ImageConfig, TextConfig
 from data.decode import StoredImage
 from data.documents import Documents, TextSamples
 from data.image_rows import ImageSamples
-from data.images import ImageConfig
 from data.lanes import Document, Lane, LaneState, SampleMaker
 from data.mixture import Counted, CountedState, MixedLane, SampleStream, counts_of
 from data.rows import Reading, Rows
 from data.shards import Shards, open_shards
 from data.sources import Mixture, Plain, parts_of
 from data.steps import OwnLanes, Share
-from data.text import TextConfig
 from data.tokenizers import Text, load_tokenizer
 
 Config = TextConfig | ImageConfig

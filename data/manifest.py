@@ -6,12 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-from data.digits import digits_shards
+from data.config import ImageConfig, TextConfig
 from data.files import FileTag, file_tag, list_files
-from data.images import ImageConfig
 from data.sources import Digits, Files, Hub, Mixture, Plain, PythonStdlib, Source, SourceError, parts_of
-from data.stdlib import stdlib_shards
-from data.text import TextConfig
+from data.stdlib import digits_shards, stdlib_shards
 from data.tokenizers import load_tokenizer
 
 

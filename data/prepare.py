@@ -3,15 +3,12 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from data.digits import digits_shards
+from data.config import ImageConfig, TextConfig
 from data.documents import text_column
 from data.image_rows import ImageRecords, Images
-from data.images import ImageConfig
-from data.rows import Origin
-from data.scan import scan
+from data.rows import Origin, scan
 from data.sources import Digits, Plain, PythonStdlib, Source, parts_of
-from data.stdlib import stdlib_shards
-from data.text import TextConfig
+from data.stdlib import digits_shards, stdlib_shards
 from data.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:

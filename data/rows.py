@@ -5,7 +5,7 @@ having stopped.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
@@ -13,8 +13,12 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 import numpy as np
 
 from data.retry import OUTAGE, Backoff, Outage, passes, reason
-from data.shards import Shards
+from data.shards import Shards, open_shards
 from data.shuffle import permutation
+from data.sources import Plain, Source, parts_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -201,3 +205,32 @@ class Rows:
         log.warning("%s; skipping the rest of it from row %d", summary, self.position.row)
         self._backoff.progress()
         return False
+
+
+# The key of the scan's shard order, the same in all runs.
+SEED = "held out"
+
+
+def scan(
+    source: Source,
+    columns: Callable[[Plain], Sequence[str]],
+    *,
+    retry_seconds: float,
+    skip: bool = False,
+) -> "Iterator[tuple[pa.Table, Origin, Plain]]":
+    """(table, origin of its rows, part of the source) of every table that has rows.
+
+    Raises ValueError for a problem with the source and for a part without rows; OSError for a
+    source that stopped answering.
+    """
+    for part in parts_of(source):
+        shards = open_shards(part.source, columns(part.source), retry_seconds=retry_seconds)
+        reading = Reading(retry_seconds=retry_seconds, skip=skip)
+        rows = Rows(shards, lane=0, lanes=1, seed=SEED, reading=reading)
+        empty = True
+        while (table := rows.next()) is not None:
+            if table.num_rows:
+                empty = False
+                yield table, rows.origin, part.source
+        if empty:
+            raise ValueError(f"run.objective.data.source: no rows in {', '.join(rows.names())}; use files with data")

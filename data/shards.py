@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 from threading import Event
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from data.digits import digits_shards
 from data.files import file_format, list_files
 from data.image_files import COLUMNS, ImageFileShards, with_bytes
 from data.retry import Backoff, passes, reason
 from data.sources import Digits, Files, Hub, Plain, PythonStdlib, SourceError, is_url
-from data.stdlib import stdlib_shards
+from data.stdlib import digits_shards, stdlib_shards
 
 if TYPE_CHECKING:
     import pyarrow as pa

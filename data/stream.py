@@ -3,11 +3,11 @@
 import numpy as np
 import numpy.typing as npt
 
+from data.config import TextConfig
 from data.lanes import Samples
 from data.packing import segments
 from data.run_stream import RunStream
 from data.steps import Batch, RunState, Share
-from data.text import TextConfig
 from data.tokenizers import load_tokenizer
 
 

@@ -78,7 +78,7 @@ def _report(findings: Findings, evidence: Evidence) -> dict[str, object]:
 
 
 def _draw(findings: Findings, files: RunFiles, title: str) -> str:
-    from launch.audit_picture import draw
+    from launch.audit_report import draw
 
     with TemporaryDirectory() as scratch:
         file = draw(findings, Path(scratch) / "signal.png", title)

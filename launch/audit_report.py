@@ -1,6 +1,7 @@
 """An audit in words: the worst of each group of parameters, and for what is wrong, who is to be suspected first."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
 
 from rich.console import Console
@@ -9,6 +10,7 @@ from rich.table import Table
 from launch.console.tables import table
 from trainer.audit.evidence import Evidence, group_of
 from trainer.audit.verdict import Findings, Judged, Subject
+from trainer.charts import INK, PLAIN, SOFT, plt
 
 _FAR = 1e4
 """A signal this many times weaker or stronger than the median layer's is marked."""
@@ -140,3 +142,33 @@ def _worst_of_groups(findings: Findings, witness: Subject) -> dict[str, float]:
 def _numbers(name: str) -> str:
     """The numbers that the group's name leaves out, with what they number."""
     return " ".join(part for part in name.replace("[", ".[").replace("/", ".").split(".") if any(character.isdigit() for character in part))
+
+
+def draw(findings: Findings, file: Path, title: str) -> Path:
+    """A panel for each network: |dL / d output| and |dL / d weights| of its layers, in the order of the forward pass."""
+    marked = {line.partition(":")[0] for line in unusual_signals(findings)}
+    with plt.rc_context(PLAIN):
+        panels = len(findings.signals)
+        figure, axes = plt.subplots(panels, 1, figsize=(10, 1 + 3.4 * panels), squeeze=False, layout="constrained")
+        figure.suptitle(f"{title}: the error signal, layer by layer", color=INK)
+        for axis, (phase, signals) in zip(axes[:, 0], findings.signals.items(), strict=True):
+            layers = [layer for layer, signal in signals.items() if signal.size and signal.squares]
+            axis.semilogy([signals[layer].norm for layer in layers], color="#1f4e79", marker="o", markersize=3, label="|dL / d output|")
+            axis.semilogy([_gradient(findings, f"{phase}/{layer}") for layer in layers], color="#ca6f1e", marker="s", markersize=3, label="|dL / d weights|")
+            for place, layer in enumerate(layers):
+                if f"{phase}/{layer}" in marked:
+                    axis.axvline(place, color="#d64545", linestyle=":")
+            axis.set_xticks(range(len(layers)), layers, rotation=90, fontsize=6)
+            axis.set_title(f"{phase}, from input to loss; dotted: vanishes or explodes")
+            axis.grid(axis="y", color=SOFT, alpha=0.3)
+            axis.legend(frameon=False)
+        figure.savefig(file)
+        plt.close(figure)
+    return file
+
+
+def _gradient(findings: Findings, layer: str) -> float:
+    """Norm of all gradients of one layer in the last step."""
+    mine = [each for each in findings.judged if each.what is Subject.GRADIENT and each.name.partition("[")[0].rpartition(".")[0] == layer]
+    last = max((each.step for each in mine), default=0)
+    return sum(each.size**2 for each in mine if each.step == last) ** 0.5 or float("nan")

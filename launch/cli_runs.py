@@ -71,7 +71,7 @@ def evaluate(
     from launch.task_eval import evaluate_task, style_of
 
     if harness is not None:
-        from launch.harness import evaluate_harness
+        from launch.task_eval import evaluate_harness
 
         figures = evaluate_harness(console, run, harness, harness_tasks, shots)
     elif task is not None:

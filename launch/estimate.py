@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import gcd, lcm
 
-from models.flops import parameters
+from models.activations import parameters
 from models.transformer import Transformer
 from trainer.config import RunConfig, check
 from trainer.core.protocols import Objective

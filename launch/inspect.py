@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from data.images import ImageConfig
-from data.text import TextConfig
+from data.config import ImageConfig, TextConfig
 from launch.config import load
 from launch.console.tables import table
 from launch.show import printable

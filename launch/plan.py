@@ -12,6 +12,7 @@ from launch.config import JobConfig
 from launch.console.tables import table
 from launch.estimate import Candidate, CheckpointPlan, Forecast, ParameterCounts, Plan, estimate
 from launch.progress import clock
+from trainer.charts import INK, PLAIN, plt
 from trainer.gpus import by_device_name, find_gpu, gpus, this_cpu
 from trainer.layout import Machine, MemoryPlan, Part
 from trainer.parsing import parse, read_job
@@ -78,7 +79,7 @@ def plan(console: Console, path: str, overrides: Sequence[str], workers: int | N
     run = replace(job.run, name=job.run.name or Path(path).stem)
     name, planned = run.name or "", estimate(run, machine)
     if picture:
-        from launch.plan_picture import draw
+        pass
 
         file = draw(planned, Path(picture), name)
         if not as_json:
@@ -231,3 +232,34 @@ def _show_choice(console: Console, forecast: Forecast) -> None:
 
 def _fit(memory: MemoryPlan) -> str:
     return "yes" if memory.fits_worst else "balanced only" if memory.fits_balanced else "no"
+
+
+COLOURS = ("#1f4e79", "#2e86c1", "#85c1e9", "#aed6f1", "#d6dbdf", "#ca6f1e", "#e59866", "#f5cba7", "#a9dfbf", "#27ae60", "#7d6608")
+
+
+def draw(plan: Plan, file: Path, title: str) -> Path:
+    """Stacked bars of `plan` at balanced load. Raises ValueError where there is no layout to draw."""
+    pass
+
+    forecast = plan.forecast
+    if forecast is None or not forecast.candidates:
+        raise ValueError(f"--picture {file}: the plan has no layout to draw ({plan.reasons[0]})")
+    layouts = forecast.candidates
+    names = [f"ZeRO {layout.zero}\nEP {layout.ep}" for layout in layouts]
+    with plt.rc_context(PLAIN):
+        figure, axis = plt.subplots(figsize=(max(6.0, 1.1 * len(layouts) + 3), 4.2), layout="constrained")
+        floor = [0.0] * len(layouts)
+        for colour, (part, (name, _)) in zip(COLOURS, PARTS.items(), strict=True):
+            heights = [layout.memory.parts.get(part, 0.0) / 1e9 for layout in layouts]
+            if any(heights):
+                axis.bar(names, heights, bottom=floor, color=colour, label=name, width=0.7)
+                floor = [low + height for low, height in zip(floor, heights, strict=True)]
+        usable, key = forecast.layout.memory.usable / 1e9, plan.machine.key
+        if usable < 3 * max(floor):  # far above them it would press the bars flat
+            axis.axhline(usable, color=INK, linestyle="--", linewidth=1, label=f"usable of a {key}")
+        axis.set_ylabel("GB of a GPU")
+        axis.set_title(f"{title}: memory by part at balanced load; {usable:.1f} GB of a {key} are usable")
+        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        figure.savefig(file)
+        plt.close(figure)
+    return file

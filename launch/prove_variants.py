@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from data.tokenizers import load_tokenizer
 from launch.paired import Difference, Verdict, lead
 from launch.side_by_side import curve, named
-from models.flops import flops_per_token, parameters
+from models.activations import flops_per_token, parameters
 from models.moe import MoEConfig
 from models.transformer import TransformerConfig
 from trainer.config import RunConfig, check

@@ -13,7 +13,7 @@ from launch.scaling_law import CONFIDENCE, Estimate, Law, fit_law
 from launch.sweep_config import ScalingLaw
 from launch.sweep_outcomes import Outcome
 from launch.sweep_trials import Trial
-from models.flops import non_embedding
+from models.activations import non_embedding
 from trainer.objectives.language_config import LanguageConfig, MaskedLanguageConfig
 
 _FEWEST = 3

@@ -28,7 +28,7 @@ from trainer.tracking_config import tracking_uri
 from trainer.world import choose_device
 
 if TYPE_CHECKING:
-    from trainer.mlflow_sweep import SweepRun
+    from trainer.mlflow_run import SweepRun
 
 
 def show_trials(console: Console, path: str, overrides: Sequence[str], folder: str | None) -> None:
@@ -87,7 +87,7 @@ def _import_tune() -> None:
 
 def _parent(place: Folder, config: SweepConfig, trial: Trial) -> "SweepRun":
     """The MLflow run of the sweep. Raises ValueError if the server does not take it: without its id no trial can name it."""
-    from trainer.mlflow_sweep import SweepRun
+    from trainer.mlflow_run import SweepRun
 
     tracking = trial.job.run.tracking
     try:

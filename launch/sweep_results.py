@@ -20,7 +20,7 @@ from trainer.parsing import one_line
 from trainer.storage import Folder
 
 if TYPE_CHECKING:
-    from trainer.mlflow_sweep import SweepRun
+    from trainer.mlflow_run import SweepRun
 
 JobWith = Callable[[Mapping[str, Any]], dict[str, Any]]
 """The fields of the job file with other values for some keys."""

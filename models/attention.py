@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.feedforward import AutogradContext, Linear
-from models.norm import RMSNorm
+from models.feedforward import AutogradContext, Linear, RMSNorm
 
 
 class KVCache:

@@ -12,8 +12,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.feedforward import check_halvings
 from models.losses import cross_entropy
-from models.shapes import check_halvings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.mlp import mlp
-from models.unet import UNet, UNetConfig
-from models.unet_layers import ZeroLinear, timestep_embedding
+from models.feedforward import mlp
+from models.unet import UNet, UNetConfig, ZeroLinear, timestep_embedding
 
 
 @dataclass(frozen=True, kw_only=True)

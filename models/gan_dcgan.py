@@ -8,8 +8,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 from models.batch_norm import ScaledBatchNorm
+from models.feedforward import check_halvings
 from models.gan_layers import Discriminator, LabelledLatent
-from models.shapes import check_halvings
 from models.spectral import SpectralConv2d
 
 

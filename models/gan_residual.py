@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.batch_norm import ConditionalBatchNorm, ScaledBatchNorm
+from models.feedforward import check_halvings
 from models.gan_layers import Discriminator, ImageSelfAttention, LabelledLatent
-from models.shapes import check_halvings
 from models.spectral import SpectralConv2d, SpectralLinear
 
 

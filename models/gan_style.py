@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.feedforward import check_halvings
 from models.gan_layers import Discriminator, LabelledLatent, append_group_std
-from models.shapes import check_halvings
 
 
 @dataclass(frozen=True, kw_only=True)

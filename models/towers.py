@@ -14,10 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.contrastive import Embedded
-from models.feedforward import Linear
+from models.feedforward import Linear, check_halvings, mlp
 from models.init import no_decay
-from models.mlp import mlp
-from models.shapes import check_halvings
 from models.transformer import Transformer, TransformerConfig
 
 

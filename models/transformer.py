@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.attention import Attention, KVCache, rotary_table
-from models.feedforward import Linear, SwiGLU
+from models.feedforward import Linear, RMSNorm, SwiGLU
 from models.moe import MoEConfig, MoELayer, RouteStats
-from models.norm import RMSNorm
 from models.random import derive, sample_keys
 from models.routing import ExpertChoiceRouting
 

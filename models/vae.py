@@ -12,10 +12,9 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from models.elbo import log_normal, reparameterise
+from models.feedforward import check_halvings, mlp
 from models.likelihoods import LikelihoodConfig, build_likelihood
 from models.losses import standard_gaussian_kl
-from models.mlp import mlp
-from models.shapes import check_halvings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from data.config import ImageConfig
 from data.held_out_images import held_out_images, image_set
 from data.image_stream import ImageStream, image_shape, preview_images
-from data.images import ImageConfig
 from data.manifest import manifest
 from data.prepare import prepare
 from data.sources import Digits, Files, Hub

@@ -13,11 +13,10 @@ import pytest
 from test_data_mixture import run
 
 from data import process
-from data.images import ImageConfig
+from data.config import ImageConfig, TextConfig
 from data.sources import Files
 from data.steps import Share
 from data.stream import TextStream
-from data.text import TextConfig
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from data.config import TextConfig
 from data.manifest import manifest
 from data.prepare import prepare
 from data.stdlib import SHARDS, stdlib_shards
-from data.text import TextConfig
 
 
 @pytest.fixture

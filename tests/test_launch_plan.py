@@ -10,7 +10,7 @@ import yaml
 from conftest import tiny_job
 
 from launch.estimate import estimate
-from models.flops import flops_per_token, forward_flops_per_token, parameters
+from models.activations import flops_per_token, forward_flops_per_token, parameters
 from models.moe import MoEConfig
 from models.routing import TopKRouting
 from models.transformer import TransformerConfig

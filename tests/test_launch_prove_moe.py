@@ -21,7 +21,7 @@ from launch.prove_moe import Options, Speed, prove, short_run, steps_that_fit
 from launch.prove_moe_report import sentence
 from launch.prove_variants import CURVE, variants
 from launch.side_by_side import named, summaries
-from models.flops import flops_per_token, parameters
+from models.activations import flops_per_token, parameters
 from models.moe import MoELayer
 from models.transformer import Transformer
 from trainer.config import RunConfig

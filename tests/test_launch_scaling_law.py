@@ -9,7 +9,7 @@ from scipy.stats import t as student
 
 from launch.scaling_law import Estimate, fit_law, fit_power_law, fit_with_floor
 from launch.scaling_law_report import Size, formula, verdict
-from models.flops import non_embedding
+from models.activations import non_embedding
 from models.transformer import Transformer, TransformerConfig
 
 SIZES = [6e3, 14e3, 25e3, 57e3, 114e3]

@@ -242,7 +242,7 @@ def test_how_a_trial_stands_is_read_from_its_folder(stopped: Stopped, words: str
 
 def test_a_ladder_of_sizes_ends_with_a_law_and_a_verdict(switchwork: Run, write: Callable[..., str]) -> None:
     trials = planned(write(variants=[*SIZES, {"name": "d40", WIDTH: 40}], seeds=2, fit={"hold_out": 1}))
-    from models.flops import non_embedding
+    from models.activations import non_embedding
 
     sizes = {trial.setting: non_embedding(trial.job.run.objective.model) for trial in trials}
     noise = {name: 1 + 0.01 * math.sin(5 * index) for index, name in enumerate(sizes)}

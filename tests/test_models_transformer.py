@@ -19,12 +19,12 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from models.activations import flops_per_token, forward_flops_per_token, parameters
 from models.attention import rotary_table, rotate
-from models.flops import flops_per_token, forward_flops_per_token, parameters
+from models.feedforward import RMSNorm
 from models.generate import choose, generate
 from models.init import initialise
 from models.moe import MoEConfig, router_loss
-from models.norm import RMSNorm
 from models.routing import BiasBalancedRouting, ExpertChoiceRouting, NoisyTopKRouting, SwitchRouting, TopKRouting
 from models.transformer import Transformer, TransformerConfig
 from models.transformers_format import to_config

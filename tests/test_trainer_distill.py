@@ -25,7 +25,7 @@ from launch.audit_report import suspects
 from launch.estimate import estimate
 from launch.export import export
 from launch.inspect import evaluate_run, read_run, show_samples
-from models.flops import forward_flops_per_token
+from models.activations import forward_flops_per_token
 from models.init import initialise
 from trainer import shards, teacher
 from trainer.audit.evidence import Evidence

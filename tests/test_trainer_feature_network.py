@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from data.images import ImageConfig
+from data.config import ImageConfig
 from data.steps import Share
 from models.classifier import ClassifierConfig
 from models.inception import InceptionFeatures

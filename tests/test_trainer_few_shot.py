@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from test_launch_errors import Run, switchwork  # noqa: F401
 
 from launch.arithmetic import problem, write_task, write_texts
-from launch.harness import evaluate_harness
+from launch.task_eval import evaluate_harness
 from trainer.few_shot import MARK, Answers, Item, answer_in, example, prompt, read_task, wilson
 
 ITEMS = [Item("1+1?", "2", "1+1=2", ("2", "3", "11"), "short"), Item("2+3?", "5", "2+3=5", ("5", "6", "x"), "short"), Item("1+2+3?", "6", "1+2=3 3+3=6")]

@@ -1,9 +1,12 @@
 """One run in MLflow, made at the first attempt and found again by later ones. Importing this takes a second or two: do it in a thread."""
 
 import getpass
+import logging
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -112,4 +115,34 @@ class MlflowRun:
 
     def close(self, status: str) -> None:
         self._tag_ends()
+        self.client.set_terminated(self.run_id, status)
+
+
+_LONGEST = 6000  # characters of a parameter that MLflow takes
+
+
+class SweepRun:
+    """Made when the sweep in the folder of `files` begins, found again when it goes on; `params` are told to MLflow once."""
+
+    def __init__(self, files: RunFiles, config: TrackingConfig, name: str, params: Mapping[str, Any]):
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # the command prints what a person is to see
+        self.client = open_store(config)
+        if run_id := files.mlflow_run_id():
+            self.run_id = run_id
+            self.client.update_run(self.run_id, status="RUNNING")
+            return
+        self.run_id = begin_run(self.client, config, name)
+        for key, value in params.items():
+            self.client.log_param(self.run_id, key, str(value)[:_LONGEST])
+        self.client.set_tag(self.run_id, "run_folder", files.folder.url)
+        files.write_mlflow_run_id(self.run_id)
+
+    def close(self, status: str, figures: Mapping[str, float], tags: Mapping[str, str], files: Sequence[Path]) -> None:
+        """Keep what came out, and close the run with `status`: FINISHED, FAILED or KILLED."""
+        for name, figure in figures.items():
+            self.client.log_metric(self.run_id, name, figure)
+        for name, text in tags.items():
+            self.client.set_tag(self.run_id, name, text)
+        for file in files:
+            self.client.log_artifact(self.run_id, str(file))
         self.client.set_terminated(self.run_id, status)

@@ -27,15 +27,14 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[2]))  # else `data` would be this very file
 
 from data.arrow import views
+from data.config import ImageConfig, TextConfig
 from data.documents import column
 from data.image_stream import ImageStream
-from data.images import ImageConfig
 from data.packing import join
 from data.sources import Files
 from data.stdlib import stdlib_shards
 from data.steps import Share
 from data.stream import TextStream
-from data.text import TextConfig
 from data.tokenizers import texts_of
 
 GLOBAL_BATCH, MICRO_BATCH, SHARDS = 64, 16, 8

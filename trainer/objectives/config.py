@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol, Self, TypeVar
 
-from data.images import ImageConfig
+from data.config import ImageConfig, TextConfig
 from data.sources import absolute
-from data.text import TextConfig
 from models.moe import MoEConfig
 from trainer.shards import Fragment
 

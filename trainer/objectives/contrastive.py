@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from data.images import ImageConfig
+from data.config import ImageConfig
 from data.steps import Batch, Share
 from models.augment import AugmentConfig, augment
 from models.contrastive import Embedded, PairLoss, clamped, leads_out, nt_xent

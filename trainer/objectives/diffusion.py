@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from data.images import ImageConfig
+from data.config import ImageConfig
 from data.steps import Batch
 from models.diffusion import DiffusionConfig, diffusion_loss, loss_by_timestep, squared_error
 from models.diffusion_networks import DiffusionNetworkConfig, build_diffusion_network

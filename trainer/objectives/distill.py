@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data.steps import Batch
-from models.flops import forward_flops_per_token, parameters
+from models.activations import forward_flops_per_token, parameters
 from models.losses import categorical_kl
 from models.transformer import Transformer, TransformerConfig
 from trainer import teacher as teachers

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from data.images import ImageConfig
+from data.config import ImageConfig
 from data.steps import Batch
 from models.batch_norm import fold_batch_statistics
 from models.gan_dcgan import DCGANConfig

@@ -10,8 +10,8 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
+from data.config import ImageConfig
 from data.image_stream import ImageStream, image_shape
-from data.images import ImageConfig
 from data.steps import Batch, RunState, Share
 from models.random import normal, sample_keys, uniform
 from models.toy import GaussianMixture, grid, ring

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from data.images import ImageConfig
+from data.config import ImageConfig
 from data.steps import Batch, RunState, Share
 from trainer.core.protocols import Gather, Stream
 from trainer.objectives.base import BaseObjective

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from data.steps import Batch, RunState, Share
-from models.flops import flops_per_token
+from models.activations import flops_per_token
 from models.generate import generate
 from models.losses import cross_entropy_sum
 from models.moe import router_loss
@@ -153,8 +153,7 @@ class TextObjective(BaseObjective):
             layer.after_step(load_E)
 
     def baselines(self) -> dict[str, float]:
-        from data.baseline import xz_bits_per_byte
-        from data.held_out import held_out_documents
+        from data.held_out import held_out_documents, xz_bits_per_byte
 
         together, one_by_one = xz_bits_per_byte(held_out_documents(self.config.data))
         return {"xz_bits_per_byte_together": together, "xz_bits_per_byte_one_by_one": one_by_one}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
-from data.text import TextConfig
+from data.config import TextConfig
 from models.moe import MoEConfig
 from models.routing import TopKRouting
 from models.transformer import TransformerConfig

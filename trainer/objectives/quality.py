@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from data.images import ImageConfig
+from data.config import ImageConfig
 from data.steps import Share
 from models.classifier import ClassifierConfig
 from models.features import Moments, frechet_distance, in_sample_order, kernel_distance, manifold_overlap

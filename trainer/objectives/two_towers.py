@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from data.images import ImageConfig
+from data.config import ImageConfig
 from data.steps import Batch
 from models.augment import augment
 from models.contrastive import Embedded, PairLoss, clamped, sigmoid_pairs, symmetric_info_nce

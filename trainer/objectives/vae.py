@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from data.images import ImageConfig
+from data.config import ImageConfig
 from data.steps import Batch
 from models.elbo import LatentStatistics, bits_per_dimension, free_bits, importance_bound, kl_weight
 from models.likelihoods import GaussianConfig, LikelihoodConfig
