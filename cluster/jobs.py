@@ -38,11 +38,11 @@ def jobs_at(address: str) -> Jobs:
     """The jobs of the cluster at `address`. Raises ValueError if it is neither kind."""
     match address.partition("://")[0]:
         case "k8s":
-            from cluster import kubernetes_jobs
+            from cluster.on_kubernetes import jobs as kubernetes_jobs
 
             return kubernetes_jobs
         case "http" | "https":
-            from cluster import ray_jobs
+            from cluster.on_ray import jobs as ray_jobs
 
             return ray_jobs
         case _:
@@ -53,6 +53,6 @@ def render_for(address: str, job: "Submission") -> str:
     """The manifest that `submit` would send, as YAML; asks no cluster. Raises ValueError for a Ray head, which takes none."""
     if not address.startswith("k8s://"):
         raise ValueError(f"--render: {address} takes no manifest; leave --render out, or use --to k8s://CONTEXT/NAMESPACE")
-    from cluster.kubernetes_jobs import manifest
+    from cluster.on_kubernetes.jobs import manifest
 
     return str(yaml.safe_dump(manifest(address, job), sort_keys=False, width=160))

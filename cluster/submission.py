@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from cluster.config import ClusterConfig
+from cluster.config.cluster import ClusterConfig
 from trainer.config import RunConfig
 from trainer.parsing import Json
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data.sources import Digits, Plain, PythonStdlib, Source
+from data.sources.kinds import Digits, Plain, PythonStdlib, Source
 
 
 @dataclass(frozen=True, kw_only=True)

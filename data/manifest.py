@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from data.config import ImageConfig, TextConfig
-from data.files import FileTag, file_tag, list_files
-from data.sources import Digits, Files, Hub, Mixture, Plain, PythonStdlib, Source, SourceError, parts_of
-from data.stdlib import digits_shards, stdlib_shards
-from data.tokenizers import load_tokenizer
+from data.sources.builtin import digits_shards, stdlib_shards
+from data.sources.files import FileTag, file_tag, list_files
+from data.sources.kinds import Digits, Files, Hub, Mixture, Plain, PythonStdlib, Source, SourceError, parts_of
+from data.text.tokenizers import load_tokenizer
 
 
 class Contents(TypedDict):

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from data.config import ImageConfig, TextConfig
-from data.documents import text_column
-from data.image_rows import ImageRecords, Images
-from data.rows import Origin, scan
-from data.sources import Digits, Plain, PythonStdlib, Source, parts_of
-from data.stdlib import digits_shards, stdlib_shards
-from data.tokenizers import load_tokenizer
+from data.images.records import ImageRecords, Images
+from data.lanes.rows import Origin, scan
+from data.sources.builtin import digits_shards, stdlib_shards
+from data.sources.kinds import Digits, Plain, PythonStdlib, Source, parts_of
+from data.text.documents import text_column
+from data.text.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     import pyarrow as pa

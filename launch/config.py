@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cluster.config import ClusterConfig
+from cluster.config.cluster import ClusterConfig
 from cluster.submission import Submission
 from trainer.config import RunConfig, check
 from trainer.parsing import parse, read_job
-from trainer.run_folder import settle
+from trainer.settle import settle
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from launch.cli import main as switchwork
+from launch.cli.__main__ import main as switchwork
 from trainer.run_files import run_files
 from trainer.storage import absolute
 

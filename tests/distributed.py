@@ -11,7 +11,12 @@ from typing import Any
 import torch.multiprocessing
 
 # The server that the ranks are forked from has imported once what takes seconds to import.
-torch.multiprocessing.set_forkserver_preload(["trainer.worker", "trainer.engines.deepspeed_engine", "trainer.expert_parallel", "data.stream"])
+torch.multiprocessing.set_forkserver_preload([
+    "trainer.worker.main",
+    "trainer.engines.deepspeed_engine",
+    "trainer.engines.expert_parallel",
+    "data.text.collate",
+])
 
 
 def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:

@@ -19,7 +19,8 @@ def none() -> Iterator[None]:
 @contextmanager
 def renormalised_gate() -> Iterator[None]:
     """The gate of the one chosen expert is divided by its own sum, which makes it 1 (Megatron-LM#894)."""
-    from models import router, routing
+    from models.moe import policies as routing
+    from models.moe import router
 
     def renormalised(logits_GNE: Tensor) -> Any:
         found = routing.switch(logits_GNE)
@@ -32,7 +33,7 @@ def renormalised_gate() -> Iterator[None]:
 @contextmanager
 def bf16_router() -> Iterator[None]:
     """The router's scores are computed in bfloat16."""
-    from models.router import Router
+    from models.moe.router import Router
 
     def coarse(self: Any, x_GND: Tensor, weight_ED: Tensor) -> Tensor:
         return F.linear(x_GND.bfloat16(), weight_ED.bfloat16()).float()
@@ -72,7 +73,7 @@ def wrong_accumulation() -> Iterator[None]:
 @contextmanager
 def detached_branch() -> Iterator[None]:
     """What the attention of the last block gives carries no gradient."""
-    from models.transformer import Block
+    from models.transformer.model import Block
 
     with _replaced(Block, "__init__", _detach_attention):
         yield

@@ -53,7 +53,7 @@ def kube(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubeApi]:
 def switchwork(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """The command, in this process: exit code, what it printed, what it complained of."""
 
-    from launch.cli import main
+    from launch.cli.__main__ import main
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["switchwork", *arguments])

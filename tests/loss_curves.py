@@ -5,11 +5,11 @@ from typing import Any
 
 def trained(world: Any, job: dict[str, Any], steps: int) -> tuple[Any, list[tuple[float, float]]]:
     """The training of `job` after `steps` steps, and loss and gradient norm of each."""
-    from data.steps import Share
+    from data.batches import Share
     from trainer.config import RunConfig
-    from trainer.loop import Hook, fit, over_ranks
+    from trainer.core.loop import Hook, fit, over_ranks
     from trainer.parsing import parse
-    from trainer.worker import build_training
+    from trainer.worker.main import build_training
 
     run = parse(RunConfig, job, "run")
     training, curve = build_training(run, world), list[tuple[float, float]]()

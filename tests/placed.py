@@ -13,8 +13,8 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.config import ClusterConfig
-from cluster.ray_train import check_room, start_workers, waits_for
+from cluster.config.cluster import ClusterConfig
+from cluster.on_ray.train import check_room, start_workers, waits_for
 from trainer.run_files import run_files
 
 CASES = {

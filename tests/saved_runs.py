@@ -9,17 +9,17 @@ from conftest import tiny_job
 from torch import Tensor
 
 from models.init import initialise
-from models.transformer import Transformer
-from trainer import shards
-from trainer.checkpoint import CheckpointConfig, Checkpointer
+from models.transformer.model import Transformer
+from trainer.checkpoint import fragments as shards
+from trainer.checkpoint.save import CheckpointConfig, Checkpointer
 from trainer.config import RunConfig
 from trainer.endings import ALL_STEPS_DONE, Stopped
-from trainer.inference import ALONE, load_objective
+from trainer.inference.load import ALONE, load_objective
 from trainer.objectives import build_objective
 from trainer.parsing import parse, plain
 from trainer.run_files import run_files
-from trainer.run_folder import settle
 from trainer.run_rows import Job, Summary
+from trainer.settle import settle
 from trainer.storage import Folder
 
 SWITCH = {"experts": 4, "ffn": 48, "router": {"name": "switch"}}
@@ -97,8 +97,8 @@ def started_state(world: Any, jobs: list[dict[str, Any]]) -> list[dict[str, Tens
     """The whole state at step 0 for each of `jobs`, after the network took it over; and that it can make a step."""
     from test_trainer_checkpoint import whole_state
 
-    from trainer.hooks import fragments
-    from trainer.worker import build_training
+    from trainer.hooks.evaluate import fragments
+    from trainer.worker.main import build_training
 
     states = []
     for job in jobs:

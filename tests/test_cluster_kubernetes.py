@@ -61,7 +61,7 @@ def test_stop_removes_what_the_job_made_and_nothing_else(kube: KubeApi, submit: 
 
 
 def test_a_job_of_the_same_name_that_came_meanwhile_is_not_removed(kube: KubeApi, submit: Submit) -> None:
-    from cluster.kubernetes_client import RAY, connect
+    from cluster.on_kubernetes.client import RAY, connect
 
     job_id = submit()
     with pytest.raises(ValueError, match="Precondition failed: UID"):
@@ -93,7 +93,7 @@ def test_a_queued_job_is_suspended_through_kueue(kube: KubeApi, submit: Submit, 
 
 
 def test_fields_that_the_kind_does_not_have_are_refused_not_dropped(kube: KubeApi, submit: Submit) -> None:
-    from cluster.kubernetes_client import RAY, connect
+    from cluster.on_kubernetes.client import RAY, connect
 
     body = copy.deepcopy(kube.get("ray.io", "rayjobs", "team", submit()))
     body["metadata"] = {"name": "other"}

@@ -9,7 +9,7 @@ from kube_api import KubeApi
 from kube_cluster import TO, Run, Submit
 from kube_operator import Operator
 
-from cluster.kubernetes_logs import Printed
+from cluster.on_kubernetes.logs import Printed
 
 
 def test_logs_follow_the_driver_over_its_tries_and_broken_connections(kube: KubeApi, submit: Submit, switchwork: Run) -> None:
@@ -53,7 +53,7 @@ def test_logs_follow_the_driver_over_its_tries_and_broken_connections(kube: Kube
 
 @pytest.mark.parametrize("as_http", [False, True], ids=["410 in the stream", "410 as the answer"])
 def test_a_watch_whose_version_was_forgotten_lists_again(kube: KubeApi, submit: Submit, as_http: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cluster.kubernetes_client import RAY, changes, connect
+    from cluster.on_kubernetes.client import RAY, changes, connect
 
     submit()
     kube.gone_as_http = as_http

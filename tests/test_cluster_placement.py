@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cluster.config import ClusterConfig
+from cluster.config.cluster import ClusterConfig
 from cluster.placement import matches, rank_order, room
 
 

@@ -12,9 +12,9 @@ from conftest import tiny_job
 from kube_operator import admission_problem, validation_problem
 from kubernetes.utils import parse_quantity
 
-from cluster.kubernetes_jobs import manifest
-from cluster.pod_config import size_in_bytes
-from cluster.rayjob import job_name
+from cluster.config.pods import size_in_bytes
+from cluster.on_kubernetes.jobs import manifest
+from cluster.on_kubernetes.rayjob import job_name
 from launch.config import for_cluster
 from trainer.config import RunConfig
 

@@ -22,7 +22,7 @@ LR = "run.optimizer.lr"
 
 def judged(root: Path, names: dict[str, list[float]], past: dict[str, list[tuple[int, float]]], most: int = 80) -> list[str]:
     """The trials of which ASHA with rungs at 10, 20, 40 asks the runs to stop, when each reports every 10 steps and all keep step."""
-    from cluster.sweep import Rungs, _Asha
+    from cluster.on_ray.tune import Rungs, _Asha
 
     asha = _Asha(str(root), "min", Rungs(grace_steps=10, reduction_factor=2, most=most), past)
     trials: dict[str, Any] = {name: SimpleNamespace(trial_id=f"id-{name}", config={"trial": name}) for name in names}

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from data.batches import Share
 from data.config import TextConfig
-from data.documents import Documents
-from data.held_out import held_out, held_out_documents, xz_bits_per_byte
-from data.sources import Files
-from data.steps import Share
-from data.stream import TextStream
+from data.sources.kinds import Files
+from data.text.collate import TextStream
+from data.text.documents import Documents
+from data.text.held_out import held_out, held_out_documents, xz_bits_per_byte
 
 WORDS = "the cat sat on the mat and a dog naïve café".split()
 

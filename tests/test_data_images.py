@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from data.batches import RunState, Share, merge_states
 from data.config import ImageConfig
-from data.held_out_images import held_out_images, image_set
-from data.image_stream import ImageStream, image_shape, preview_images
+from data.images.collate import ImageStream, image_shape, preview_images
+from data.images.held_out import held_out_images, image_set
 from data.manifest import manifest
 from data.prepare import prepare
-from data.sources import Digits, Files, Hub
-from data.steps import RunState, Share, merge_states
+from data.sources.kinds import Digits, Files, Hub
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (40, 6, 6, 3), np.uint8)

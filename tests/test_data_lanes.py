@@ -7,12 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.documents import Documents, TextSamples
-from data.lanes import Lane, LaneState, Samples
-from data.rows import Reading, Rows
-from data.shards import open_shards
-from data.sources import Files
-from data.tokenizers import ByteTokenizer, Text
+from data.lanes.lane import Lane, LaneState, Samples
+from data.lanes.rows import Reading, Rows
+from data.sources.kinds import Files
+from data.sources.shards import open_shards
+from data.text.documents import Documents, TextSamples
+from data.text.tokenizers import ByteTokenizer, Text
 
 LENGTH = 7  # with seq_len 8 each sample is one document of seven characters and its end
 

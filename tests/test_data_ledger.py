@@ -8,13 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data.batches import RunState, Share, merge_states
 from data.config import ImageConfig, TextConfig
-from data.image_stream import ImageStream
-from data.lane_set import open_lanes
+from data.images.collate import ImageStream
 from data.ledger import Line, entry, verify
-from data.sources import Files, Mixture, Part
-from data.steps import RunState, Share, merge_states
-from data.stream import TextStream
+from data.open_lanes import open_lanes
+from data.sources.kinds import Files, Mixture, Part
+from data.text.collate import TextStream
 
 BATCH = {"global_batch": 16, "micro_batch": 4}
 

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from data.packing import Tokens, join, segments, windows
+from data.text.packing import Tokens, join, segments, windows
 
 EOD = 9
 

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from test_data_mixture import run
 
-from data import process
+from data.batches import Share
 from data.config import ImageConfig, TextConfig
-from data.sources import Files
-from data.steps import Share
-from data.stream import TextStream
+from data.prefetch import child as process
+from data.sources.kinds import Files
+from data.text.collate import TextStream
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import data
+from data.batches import RunState, Share, merge_states
 from data.config import TextConfig
-from data.sources import Files, Mixture, Part
-from data.steps import RunState, Share, merge_states
-from data.stream import TextStream
+from data.sources.kinds import Files, Mixture, Part
+from data.text.collate import TextStream
 
 assert data.__file__ is not None
 README = Path(data.__file__).with_name("README.md")

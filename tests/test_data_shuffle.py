@@ -3,7 +3,7 @@ import sys
 
 import numpy as np
 
-from data.shuffle import permutation, splitmix64, stable_hash
+from data.lanes.shuffle import permutation, splitmix64, stable_hash
 
 
 def test_splitmix64_against_its_published_outputs() -> None:

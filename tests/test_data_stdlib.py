@@ -9,7 +9,7 @@ import pytest
 from data.config import TextConfig
 from data.manifest import manifest
 from data.prepare import prepare
-from data.stdlib import SHARDS, stdlib_shards
+from data.sources.builtin import SHARDS, stdlib_shards
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data.batches import RunState, Share, merge_states
 from data.config import TextConfig
-from data.packing import segments
-from data.sources import Files
-from data.steps import RunState, Share, merge_states
-from data.stream import TextStream, preview
+from data.sources.kinds import Files
+from data.text.collate import TextStream, preview
+from data.text.packing import segments
 
 
 @pytest.fixture(scope="module")

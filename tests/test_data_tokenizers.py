@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from data.tokenizers import ByteTokenizer, load_tokenizer, texts_of
+from data.text.tokenizers import ByteTokenizer, load_tokenizer, texts_of
 
 TEXTS = ["the cat sat on the mat", "", "naïve café ☕ — 日本語", "a" * 500, "the </s> is text"]
 

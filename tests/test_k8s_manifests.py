@@ -130,7 +130,7 @@ def test_the_image_is_pinned_and_not_root() -> None:
     assert re.fullmatch(r"3\.11\.\d+-slim-bookworm", arguments["PYTHON"])
     assert [text for name, text in steps if name == "FROM"] == ["python:${PYTHON} AS packages", "python:${PYTHON}"]
     users = [text for name, text in steps if name == "USER"]
-    assert users == ["1000:1000"], "the user of cluster/pod_templates.py"
+    assert users == ["1000:1000"], "the user of cluster/on_kubernetes/pods.py"
     for _, text in steps:
         for command in re.findall(r"pip install.*?(?=&&|$)", text):
             assert "constraints.txt" in command

@@ -10,8 +10,8 @@ import yaml
 from conftest import tiny_job
 from test_launch_train import BIN
 
-from launch.chaos import Drill
-from launch.chaos_report import Cost, Struck, costs
+from launch.chaos.report import Cost, Struck, costs
+from launch.chaos.run import Drill
 from trainer.parsing import parse, read_job
 from trainer.run_rows import MetricsRow
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from saved_runs import summary_of
 
-from launch.cli import main
-from launch.diff import compare
-from trainer.code_version import code_name, code_version
+from launch.cli.__main__ import main
+from launch.commands.diff import compare
 from trainer.endings import ALL_STEPS_DONE
+from trainer.records.code_version import code_name, code_version
 from trainer.run_files import run_files
 from trainer.run_rows import AttemptBegan, AttemptEnded, Job
 

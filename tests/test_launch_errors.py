@@ -62,9 +62,9 @@ WRONG: list[tuple[list[str], list[str]]] = [
 
 @pytest.mark.parametrize(("overrides", "words"), WRONG, ids=[" ".join(overrides) for overrides, _ in WRONG])
 def test_wrong_jobs_are_refused_in_one_line(overrides: list[str], words: list[str], switchwork: Run, job: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import cluster.ray_train
+    import cluster.on_ray.train
 
-    monkeypatch.setattr(cluster.ray_train, "connect", lambda cluster: pytest.fail("Ray was started for a job that cannot run"))
+    monkeypatch.setattr(cluster.on_ray.train, "connect", lambda cluster: pytest.fail("Ray was started for a job that cannot run"))
     code, _, complaint = switchwork("train", job, *overrides)
     assert code == 2
     assert complaint.startswith("error: ")

@@ -9,18 +9,18 @@ import pytest
 import yaml
 from conftest import tiny_job
 
-from launch.estimate import estimate
-from models.activations import flops_per_token, forward_flops_per_token, parameters
-from models.moe import MoEConfig
-from models.routing import TopKRouting
-from models.transformer import TransformerConfig
+from models.moe.layer import MoEConfig
+from models.moe.policies import TopKRouting
+from models.transformer.cost import flops_per_token, forward_flops_per_token, parameters
+from models.transformer.model import TransformerConfig
 from trainer.config import RunConfig
-from trainer.footprint import groups_of, on_meta
-from trainer.gpus import Gpu, by_device_name, find_gpu, gpus
-from trainer.layout import Machine, Part
 from trainer.parsing import parse
-from trainer.throughput import exchanges, expert_exchange
-from trainer.training_state import Group, training_state
+from trainer.planning.estimate import estimate
+from trainer.planning.footprint import groups_of, on_meta
+from trainer.planning.gpus import Gpu, by_device_name, find_gpu, gpus
+from trainer.planning.layout import Machine, Part
+from trainer.planning.state_bytes import Group, training_state
+from trainer.planning.step_time import exchanges, expert_exchange
 
 GPU = Gpu(name="G", memory=80e9, bf16=1000e12, fp32=100e12, hbm=3e12, link=400e9, network=50e9, host=50e9, per_node=8, source="a test")
 MACHINE = Machine(key="g", gpu=GPU, gpus=8, per_node=8, efficiency=0.5, notice_s=30, storage=2e9)

@@ -13,9 +13,9 @@ from rich.console import Console
 from scipy.stats import ttest_1samp
 from test_launch_prove_moe import tiny, variants_of
 
-from launch.paired import Difference, share
-from launch.prove_distill import DISTILLED, Options, prove, students, words
-from trainer.objectives.language_config import DistillConfig, LanguageConfig
+from launch.prove.distill import DISTILLED, Options, prove, students, words
+from launch.prove.paired import Difference, share
+from trainer.objectives.language.config import DistillConfig, LanguageConfig
 
 
 def options(folder: Path | str, **changes: Any) -> Options:

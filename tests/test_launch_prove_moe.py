@@ -16,17 +16,17 @@ from conftest import tiny_job
 from rich.console import Console
 from scipy.stats import ttest_rel
 
-from launch.paired import lead
-from launch.prove_moe import Options, Speed, prove, short_run, steps_that_fit
-from launch.prove_moe_report import sentence
-from launch.prove_variants import CURVE, variants
-from launch.side_by_side import named, summaries
-from models.activations import flops_per_token, parameters
-from models.moe import MoELayer
-from models.transformer import Transformer
+from launch.prove.moe import Options, Speed, prove, short_run, steps_that_fit
+from launch.prove.moe_report import sentence
+from launch.prove.paired import lead
+from launch.prove.side_by_side import named, summaries
+from launch.prove.variants import CURVE, variants
+from models.moe.layer import MoELayer
+from models.transformer.cost import flops_per_token, parameters
+from models.transformer.model import Transformer
 from trainer.config import RunConfig
 from trainer.parsing import parse
-from trainer.worker import build_training
+from trainer.worker.main import build_training
 from trainer.world import joined
 
 
@@ -102,7 +102,7 @@ def test_a_seed_gives_all_variants_the_same_start_and_the_same_data(corpus: Path
 
 
 def _share() -> Any:
-    from data.steps import Share
+    from data.batches import Share
 
     return Share(rank=0, world=1, global_batch=16, micro_batch=4)
 

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import ttest_rel
 from test_launch_errors import Run, switchwork  # noqa: F401
 
-from launch.prove_thought import _level
+from launch.prove.thought import _level
 
 SMALL = [
     "run.stop.steps=4",

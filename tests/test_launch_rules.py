@@ -11,8 +11,8 @@ from mlflow import MlflowClient
 
 from launch.config import load
 from trainer.parsing import plain
-from trainer.run_folder import prepare
-from trainer.worker import run_worker
+from trainer.settle import prepare
+from trainer.worker.main import run_worker
 
 Run = Callable[..., tuple[int, str, str]]
 NOTHING = 'flag_conflict("never") :- impossible.\n'

@@ -7,10 +7,10 @@ import pytest
 from scipy.stats import linregress
 from scipy.stats import t as student
 
-from launch.scaling_law import Estimate, fit_law, fit_power_law, fit_with_floor
-from launch.scaling_law_report import Size, formula, verdict
-from models.activations import non_embedding
-from models.transformer import Transformer, TransformerConfig
+from launch.sweep.scaling_law import Estimate, fit_law, fit_power_law, fit_with_floor
+from launch.sweep.scaling_law_report import Size, formula, verdict
+from models.transformer.cost import non_embedding
+from models.transformer.model import Transformer, TransformerConfig
 
 SIZES = [6e3, 14e3, 25e3, 57e3, 114e3]
 HELD_OUT = 250e3

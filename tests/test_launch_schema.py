@@ -11,9 +11,9 @@ import jsonschema
 import pytest
 from conftest import tiny_job
 
-from cluster.kubernetes_config import KubernetesConfig
-from launch.cli import main
-from launch.schema import docstrings, job_schema
+from cluster.config.kubernetes import KubernetesConfig
+from launch.cli.__main__ import main
+from launch.commands.schema import docstrings, job_schema
 from trainer.config import RunConfig
 from trainer.parsing import read_job
 

@@ -13,16 +13,16 @@ from conftest import tiny_job
 from saved_runs import summary_of
 
 from launch.config import load
-from launch.scaling_law import fit_power_law
-from launch.sweep import _concurrent
-from launch.sweep_config import Range, SweepConfig
-from launch.sweep_outcomes import look, ranked
-from launch.sweep_trials import Trial, plan, read_sweep, short_names
+from launch.sweep.config import Range, SweepConfig
+from launch.sweep.outcomes import look, ranked
+from launch.sweep.run import _concurrent
+from launch.sweep.scaling_law import fit_power_law
+from launch.sweep.trials import Trial, plan, read_sweep, short_names
 from trainer.endings import ALL_STEPS_DONE, Ending, Stopped
 from trainer.parsing import parse, plain
 from trainer.run_rows import AttemptBegan, Job
 from trainer.storage import Folder
-from trainer.tracking import JsonlTracker
+from trainer.tracking.tracker import JsonlTracker
 from trainer.world import free_port
 
 Run = Callable[..., tuple[int, str, str]]
@@ -160,7 +160,7 @@ def test_a_dry_run_prints_the_trials_and_makes_nothing(switchwork: Run, write: C
 
 
 def test_trials_that_have_ended_are_shown_and_not_run_again(switchwork: Run, write: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launch.sweep._run", lambda *given: pytest.fail("Ray was started although all trials are there"))
+    monkeypatch.setattr("launch.sweep.run._run", lambda *given: pytest.fail("Ray was started although all trials are there"))
     path = write(over={LR: [0.03, 0.01, 0.003]}, seeds=2)
     ends = {0.03: 3.0, 0.01: 2.0, 0.003: 2.5}
     trials = planned(path)
@@ -242,7 +242,7 @@ def test_how_a_trial_stands_is_read_from_its_folder(stopped: Stopped, words: str
 
 def test_a_ladder_of_sizes_ends_with_a_law_and_a_verdict(switchwork: Run, write: Callable[..., str]) -> None:
     trials = planned(write(variants=[*SIZES, {"name": "d40", WIDTH: 40}], seeds=2, fit={"hold_out": 1}))
-    from models.activations import non_embedding
+    from models.transformer.cost import non_embedding
 
     sizes = {trial.setting: non_embedding(trial.job.run.objective.model) for trial in trials}
     noise = {name: 1 + 0.01 * math.sin(5 * index) for index, name in enumerate(sizes)}
@@ -266,7 +266,7 @@ def test_a_ladder_of_sizes_ends_with_a_law_and_a_verdict(switchwork: Run, write:
 def test_the_shipped_sweep_is_one() -> None:
     path = "launch/configs/scaling_law.yaml"
     trials = plan(read_sweep(path), path, [], "/tmp/nowhere")
-    from launch.scaling_law_report import check_sizes
+    from launch.sweep.scaling_law_report import check_sizes
 
     config = read_sweep(path)
     assert config.fit is not None

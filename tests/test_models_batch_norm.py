@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.batch_norm import ConditionalBatchNorm, GroupedBatchNorm, ScaledBatchNorm, fold_batch_statistics
+from models.gan.batch_norm import ConditionalBatchNorm, GroupedBatchNorm, ScaledBatchNorm, fold_batch_statistics
 
 
 @pytest.mark.parametrize("shape", [(12, 5), (12, 5, 3, 3)])

@@ -3,8 +3,8 @@
 import torch
 from sklearn.datasets import load_digits
 
-from models.classifier import Classifier, ClassifierConfig, classifier_loss
 from models.init import initialise
+from models.quality.classifier import Classifier, ClassifierConfig, classifier_loss
 
 
 def test_reads_the_digits_after_a_few_epochs() -> None:

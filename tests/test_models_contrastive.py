@@ -12,7 +12,7 @@ import torch
 from scipy.special import logsumexp
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.contrastive import Embedded, clamped, leads_out, nt_xent, sigmoid_pairs, symmetric_info_nce
+from models.contrastive.losses import Embedded, clamped, leads_out, nt_xent, sigmoid_pairs, symmetric_info_nce
 
 Array = npt.NDArray[np.float64]
 N = 7

@@ -5,12 +5,12 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-from models.diffusers_format import scheduler_arguments, unet_arguments
-from models.diffusion import DiffusionConfig, HybridLossConfig, SimpleLossConfig
-from models.parameterisation import clipped, denoiser
-from models.samplers import ddpm, timesteps
-from models.schedules import CosineScheduleConfig, LinearScheduleConfig, NoiseSchedule, SigmoidScheduleConfig, betas
-from models.unet import UNet, UNetConfig
+from models.diffusion.diffusers_format import scheduler_arguments, unet_arguments
+from models.diffusion.losses import DiffusionConfig, HybridLossConfig, SimpleLossConfig
+from models.diffusion.parameterisation import clipped, denoiser
+from models.diffusion.samplers import ddpm, timesteps
+from models.diffusion.schedules import CosineScheduleConfig, LinearScheduleConfig, NoiseSchedule, SigmoidScheduleConfig, betas
+from models.diffusion.unet import UNet, UNetConfig
 
 CONFIGS = [
     DiffusionConfig(schedule=LinearScheduleConfig(steps=20, beta_start=1e-3, beta_end=0.3)),

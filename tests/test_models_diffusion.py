@@ -6,20 +6,12 @@ import pytest
 import torch
 from torch import Tensor, distributions
 
-from models.diffusion import (
-    DiffusionConfig,
-    HybridLossConfig,
-    LossConfig,
-    MinSNRLossConfig,
-    SimpleLossConfig,
-    diffusion_loss,
-    loss_by_timestep,
-)
+from models.diffusion.bound import discretised_gaussian_log_prob, prior_term, vlb_term
+from models.diffusion.losses import DiffusionConfig, HybridLossConfig, LossConfig, MinSNRLossConfig, SimpleLossConfig, diffusion_loss, loss_by_timestep
+from models.diffusion.parameterisation import Prediction, Target, predict, target
+from models.diffusion.schedules import LinearScheduleConfig, NoiseSchedule, betas
 from models.losses import gaussian_kl
-from models.parameterisation import Prediction, Target, predict, target
-from models.schedules import LinearScheduleConfig, NoiseSchedule, betas
-from models.toy import GaussianMixture
-from models.vlb import discretised_gaussian_log_prob, prior_term, vlb_term
+from models.quality.mixtures import GaussianMixture
 
 KINDS: list[Target] = ["noise", "x0", "v"]
 SCHEDULE = NoiseSchedule(betas(LinearScheduleConfig()))

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.diffusion import DiffusionConfig, diffusion_loss
-from models.diffusion_networks import MLPDenoiserConfig, build_diffusion_network
+from models.diffusion.losses import DiffusionConfig, diffusion_loss
+from models.diffusion.networks import MLPDenoiserConfig, build_diffusion_network
+from models.diffusion.schedules import LinearScheduleConfig, NoiseSchedule, betas
+from models.diffusion.unet import UNetConfig
 from models.init import initialise
-from models.schedules import LinearScheduleConfig, NoiseSchedule, betas
-from models.toy import GaussianMixture
-from models.unet import UNetConfig
+from models.quality.mixtures import GaussianMixture
 
 MIXTURE = GaussianMixture(
     weights_K=torch.tensor([0.5, 0.3, 0.2]),

@@ -8,7 +8,7 @@ import torch
 from scipy import linalg
 from torch import Tensor
 
-from models.features import Moments, frechet_distance, in_sample_order, kernel_distance, manifold_overlap
+from models.quality.distances import Moments, frechet_distance, in_sample_order, kernel_distance, manifold_overlap
 
 
 def features(samples: int, dimensions: int, seed: int) -> Tensor:

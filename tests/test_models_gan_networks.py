@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.gan_dcgan import DCGANConfig
-from models.gan_layers import ImageSelfAttention, append_group_std, pack_samples
-from models.gan_losses import r1_penalty
-from models.gan_mlp import Maxout, MLPGanConfig
-from models.gan_networks import GanNetworkConfig, build_discriminator, build_generator
-from models.gan_residual import ResidualGanConfig
-from models.gan_style import EqualLinear, ModulatedConv2d, StyleGanConfig
+from models.gan.dcgan import DCGANConfig
+from models.gan.layers import ImageSelfAttention, append_group_std, pack_samples
+from models.gan.losses import r1_penalty
+from models.gan.mlp import Maxout, MLPGanConfig
+from models.gan.networks import GanNetworkConfig, build_discriminator, build_generator
+from models.gan.residual import ResidualGanConfig
+from models.gan.style import EqualLinear, ModulatedConv2d, StyleGanConfig
 from models.init import initialise
 
 CONFIGS: list[GanNetworkConfig] = [

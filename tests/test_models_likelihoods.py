@@ -7,7 +7,7 @@ import torch
 from torch import distributions
 
 from models.init import initialise
-from models.likelihoods import BernoulliConfig, DiscretisedLogisticConfig, GaussianConfig, build_likelihood
+from models.vae.likelihoods import BernoulliConfig, DiscretisedLogisticConfig, GaussianConfig, build_likelihood
 
 
 def test_bernoulli_equals_torch_distributions() -> None:

@@ -12,19 +12,12 @@ from transformers import MixtralConfig, Qwen3MoeConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
-from models.experts import Experts, grouped_experts, looped_experts
-from models.feedforward import SwiGLU
 from models.init import decays, initialise
-from models.moe import MoEConfig, MoELayer, router_loss
+from models.layers import SwiGLU
+from models.moe.experts import Experts, grouped_experts, looped_experts
+from models.moe.layer import MoEConfig, MoELayer, router_loss
+from models.moe.policies import BiasBalancedRouting, ExpertChoiceRouting, NoisyTopKRouting, RoutingConfig, SwitchRouting, TopKRouting
 from models.random import derive, sample_keys, uniform
-from models.routing import (
-    BiasBalancedRouting,
-    ExpertChoiceRouting,
-    NoisyTopKRouting,
-    RoutingConfig,
-    SwitchRouting,
-    TopKRouting,
-)
 
 WIDTH = 8
 FFN = 16
@@ -213,7 +206,7 @@ def test_nothing_waits_for_the_device(
     """Fake tensors have no values: whatever the host would have to read, an item or the size of a
     selection, raises."""
     monkeypatch.setattr(
-        "models.experts._grouped_kernel", lambda *tensors: True
+        "models.moe.experts._grouped_kernel", lambda *tensors: True
     )  # as on a GPU; the CPU's loop does read the counts
     with torch.device("meta"):
         layer = make(router, capacity, jitter=0.1, shared_expert=4, group=2, drop_policy="probability")

@@ -9,8 +9,8 @@ from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 from torch.nn.functional import normalize
 
-from models.augment import AugmentConfig, augment
-from models.probes import alignment, knn_accuracy, recall_at, uniformity
+from models.contrastive.augment import AugmentConfig, augment
+from models.quality.probes import alignment, knn_accuracy, recall_at, uniformity
 from models.random import sample_keys
 
 

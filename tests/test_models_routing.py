@@ -14,10 +14,8 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
     router_z_loss_func,
 )
 
-from models.moe import MoEConfig, MoELayer
-from models.random import sample_keys
-from models.router import Router
-from models.routing import (
+from models.moe.layer import MoEConfig, MoELayer
+from models.moe.policies import (
     BiasBalancedRouting,
     ExpertChoiceRouting,
     NoisyTopKRouting,
@@ -32,6 +30,8 @@ from models.routing import (
     switch,
     within_capacity,
 )
+from models.moe.router import Router
+from models.random import sample_keys
 
 GROUPS = 3
 TOKENS = 24

@@ -8,17 +8,10 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
-from models.parameterisation import Denoiser, Prediction, Target, clipped, denoiser, guided, predict
-from models.samplers import ddim, ddim_step, ddpm, ddpm_step, dpm_solver, timesteps
-from models.schedules import (
-    CosineScheduleConfig,
-    LinearScheduleConfig,
-    NoiseSchedule,
-    ScheduleConfig,
-    SigmoidScheduleConfig,
-    betas,
-)
-from models.toy import GaussianMixture, ModeCoverage
+from models.diffusion.parameterisation import Denoiser, Prediction, Target, clipped, denoiser, guided, predict
+from models.diffusion.samplers import ddim, ddim_step, ddpm, ddpm_step, dpm_solver, timesteps
+from models.diffusion.schedules import CosineScheduleConfig, LinearScheduleConfig, NoiseSchedule, ScheduleConfig, SigmoidScheduleConfig, betas
+from models.quality.mixtures import GaussianMixture, ModeCoverage
 
 CONFIGS: list[ScheduleConfig] = [LinearScheduleConfig(), CosineScheduleConfig(), SigmoidScheduleConfig()]
 PREDICTIONS: list[tuple[Target, str]] = [("noise", "epsilon"), ("x0", "sample"), ("v", "v_prediction")]

@@ -4,14 +4,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from models.schedules import (
-    CosineScheduleConfig,
-    LinearScheduleConfig,
-    NoiseSchedule,
-    ScheduleConfig,
-    SigmoidScheduleConfig,
-    betas,
-)
+from models.diffusion.schedules import CosineScheduleConfig, LinearScheduleConfig, NoiseSchedule, ScheduleConfig, SigmoidScheduleConfig, betas
 
 DIFFUSERS_NAMES = [
     (LinearScheduleConfig(), "linear"),

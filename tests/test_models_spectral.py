@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
+from models.gan.spectral import SpectralConv2d, SpectralEmbedding, SpectralLinear, renew_spectral_norms
 from models.init import initialise
-from models.spectral import SpectralConv2d, SpectralEmbedding, SpectralLinear, renew_spectral_norms
 
 
 def test_sigma_is_the_largest_singular_value_once_converged() -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, distributions
 
-from models.schedules import LinearScheduleConfig, NoiseSchedule, betas
-from models.toy import GaussianMixture, ModeCoverage, grid, perfect_sampler, ring
+from models.diffusion.schedules import LinearScheduleConfig, NoiseSchedule, betas
+from models.quality.mixtures import GaussianMixture, ModeCoverage, grid, perfect_sampler, ring
 
 
 def mixture() -> GaussianMixture:

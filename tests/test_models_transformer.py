@@ -19,16 +19,16 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from models.activations import flops_per_token, forward_flops_per_token, parameters
-from models.attention import rotary_table, rotate
-from models.feedforward import RMSNorm
-from models.generate import choose, generate
 from models.init import initialise
-from models.moe import MoEConfig, router_loss
-from models.routing import BiasBalancedRouting, ExpertChoiceRouting, NoisyTopKRouting, SwitchRouting, TopKRouting
-from models.transformer import Transformer, TransformerConfig
-from models.transformers_format import to_config
-from models.transformers_names import to_transformers
+from models.layers import RMSNorm
+from models.moe.layer import MoEConfig, router_loss
+from models.moe.policies import BiasBalancedRouting, ExpertChoiceRouting, NoisyTopKRouting, SwitchRouting, TopKRouting
+from models.transformer.attention import rotary_table, rotate
+from models.transformer.cost import flops_per_token, forward_flops_per_token, parameters
+from models.transformer.generate import choose, generate
+from models.transformer.hf_layout import to_config
+from models.transformer.hf_names import to_transformers
+from models.transformer.model import Transformer, TransformerConfig
 
 VOCAB = 50
 LENGTH = 24

@@ -4,9 +4,9 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
-from models.diffusers_format import unet_arguments
+from models.diffusion.diffusers_format import unet_arguments
+from models.diffusion.unet import UNet, UNetConfig
 from models.init import initialise
-from models.unet import UNet, UNetConfig
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, distributions, nn
 
-from models.elbo import importance_bound
 from models.init import initialise
-from models.likelihoods import BernoulliConfig, DiscretisedLogisticConfig, GaussianConfig, LikelihoodConfig
-from models.vae import VAE, ConvVAEConfig, MLPVAEConfig, VAENetworkConfig
+from models.vae.elbo import importance_bound
+from models.vae.likelihoods import BernoulliConfig, DiscretisedLogisticConfig, GaussianConfig, LikelihoodConfig
+from models.vae.network import VAE, ConvVAEConfig, MLPVAEConfig, VAENetworkConfig
 
 D = 6
 L = 2

@@ -11,8 +11,8 @@ import torch
 from conftest import tiny_job
 from distributed import run_distributed
 
-from trainer.anomaly import AnomalyConfig, Guard
-from trainer.inference import ALONE
+from trainer.core.anomaly import AnomalyConfig, Guard
+from trainer.inference.load import ALONE
 
 STEPS, BAD = 6, 3
 LAYOUTS = {
@@ -23,14 +23,14 @@ LAYOUTS = {
 
 def curves(world: Any, job: dict[str, Any], layouts: list[tuple[str, int, int]], folder: str) -> dict[Any, tuple[dict[int, float], bool, int]]:
     """For each layout, poisoned, refused and by hand: losses by step, whether all training state is finite, and the number of anomalies."""
-    from data.steps import Share
+    from data.batches import Share
     from trainer.config import RunConfig
-    from trainer.faults import inject
-    from trainer.hooks import fragments
-    from trainer.loop import Hook, fit, over_ranks
+    from trainer.core.loop import Hook, fit, over_ranks
+    from trainer.hooks.evaluate import fragments
     from trainer.parsing import parse
+    from trainer.recovery.faults import inject
     from trainer.run_files import run_files
-    from trainer.worker import build_training
+    from trainer.worker.main import build_training
 
     found = {}
     for name, zero, ep in layouts:
@@ -81,8 +81,8 @@ def train(world: Any, job: dict[str, Any], by_hand: list[int] | None = None) -> 
     """A whole run; `by_hand` are the first and the last step to pass over."""
     from trainer.config import RunConfig
     from trainer.parsing import parse
-    from trainer.run_folder import prepare, settle
-    from trainer.worker import _train
+    from trainer.settle import prepare, settle
+    from trainer.worker.main import _train
 
     resume = (Path(job["root"]) / job["name"]).exists()
     run = settle(parse(RunConfig, job, "run"), "job", world.size, resume=resume)

@@ -14,7 +14,7 @@ from conftest import tiny_job
 from distributed import run_distributed
 from torch import nn
 
-from launch.audit_report import suspects
+from launch.audit.report import suspects
 from trainer.audit import differences
 from trainer.audit.evidence import Evidence, StaleWeight, from_bytes, to_bytes
 from trainer.audit.rounding import FP32, rounded

@@ -9,7 +9,7 @@ import pytest
 from conftest import tiny_job
 from distributed import run_distributed
 
-from launch.audit_report import suspects
+from launch.audit.report import suspects
 from trainer.audit.evidence import Evidence
 from trainer.audit.rounding import BF16
 from trainer.audit.verdict import judge

@@ -1,8 +1,9 @@
 """The one constant that says where the code lies: what is started, copied or asked of git from there."""
 
-from cluster.ray_jobs import PACKAGES
-from data.process_lanes import _IMPORT_ROOT
-from launch import prove_moe, prove_thought
+from cluster.on_ray.jobs import PACKAGES
+from data.prefetch.processes import _IMPORT_ROOT
+from launch.prove import moe as prove_moe
+from launch.prove import thought as prove_thought
 from trainer.checkout import CHECKOUT
 from trainer.parsing import read_job
 

@@ -12,11 +12,11 @@ import torch
 from conftest import tiny_job
 from distributed import run_distributed
 
-from trainer import checkpoint_format as checkpoint
-from trainer import restore
-from trainer.checkpoint import CheckpointConfig, Checkpointer
-from trainer.inference import ALONE
-from trainer.shards import Fragment, receipt
+from trainer.checkpoint import format as checkpoint
+from trainer.checkpoint import load as restore
+from trainer.checkpoint.fragments import Fragment, receipt
+from trainer.checkpoint.save import CheckpointConfig, Checkpointer
+from trainer.inference.load import ALONE
 from trainer.storage import Folder
 
 STEPS = 3
@@ -25,14 +25,14 @@ STEPS = 3
 def build(world: Any, job: dict[str, Any], zero: int, ep: int) -> Any:
     from trainer.config import RunConfig
     from trainer.parsing import parse
-    from trainer.worker import build_training
+    from trainer.worker.main import build_training
 
     return build_training(parse(RunConfig, job | {"engine": {"name": "deepspeed", "zero": zero, "ep": ep}}, "run"), world)
 
 
 def whole_state(training: Any) -> dict[str, torch.Tensor]:
     """Every tensor of training state, put together from what all ranks own."""
-    from trainer.hooks import fragments
+    from trainer.hooks.evaluate import fragments
 
     mine = [(f.key, f.global_shape, f.start + f.owned.start, f.values[f.owned].clone()) for f in fragments(training)]
     state: dict[str, torch.Tensor] = {}
@@ -44,9 +44,9 @@ def whole_state(training: Any) -> dict[str, torch.Tensor]:
 
 
 def train_and_save(world: Any, job: dict[str, Any], zero: int, ep: int, root: str) -> dict[str, torch.Tensor]:
-    from data.steps import Share
-    from trainer.hooks import fragments
-    from trainer.loop import fit
+    from data.batches import Share
+    from trainer.core.loop import fit
+    from trainer.hooks.evaluate import fragments
 
     training = build(world, job, zero, ep)
     batch = job["batch"]
@@ -61,7 +61,7 @@ def train_and_save(world: Any, job: dict[str, Any], zero: int, ep: int, root: st
 
 
 def load_into(world: Any, job: dict[str, Any], layouts: list[tuple[int, int]], root: str) -> dict[tuple[int, int], dict[str, torch.Tensor]]:
-    from trainer.hooks import fragments
+    from trainer.hooks.evaluate import fragments
 
     found = {}
     for zero, ep in layouts:

@@ -12,10 +12,10 @@ from conftest import tiny_job
 from distributed import run_distributed
 from test_trainer_checkpoint import whole_state
 
-from models.moe import MoEConfig
-from models.routing import ExpertChoiceRouting, SwitchRouting, TopKRouting
+from models.moe.layer import MoEConfig
+from models.moe.policies import ExpertChoiceRouting, SwitchRouting, TopKRouting
+from models.moe.watch import CollapseConfig, RaiseBalanceLoss, RoutingWatch, build_watch
 from trainer.endings import Ending
-from trainer.objectives.routing_watch import CollapseConfig, RaiseBalanceLoss, RoutingWatch, build_watch
 from trainer.run_rows import EventKind
 
 LAYER, BUSIEST, PATIENCE, EVENT_STEP, STEPS = 1, 2, 3, 4, 8
@@ -52,12 +52,12 @@ def run(world: Any, jobs: dict[str, dict[str, Any]], layouts: list[tuple[int, in
 
 def run_layouts(world: Any, job: dict[str, Any], layouts: list[tuple[int, int]]) -> dict[tuple[int, int], dict[str, Any]]:
     """Losses, loads, what was said and logged, and all of the training state before and after the first event, for every (EP, ZeRO)."""
-    from data.steps import Share
-    from trainer.collapse import collapse_hooks
+    from data.batches import Share
     from trainer.config import RunConfig
-    from trainer.loop import Hook, fit, over_ranks
+    from trainer.core.loop import Hook, fit, over_ranks
+    from trainer.hooks.collapse import collapse_hooks
     from trainer.parsing import parse
-    from trainer.worker import build_training
+    from trainer.worker.main import build_training
 
     class Noted:
         def __init__(self) -> None:
@@ -182,11 +182,12 @@ def test_dead_experts_start_anew(world: int, layout: tuple[int, int], corpus: Pa
 
 
 def whole_run(world: Any, job: dict[str, Any], resume: bool) -> dict[str, Any]:
-    from trainer import run_hooks, worker
     from trainer.config import RunConfig
-    from trainer.loop import Hook
+    from trainer.core.loop import Hook
     from trainer.parsing import parse
-    from trainer.run_folder import prepare, settle
+    from trainer.settle import prepare, settle
+    from trainer.worker import hooks as run_hooks
+    from trainer.worker import main as worker
 
     made = run_hooks.collapse_hooks
     run_hooks.collapse_hooks = lambda *parts: [Hook(1, plant), *made(*parts)]

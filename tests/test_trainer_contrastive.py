@@ -31,7 +31,7 @@ def gradients(world: Any) -> Found:
     """Loss and gradients of one global batch, summed over the ranks, for all CASES."""
     from dataclasses import replace
 
-    from data.steps import Share
+    from data.batches import Share
 
     found: Found = {}
     for name, micro_batch, chunk in CASES:
@@ -54,7 +54,7 @@ def gradients(world: Any) -> Found:
 
 @cache
 def of_world(size: int) -> Found:
-    from trainer.inference import ALONE
+    from trainer.inference.load import ALONE
 
     return gradients(ALONE) if size == 1 else run_distributed(gradients, size)[0]
 
@@ -62,7 +62,7 @@ def of_world(size: int) -> Found:
 @cache
 def by_autograd(name: str) -> tuple[float, dict[str, torch.Tensor]]:
     """The whole batch at once through the losses of models/losses.py."""
-    from data.steps import Share
+    from data.batches import Share
 
     objective = built(name)
     stream = objective.stream(Share(rank=0, world=1, global_batch=GLOBAL_BATCH, micro_batch=GLOBAL_BATCH), None)

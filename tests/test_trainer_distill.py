@@ -20,23 +20,24 @@ from test_trainer_image_runs import resume
 from test_trainer_worker import train
 from torch import nn
 
-from data.steps import Share
-from launch.audit_report import suspects
-from launch.estimate import estimate
-from launch.export import export
-from launch.inspect import evaluate_run, read_run, show_samples
-from models.activations import forward_flops_per_token
+from data.batches import Share
+from launch.audit.report import suspects
+from launch.commands.export import export
+from launch.commands.sample import evaluate_run, read_run, show_samples
 from models.init import initialise
-from trainer import shards, teacher
+from models.transformer.cost import forward_flops_per_token
 from trainer.audit.evidence import Evidence
 from trainer.audit.verdict import judge
-from trainer.checkpoint import CheckpointConfig, Checkpointer
+from trainer.checkpoint import fragments as shards
+from trainer.checkpoint.save import CheckpointConfig, Checkpointer
 from trainer.config import RunConfig
-from trainer.inference import ALONE, load_objective
-from trainer.layout import Part
+from trainer.inference.load import ALONE, load_objective
 from trainer.objectives import build_objective
+from trainer.objectives.language import teacher
 from trainer.parsing import parse
-from trainer.run_folder import settle
+from trainer.planning.estimate import estimate
+from trainer.planning.layout import Part
+from trainer.settle import settle
 from trainer.storage import Folder
 from trainer.world import joined
 

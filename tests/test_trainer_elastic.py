@@ -8,7 +8,7 @@ from conftest import tiny_job
 from distributed import run_distributed
 from test_trainer_anomaly import losses, train
 
-from cluster.config import ClusterConfig
+from cluster.config.cluster import ClusterConfig
 from data.ledger import verify
 from launch.config import load
 from trainer.config import RunConfig

@@ -14,12 +14,12 @@ from saved_runs import SWITCH, begun, job_of, model_of, save_run, started_state,
 from test_launch_errors import Run, switchwork  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from launch.export import export
-from models.generate import generate
+from launch.commands.export import export
+from models.transformer.generate import generate
 from trainer.config import RunConfig
 from trainer.objectives import build_objective
 from trainer.parsing import parse, plain
-from trainer.run_folder import settle
+from trainer.settle import settle
 
 TOP_2 = {"experts": 4, "ffn": 48, "router": {"name": "top_k", "k": 2}}
 MODELS: dict[str, dict[str, Any]] = {
@@ -142,8 +142,8 @@ def test_every_engine_and_layout_starts_from_the_same_bits(upcycle: bool, corpus
 
 
 def trained(world: Any, job: dict[str, Any], resume: bool) -> dict[str, Any]:
-    from trainer.run_folder import prepare
-    from trainer.worker import _train
+    from trainer.settle import prepare
+    from trainer.worker.main import _train
 
     run = settle(parse(RunConfig, job, "run"), "job", world.size, resume)
     prepare(run, resume)

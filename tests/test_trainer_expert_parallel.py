@@ -15,9 +15,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from models.init import initialise
-from models.moe import MoEConfig, RouteStats, router_loss
-from models.routing import BiasBalancedRouting, ExpertChoiceRouting, NoisyTopKRouting, RoutingConfig, SwitchRouting, TopKRouting
-from models.transformer import Transformer, TransformerConfig
+from models.moe.layer import MoEConfig, RouteStats, router_loss
+from models.moe.policies import BiasBalancedRouting, ExpertChoiceRouting, NoisyTopKRouting, RoutingConfig, SwitchRouting, TopKRouting
+from models.transformer.model import Transformer, TransformerConfig
 
 EXPERTS, SAMPLES, TOKENS, VOCABULARY, GROUP = 8, 16, 12, 50, 2
 ROUTERS: list[RoutingConfig] = [SwitchRouting(), TopKRouting(k=2), NoisyTopKRouting(k=2), ExpertChoiceRouting(), BiasBalancedRouting(k=2, bias_rate=0.01)]
@@ -27,7 +27,7 @@ LAYOUTS = {2: [2], 4: [2, 4]}
 
 def build(moe: MoEConfig, planted: bool, ep: int = 1, rank: int = 0, **options: Any) -> Transformer:
     """A bidirectional transformer with experts in both blocks; `planted`: all tokens go to the experts 0 and 1."""
-    from trainer.expert_parallel import ShardedExperts, shard_experts
+    from trainer.engines.expert_parallel import ShardedExperts, shard_experts
 
     config = TransformerConfig(layers=2, d_model=16, heads=2, ffn=32, causal=False, init_std=0.3, moe=moe, **options)
     network = Transformer(config, VOCABULARY)
@@ -156,11 +156,11 @@ def traffic(world: Any, jobs: list[dict[str, Any]]) -> list[list[tuple[str, int]
     """Type and bytes of everything that goes through an all-to-all in one step of each job."""
     import torch.distributed as dist
 
-    from data.steps import Share
+    from data.batches import Share
     from trainer.config import RunConfig
-    from trainer.loop import fit
+    from trainer.core.loop import fit
     from trainer.parsing import parse
-    from trainer.worker import build_training
+    from trainer.worker.main import build_training
 
     real, found = dist.all_to_all_single, []
     for job in jobs:
@@ -198,14 +198,14 @@ def test_tokens_and_their_gradients_travel_in_bf16(corpus: Path) -> None:
 
 def test_the_host_waits_once_for_the_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fake tensors have no values: but for the one reading that is given here, whatever the host would have to know raises."""
-    from models.experts import Experts
-    from trainer import expert_parallel
+    from models.moe.experts import Experts
+    from trainer.engines import expert_parallel
 
     readings: list[list[list[int]]] = [[[30, 18], [30, 10]]]
     monkeypatch.setattr(FakeTensor, "tolist", lambda tensor: readings.pop())
     monkeypatch.setattr(expert_parallel.dist, "all_to_all_single", lambda *parts, **options: None)
     monkeypatch.setattr(expert_parallel.groups, "_get_expert_parallel_group", lambda name: None)
-    monkeypatch.setattr("models.experts._grouped_kernel", lambda *tensors: True)
+    monkeypatch.setattr("models.moe.experts._grouped_kernel", lambda *tensors: True)
     with torch.device("meta"):
         sharded = expert_parallel.ShardedExperts(Experts(EXPERTS, 16, 24), 2, 0)
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from data.batches import Share
 from data.config import ImageConfig
-from data.steps import Share
-from models.classifier import ClassifierConfig
-from models.inception import InceptionFeatures
-from trainer.objectives.feature_network import InceptionConfig, feature_network, trained_weights
-from trainer.objectives.image_data import Images
+from models.quality.classifier import ClassifierConfig
+from models.quality.inception import InceptionFeatures
+from trainer.objectives.images.data import Images
+from trainer.objectives.images.feature_network import InceptionConfig, feature_network, trained_weights
 
 ALONE = Share(rank=0, world=1, global_batch=1, micro_batch=1)
 
@@ -47,7 +47,7 @@ def test_other_weights_are_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_the_classifier_is_trained_once_and_knows_the_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from data.held_out_images import image_set
+    from data.images.held_out import image_set
 
     monkeypatch.setenv("SWITCHWORK_CACHE", str(tmp_path))
     config, digits = ClassifierConfig(channels=(16,), features=32), Images(ImageConfig(classes=10), seed=0)
@@ -58,7 +58,7 @@ def test_the_classifier_is_trained_once_and_knows_the_digits(tmp_path: Path, mon
     assert file.stat().st_mtime_ns == written
     assert all(torch.equal(weights[name], again[name]) for name in weights)
 
-    from models.classifier import Classifier
+    from models.quality.classifier import Classifier
 
     network = Classifier(config, digits.shape, 10)
     network.load_state_dict(weights)

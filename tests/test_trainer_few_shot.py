@@ -12,9 +12,9 @@ from saved_runs import job_of, model_of, save_run
 from scipy.stats import binomtest
 from test_launch_errors import Run, switchwork  # noqa: F401
 
-from launch.arithmetic import problem, write_task, write_texts
-from launch.task_eval import evaluate_harness
-from trainer.few_shot import MARK, Answers, Item, answer_in, example, prompt, read_task, wilson
+from launch.commands.eval import evaluate_harness
+from launch.prove.arithmetic import problem, write_task, write_texts
+from trainer.inference.few_shot import MARK, Answers, Item, answer_in, example, prompt, read_task, wilson
 
 ITEMS = [Item("1+1?", "2", "1+1=2", ("2", "3", "11"), "short"), Item("2+3?", "5", "2+3=5", ("5", "6", "x"), "short"), Item("1+2+3?", "6", "1+2=3 3+3=6")]
 
@@ -67,7 +67,7 @@ def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @torch.no_grad()
 def test_what_is_written_is_greedy_and_choices_are_scored_by_their_tokens(run: Path) -> None:
-    from data.tokenizers import ByteTokenizer
+    from data.text.tokenizers import ByteTokenizer
 
     model, tokenizer = model_of(run), ByteTokenizer()
     rows = {row["item"]: row for row in Answers(model, tokenizer, ITEMS, 1, "direct", tokens=5, seed=0).to([0, 1, 2], batch=2)}

@@ -10,8 +10,8 @@ from conftest import tiny_job
 from distributed import run_distributed
 
 from trainer.config import RunConfig
-from trainer.footprint import footprint, on_meta, weightless
 from trainer.parsing import parse
+from trainer.planning.footprint import footprint, on_meta, weightless
 
 WORLD, MICRO_BATCHES = 2, 2
 MODELS: dict[str, dict[str, Any]] = {
@@ -46,8 +46,8 @@ def census(world: Any, corpus: Path, model: str) -> dict[tuple[int, int, str], d
     from live_tensors import Census, Collectives
 
     collectives = Collectives()
-    from trainer.loop import global_weights
-    from trainer.worker import build_training
+    from trainer.core.loop import global_weights
+    from trainer.worker.main import build_training
 
     found = {}
     for ep, zero, precision in LAYOUTS[model]:
@@ -105,11 +105,11 @@ def test_every_part_is_within_15_percent_of_the_live_tensors(model: str, ep: int
 
 
 def test_networks_of_other_objectives_are_counted_without_weights() -> None:
-    from models.gan_networks import build_discriminator, build_generator
-    from models.gan_residual import ResidualGanConfig
+    from models.gan.networks import build_discriminator, build_generator
+    from models.gan.residual import ResidualGanConfig
     from models.init import decays
-    from models.likelihoods import GaussianConfig
-    from models.vae import VAE, ConvVAEConfig
+    from models.vae.likelihoods import GaussianConfig
+    from models.vae.network import VAE, ConvVAEConfig
 
     def build() -> list[torch.nn.Module]:
         gan = ResidualGanConfig()

@@ -94,11 +94,11 @@ def job_of(name: str, zero: int) -> dict[str, Any]:
 
 def curves(world: Any, cases: list[tuple[str, int]]) -> dict[tuple[str, int], tuple[Curve, Averages]]:
     """Loss of each phase and gradient norms at every step, and this rank's part of the final averages, for every (objective, ZeRO stage)."""
-    from data.steps import Share
+    from data.batches import Share
     from trainer.config import RunConfig, check
-    from trainer.loop import Hook, fit, over_ranks
+    from trainer.core.loop import Hook, fit, over_ranks
     from trainer.parsing import parse
-    from trainer.worker import build_training
+    from trainer.worker.main import build_training
 
     found = {}
     for name, zero in cases:

@@ -46,8 +46,8 @@ def resume(world: Any, job: dict[str, Any]) -> dict[str, Any]:
     """`train` again, in the same run folder."""
     from trainer.config import RunConfig
     from trainer.parsing import parse
-    from trainer.run_folder import settle
-    from trainer.worker import _train
+    from trainer.settle import settle
+    from trainer.worker.main import _train
 
     return _train(settle(parse(RunConfig, job, "run"), "job", world.size, resume=True), world, say=lambda line: None, started=0.0)
 
@@ -104,10 +104,10 @@ def test_there_is_something_to_look_at(runs: Path, name: str) -> None:
 def test_a_diffusion_run_is_exported_and_diffusers_makes_the_same_images(runs: Path, tmp_path: Path) -> None:
     from diffusers import DDPMPipeline
 
-    from launch.export import export
-    from launch.inspect import read_run
-    from models.samplers import ddpm, timesteps
-    from trainer.inference import load_objective
+    from launch.commands.export import export
+    from launch.commands.sample import read_run
+    from models.diffusion.samplers import ddpm, timesteps
+    from trainer.inference.load import load_objective
     from trainer.storage import Folder
 
     objective = {"name": "ddpm", "data": DIGITS, "network": NETWORK, "diffusion": {"schedule": {"steps": 12, "beta_end": 0.5}}, "bound_timesteps": 0}

@@ -13,7 +13,7 @@ from conftest import tiny_job
 from distributed import run_distributed
 from rich.console import Console
 
-from launch.verify import verify_data
+from launch.commands.verify import verify_data
 from trainer.run_files import run_files
 from trainer.storage import Folder
 
@@ -22,8 +22,8 @@ def train(world: Any, job: dict[str, Any], steps: int) -> str:
     """A run, or its next attempt, up to `steps`; returns what the user is told where it is refused."""
     from trainer.config import RunConfig
     from trainer.parsing import parse
-    from trainer.run_folder import prepare, settle
-    from trainer.worker import _train
+    from trainer.settle import prepare, settle
+    from trainer.worker.main import _train
 
     run = settle(parse(RunConfig, job | {"stop": {"steps": steps}}, "run"), "job", 2, resume=False)
     resume = run_files(run.root, run.name).has_begun

@@ -15,7 +15,7 @@ from distributed import run_distributed
 from test_trainer_anomaly import losses, train
 from test_trainer_recovery import ranks
 
-from trainer import restore
+from trainer.checkpoint import load as restore
 from trainer.run_files import RunFiles
 from trainer.run_rows import EventKind
 from trainer.storage import Folder

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from models.init import no_decay
-from trainer.optim import Constant, Cosine, OptimizerConfig, WarmupStableDecay, learning_rate, parameter_groups
+from trainer.engines.optim import Constant, Cosine, OptimizerConfig, WarmupStableDecay, learning_rate, parameter_groups
 
 
 def test_cosine_equals_torch() -> None:

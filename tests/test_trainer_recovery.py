@@ -22,15 +22,15 @@ from test_trainer_image_runs import DIGITS
 from test_trainer_image_runs import OBJECTIVES as IMAGES
 from test_trainer_image_runs import job_of as image_job
 
-from trainer.attempts import close_attempt, note_end, stopped_by_error
 from trainer.config import RunConfig
 from trainer.endings import UNKNOWN, Ending
-from trainer.memory import OutOfMemory, out_of_memory
 from trainer.parsing import parse
+from trainer.records.attempts import close_attempt, note_end, stopped_by_error
+from trainer.recovery.watchdog import HUNG
 from trainer.run_files import RunFiles, run_files
 from trainer.run_rows import AttemptBegan
 from trainer.storage import Folder
-from trainer.watchdog import HUNG
+from trainer.worker.memory import OutOfMemory, out_of_memory
 from trainer.world import free_port
 
 OBJECTIVES = ["moe_lm", *(pytest.param(name, marks=pytest.mark.slow) for name in IMAGES)]

@@ -35,11 +35,11 @@ def job_of(corpus: Path, routing: str) -> dict[str, Any]:
 
 def train(world: Any, jobs: dict[str, dict[str, Any]], layouts: list[tuple[int, int]]) -> dict[tuple[str, int, int], dict[str, Any]]:
     """Losses and norms of all steps, the first step's gradients, the load of every step, and the buffers at the end."""
-    from data.steps import Share
+    from data.batches import Share
     from trainer.config import RunConfig
-    from trainer.loop import Hook, fit, over_ranks
+    from trainer.core.loop import Hook, fit, over_ranks
     from trainer.parsing import parse
-    from trainer.worker import build_training
+    from trainer.worker.main import build_training
 
     found = {}
     for routing, job in jobs.items():

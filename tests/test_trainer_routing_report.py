@@ -8,10 +8,10 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 
-from models.moe import RouteStats
-from trainer.charts import expert_load
-from trainer.loop import add
-from trainer.objectives.routing_report import routing_figures, routing_sums
+from models.moe.figures import routing_figures, routing_sums
+from models.moe.layer import RouteStats
+from trainer.core.loop import add
+from trainer.records.charts import expert_load
 
 
 def stats(load: list[float], dropped: float, entropy: float, gate: float, busiest: float) -> RouteStats:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from trainer.rules import RulesConfig
-from trainer.rules.audit import AuditLog, digest, verify
 from trainer.rules.gate import Candidate, Gate, labels, measures
 from trainer.rules.graph import read_graph
+from trainer.rules.log import AuditLog, digest, verify
 from trainer.run_files import RULES_HEAD, RULES_LOG
 from trainer.storage import Folder
 

@@ -12,13 +12,13 @@ import torch
 from saved_runs import summary_of
 
 from trainer import run_files as files_of_a_run
-from trainer.attempts import begin_attempt, close_attempt, current_attempt, note_end, recorded, stopped_by_error
 from trainer.endings import ALL_STEPS_DONE, UNKNOWN, Ending, Stopped
 from trainer.foreign_errors import is_lost_peer, is_out_of_memory
-from trainer.inference import ALONE
+from trainer.inference.load import ALONE
+from trainer.records.attempts import begin_attempt, close_attempt, current_attempt, note_end, recorded, stopped_by_error
 from trainer.run_files import RunFiles, run_files
 from trainer.run_rows import Anomaly, Event, EventKind, Fault, GoodputRow, Job
-from trainer.tracking import JsonlTracker, history
+from trainer.tracking.tracker import JsonlTracker, history
 
 PACKAGES = ("launch", "cluster", "trainer", "models", "data")
 MODULES = [path for package in PACKAGES for path in sorted(Path(package).rglob("*.py"))]

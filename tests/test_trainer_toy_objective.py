@@ -20,10 +20,10 @@ from test_trainer_image_runs import resume
 from test_trainer_worker import losses, train
 from torch import Tensor, nn
 
-from data.steps import Batch, RunState, Share
-from launch.export import export
-from launch.inspect import show_samples
-from launch.schema import job_schema
+from data.batches import Batch, RunState, Share
+from launch.commands.export import export
+from launch.commands.sample import show_samples
+from launch.commands.schema import job_schema
 from models.random import derive, normal, sample_keys
 from trainer.core.protocols import SampleSet, Stream, Sums
 from trainer.objectives import OBJECTIVES, register

@@ -19,8 +19,8 @@ def train(world: Any, job: dict[str, Any]) -> dict[str, Any]:
     """A whole run in this process, which has joined its world already."""
     from trainer.config import RunConfig
     from trainer.parsing import parse
-    from trainer.run_folder import prepare, settle
-    from trainer.worker import _train
+    from trainer.settle import prepare, settle
+    from trainer.worker.main import _train
 
     run = settle(parse(RunConfig, job, "run"), "job", world.size, resume=False)
     if world.is_main:
@@ -68,7 +68,7 @@ def test_accumulation_engine_and_recomputation_do_not_change_the_loss(root: Path
 def threads_under_accelerate(world: Any) -> int:
     """torch's threads once Accelerate is set up where nothing says how many threads there are to be, as in a user's shell."""
     from trainer.engines.accelerate_engine import AccelerateEngine
-    from trainer.optim import OptimizerConfig
+    from trainer.engines.optim import OptimizerConfig
     from trainer.world import joined
 
     os.environ.pop("OMP_NUM_THREADS", None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.ray_jobs import PACKAGES
+from cluster.on_ray.jobs import PACKAGES
 from trainer.checkout import CHECKOUT
 
 

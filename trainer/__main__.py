@@ -6,8 +6,8 @@ from pathlib import Path
 
 from trainer.config import RunConfig, check
 from trainer.parsing import parse, plain, read_job
-from trainer.run_folder import prepare, settle
-from trainer.worker import run_worker
+from trainer.settle import prepare, settle
+from trainer.worker.main import run_worker
 from trainer.world import place_in_environment
 
 

@@ -4,17 +4,17 @@ import math
 import re
 from dataclasses import dataclass, field
 
-from data.steps import Share
-from trainer.anomaly import AnomalyConfig
-from trainer.checkpoint import CheckpointConfig
-from trainer.ema import EmaConfig
+from data.batches import Share
+from trainer.checkpoint.save import CheckpointConfig
+from trainer.core.anomaly import AnomalyConfig
+from trainer.core.ema import EmaConfig
 from trainer.engines import DeepSpeedConfig, EngineConfig, Precision
-from trainer.faults import FaultConfig
+from trainer.engines.optim import Constant, OptimizerConfig
+from trainer.hooks.profiling import ProfileConfig
 from trainer.objectives import AnyObjective
-from trainer.optim import Constant, OptimizerConfig
-from trainer.profiling import ProfileConfig
+from trainer.recovery.faults import FaultConfig
 from trainer.rules import RulesConfig
-from trainer.tracking_config import TrackingConfig
+from trainer.tracking.config import TrackingConfig
 from trainer.world import Device, World
 
 

@@ -11,7 +11,7 @@
     data_manifest.json   the data, frozen when the run began                  rank 0 (data/manifest.py)
     goodput.json         GoodputRow per attempt                               rank 0
     first_step.json      seconds from the command to the first step           rank 0
-    checkpoints/         a folder per checkpoint                              every rank (trainer/checkpoint.py)
+    checkpoints/         a folder per checkpoint                              every rank (trainer/checkpoint/save.py)
     samples/             texts and images, by step                            rank 0
     profile/             traces of the profiler                               rank 0
     stacks/              stack traces of ranks that hung                      the rank's watchdog
@@ -20,7 +20,7 @@
     curves.png, expert_load.png   pictures of the metrics                     rank 0, at the end
     mlflow_run_id        id of the run in MLflow                              rank 0
     mlflow.json          Sent: how far MLflow has the metrics                 rank 0
-    rules_audit.jsonl, rules_audit.head   decisions of rules, chained         trainer/rules/audit.py
+    rules_audit.jsonl, rules_audit.head   decisions of rules, chained         trainer/rules/log.py
     evals/               answers to tasks, and figures of lm-eval             `switchwork eval`
     audit.json, evidence.safetensors      findings of an audit; its evidence  `switchwork audit`
     failure              why the workers of a sweep's trial failed            `switchwork sweep`

@@ -20,8 +20,8 @@ import torch
 from paired import arguments, ratio, show, write
 from torch import Tensor
 
-from trainer.checkpoint import CheckpointConfig, Checkpointer
-from trainer.shards import MOMENTS, Fragment
+from trainer.checkpoint.fragments import MOMENTS, Fragment
+from trainer.checkpoint.save import CheckpointConfig, Checkpointer
 from trainer.storage import Folder
 from trainer.world import joined
 

@@ -21,8 +21,8 @@ from paired import arguments, write
 
 from trainer.config import RunConfig
 from trainer.parsing import parse, plain, read_job
-from trainer.run_folder import prepare, settle
-from trainer.worker import run_worker
+from trainer.settle import prepare, settle
+from trainer.worker.main import run_worker
 
 JOB = str(Path(__file__).parents[2] / "launch/configs/gan_25_gaussians.yaml")
 SIDES: dict[str, list[str]] = {"recipe": [], "plain GAN": ["run.objective.loss=non_saturating", "run.objective.penalty={}"]}

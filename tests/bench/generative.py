@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from paired import arguments, in_turn, ratio, show, write
 
-from data.steps import Batch, Share
-from models.diffusers_format import scheduler_arguments, unet_arguments
+from data.batches import Batch, Share
+from models.diffusion.diffusers_format import scheduler_arguments, unet_arguments
 from models.random import derive, integers, normal, sample_keys
 from trainer.config import RunConfig
-from trainer.loop import Training, train_step
+from trainer.core.loop import Training, train_step
 from trainer.objectives.diffusion import DDPMObjective
 from trainer.parsing import parse, read_job
-from trainer.worker import build_training
+from trainer.worker.main import build_training
 from trainer.world import joined
 
 JOB = str(Path(__file__).parents[2] / "launch/configs/ddpm_digits_quickstart.yaml")

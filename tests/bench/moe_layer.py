@@ -30,9 +30,9 @@ from transformers import Qwen3MoeConfig, SwitchTransformersConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersSparseMLP
 
-from models.feedforward import SwiGLU
-from models.moe import MoEConfig, MoELayer, router_loss
-from models.routing import SwitchRouting, TopKRouting
+from models.layers import SwiGLU
+from models.moe.layer import MoEConfig, MoELayer, router_loss
+from models.moe.policies import SwitchRouting, TopKRouting
 
 D_MODEL, FFN, EXPERTS, SEQ_LEN = 256, 1024, 8, 512
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -17,16 +17,16 @@ import torch
 import torch.nn.functional as F
 from paired import arguments, in_turn, ratio, show, write
 
-from data.steps import Batch, Share
+from data.batches import Batch, Share
 from models.init import initialise
-from models.moe import router_loss
-from models.transformer import Transformer
+from models.moe.layer import router_loss
+from models.transformer.model import Transformer
 from trainer.config import RunConfig
-from trainer.hooks import Report
-from trainer.loop import train_step
+from trainer.core.loop import train_step
+from trainer.hooks.evaluate import Report
 from trainer.parsing import parse, read_job
-from trainer.tracking import NullTracker
-from trainer.worker import build_training
+from trainer.tracking.tracker import NullTracker
+from trainer.worker.main import build_training
 from trainer.world import World, joined
 
 JOB = str(Path(__file__).parents[2] / "launch/configs/switch_lm_quickstart.yaml")

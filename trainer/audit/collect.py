@@ -15,21 +15,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data.steps import Share
-from models.experts import Experts
-from models.router import Router
-from models.routing import Assignments
+from data.batches import Share
+from models.moe.experts import Experts
+from models.moe.policies import Assignments
+from models.moe.router import Router
 from trainer.audit.decisions import Recorded, deciding
 from trainer.audit.evidence import AuditedStep, Evidence, RouterCall, StaleWeight, StepFacts, to_bytes
 from trainer.audit.rounding import arithmetic
+from trainer.checkpoint.fragments import receipt
 from trainer.config import RunConfig, check
-from trainer.hooks import fragments
-from trainer.loop import Training, train_step
-from trainer.memory import out_of_memory
+from trainer.core.loop import Training, train_step
+from trainer.hooks.evaluate import fragments
 from trainer.parsing import parse
 from trainer.run_files import run_files
-from trainer.shards import receipt
-from trainer.worker import build_training
+from trainer.worker.main import build_training
+from trainer.worker.memory import out_of_memory
 from trainer.world import World, joined
 
 _FAR = 1000

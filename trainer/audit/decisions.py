@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from models.moe import MoELayer
+from models.moe.layer import MoELayer
 
 
 class _Choices(TorchFunctionMode):

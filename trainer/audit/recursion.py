@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from models.backprop import RELU, SIGMOID, SILU, TANH, Activation, Layer, backward, forward
-from models.spectral import SpectralLinear
+from models.gan.spectral import SpectralLinear
 from trainer.audit.reference import Reference
 
 _ACTIVATIONS: dict[type[nn.Module], Activation] = {nn.Sigmoid: SIGMOID, nn.Tanh: TANH, nn.ReLU: RELU, nn.SiLU: SILU}

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from models.spectral import SpectralNorm
+from models.gan.spectral import SpectralNorm
 from trainer.audit.decisions import Replayed, deciding
 from trainer.audit.evidence import AuditedStep
 from trainer.config import RunConfig
-from trainer.loop import freeze_others
+from trainer.core.loop import freeze_others
 from trainer.objectives import build_objective
 
 

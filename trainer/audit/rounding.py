@@ -17,7 +17,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models.router import Router
+from models.moe.router import Router
 
 FP32 = 2.0**-24
 TF32 = 2.0**-11

@@ -11,8 +11,8 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from data.steps import Batch, RunState, Share, Step
-from trainer.shards import Fragment
+from data.batches import Batch, RunState, Share, Step
+from trainer.checkpoint.fragments import Fragment
 
 _T = TypeVar("_T")
 

@@ -6,7 +6,7 @@ from typing import Literal
 from torch import nn
 
 from trainer.core.protocols import Engine
-from trainer.optim import OptimizerConfig
+from trainer.engines.optim import OptimizerConfig
 from trainer.world import World
 
 Precision = Literal["auto", "fp32", "bf16"]

@@ -7,9 +7,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
+from trainer.checkpoint.fragments import Fragment
 from trainer.engines import state
-from trainer.optim import OptimizerConfig, adamw
-from trainer.shards import Fragment
+from trainer.engines.optim import OptimizerConfig, adamw
 from trainer.world import World
 
 

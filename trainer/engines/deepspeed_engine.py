@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from trainer.checkpoint.fragments import Fragment
 from trainer.engines import LARGEST_BUCKET, DeepSpeedConfig, state
 from trainer.engines.lean_deepspeed import deepspeed
-from trainer.optim import OptimizerConfig, adamw
-from trainer.shards import Fragment
+from trainer.engines.optim import OptimizerConfig, adamw
 
 deepspeed.utils.logger.setLevel(logging.WARNING)
 

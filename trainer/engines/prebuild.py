@@ -8,7 +8,7 @@ from torch import nn
 
 from trainer.engines import DeepSpeedConfig, build_engine
 from trainer.engines.lean_deepspeed import BUILT, OP
-from trainer.optim import OptimizerConfig
+from trainer.engines.optim import OptimizerConfig
 from trainer.world import joined
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainer.shards import MOMENTS, Extent, Fragment, buffers, extents
+from trainer.checkpoint.fragments import MOMENTS, Extent, Fragment, buffers, extents
 
 
 class _Address(Protocol):

@@ -11,10 +11,10 @@ from trainer.core.protocols import Objective
 from trainer.objectives.config import ObjectiveConfig
 from trainer.objectives.contrastive import SimCLRConfig, SimCLRObjective
 from trainer.objectives.diffusion import DDPMConfig, DDPMObjective
-from trainer.objectives.distill import DistillObjective
 from trainer.objectives.gan import GanConfig, GanObjective
-from trainer.objectives.language import LanguageObjective, MaskedLanguageObjective
-from trainer.objectives.language_config import DistillConfig, LanguageConfig, MaskedLanguageConfig
+from trainer.objectives.language.config import DistillConfig, LanguageConfig, MaskedLanguageConfig
+from trainer.objectives.language.distill import DistillObjective
+from trainer.objectives.language.objective import LanguageObjective, MaskedLanguageObjective
 from trainer.objectives.two_towers import TwoTowersConfig, TwoTowersObjective
 from trainer.objectives.vae import VAEConfig, VAEObjective
 from trainer.parsing import OneOf, forget_adapters

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal, Protocol, Self, TypeVar
 
 from data.config import ImageConfig, TextConfig
-from data.sources import absolute
-from models.moe import MoEConfig
-from trainer.shards import Fragment
+from data.sources.kinds import absolute
+from models.moe.layer import MoEConfig
+from trainer.checkpoint.fragments import Fragment
 
 StoredData = TextConfig | ImageConfig
 """Data that are read from somewhere, in lanes."""

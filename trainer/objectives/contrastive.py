@@ -15,17 +15,17 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from data.batches import Batch, Share
 from data.config import ImageConfig
-from data.steps import Batch, Share
-from models.augment import AugmentConfig, augment
-from models.contrastive import Embedded, PairLoss, clamped, leads_out, nt_xent
+from models.contrastive.augment import AugmentConfig, augment
+from models.contrastive.losses import Embedded, PairLoss, clamped, leads_out, nt_xent
+from models.contrastive.towers import ConvEncoderConfig, TwoTowers, TwoViews
 from models.init import initialise
 from models.random import derive, sample_keys
-from models.towers import ConvEncoderConfig, TwoTowers, TwoViews
 from trainer.core.protocols import Gather, GatherRows, SampleSet, Sums
-from trainer.objectives.feature_quality import Parts, ProbeConfig, class_figures, of_images, once, pair_figures
-from trainer.objectives.image_data import ImageModelConfig, Images, grid_of
-from trainer.objectives.image_objective import ImageObjective
+from trainer.objectives.images.base import ImageObjective
+from trainer.objectives.images.data import ImageModelConfig, Images, grid_of
+from trainer.objectives.images.feature_quality import Parts, ProbeConfig, class_figures, of_images, once, pair_figures
 
 _NEIGHBOURS_SHOWN = 9
 
@@ -193,7 +193,7 @@ class SimCLRObjective(ContrastiveObjective):
 
     def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> SampleSet:
         """In each row a held-out image, then the training images whose features are nearest."""
-        from data.held_out_images import image_set
+        from data.images.held_out import image_set
 
         asked, _ = image_set(self.images.config, self._apart, min(n, 16))
         known, _ = image_set(self.images.config, "train", 10_000)

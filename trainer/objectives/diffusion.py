@@ -10,21 +10,21 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from data.batches import Batch
 from data.config import ImageConfig
-from data.steps import Batch
-from models.diffusion import DiffusionConfig, diffusion_loss, loss_by_timestep, squared_error
-from models.diffusion_networks import DiffusionNetworkConfig, build_diffusion_network
-from models.parameterisation import Denoiser, Prediction, clipped, denoiser, guided, predict, split_variance
+from models.diffusion.bound import prior_term, vlb_term
+from models.diffusion.losses import DiffusionConfig, diffusion_loss, loss_by_timestep, squared_error
+from models.diffusion.networks import DiffusionNetworkConfig, build_diffusion_network
+from models.diffusion.parameterisation import Denoiser, Prediction, clipped, denoiser, guided, predict, split_variance
+from models.diffusion.samplers import Watch, ddim, ddpm, dpm_solver, timesteps
+from models.diffusion.schedules import NoiseSchedule, betas
+from models.diffusion.unet import UNetConfig
 from models.random import derive, integers, normal, sample_keys, uniform
-from models.samplers import Watch, ddim, ddpm, dpm_solver, timesteps
-from models.schedules import NoiseSchedule, betas
-from models.unet import UNetConfig
-from models.vlb import prior_term, vlb_term
 from trainer.core.protocols import SampleSet, Sums
 from trainer.objectives.config import ExportFormat
-from trainer.objectives.image_data import ImageModelConfig, Images, Points, ToyConfig, cloud_of, grid_of
-from trainer.objectives.image_objective import GenerativeObjective
-from trainer.objectives.quality import QualityConfig, check_quality
+from trainer.objectives.images.base import GenerativeObjective
+from trainer.objectives.images.data import ImageModelConfig, Images, Points, ToyConfig, cloud_of, grid_of
+from trainer.objectives.images.quality import QualityConfig, check_quality
 
 _BUCKETS = 10
 _STRIP = 10

@@ -11,27 +11,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from data.batches import Batch
 from data.config import ImageConfig
-from data.steps import Batch
-from models.batch_norm import fold_batch_statistics
-from models.gan_dcgan import DCGANConfig
-from models.gan_losses import (
-    GanLoss,
-    PenaltyConfig,
-    discriminator_loss,
-    generator_loss,
-    gradient_penalty,
-    jensen_shannon_estimate,
-    r1_penalty,
-    value,
-)
-from models.gan_networks import GanNetworkConfig, build_discriminator, build_generator, samples_together
+from models.gan.batch_norm import fold_batch_statistics
+from models.gan.dcgan import DCGANConfig
+from models.gan.losses import GanLoss, PenaltyConfig, discriminator_loss, generator_loss, gradient_penalty, jensen_shannon_estimate, r1_penalty, value
+from models.gan.networks import GanNetworkConfig, build_discriminator, build_generator, samples_together
+from models.gan.spectral import renew_spectral_norms
 from models.random import derive, normal, sample_keys, uniform
-from models.spectral import renew_spectral_norms
 from trainer.core.protocols import SampleSet, Sums
-from trainer.objectives.image_data import ImageModelConfig, Points, ToyConfig, cloud_of, grid_of
-from trainer.objectives.image_objective import GenerativeObjective
-from trainer.objectives.quality import QualityConfig, check_quality
+from trainer.objectives.images.base import GenerativeObjective
+from trainer.objectives.images.data import ImageModelConfig, Points, ToyConfig, cloud_of, grid_of
+from trainer.objectives.images.quality import QualityConfig, check_quality
 
 
 @dataclass(frozen=True, kw_only=True)

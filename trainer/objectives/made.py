@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from data.steps import Batch, RunState, Share, Step
+from data.batches import Batch, RunState, Share, Step
 
 Make = Callable[[Tensor, str], Batch]
 """From the numbers (M,) of samples and the split that they belong to, to a batch with them under "sample"."""

@@ -10,19 +10,19 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from data.batches import Batch
 from data.config import ImageConfig
-from data.steps import Batch
-from models.augment import augment
-from models.contrastive import Embedded, PairLoss, clamped, sigmoid_pairs, symmetric_info_nce
-from models.probes import recall_at
+from models.contrastive.augment import augment
+from models.contrastive.losses import Embedded, PairLoss, clamped, sigmoid_pairs, symmetric_info_nce
+from models.contrastive.towers import ConvEncoderConfig, TwoTowers
+from models.quality.probes import recall_at
 from models.random import sample_keys
-from models.towers import ConvEncoderConfig, TwoTowers
-from models.transformer import TransformerConfig
+from models.transformer.model import TransformerConfig
 from trainer.core.protocols import GatherRows, SampleSet
-from trainer.objectives.captions import CaptionConfig, Captions
 from trainer.objectives.contrastive import ContrastiveConfig, ContrastiveObjective
-from trainer.objectives.feature_quality import Parts, ProbeConfig, pair_figures
-from trainer.objectives.image_data import grid_of
+from trainer.objectives.images.captions import CaptionConfig, Captions
+from trainer.objectives.images.data import grid_of
+from trainer.objectives.images.feature_quality import Parts, ProbeConfig, pair_figures
 
 _SHOWN = 10
 
@@ -106,7 +106,7 @@ class TwoTowersObjective(ContrastiveObjective):
 
     def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> SampleSet:
         """In each row the held-out images that are most similar to the caption of one class, the most similar first."""
-        from data.held_out_images import image_set
+        from data.images.held_out import image_set
 
         image_NCHW, _ = image_set(self.images.config, self._apart, 10_000)
         classes = torch.arange(len(self.config.captions.names), device=self.device)

@@ -11,16 +11,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from data.batches import Batch
 from data.config import ImageConfig
-from data.steps import Batch
-from models.elbo import LatentStatistics, bits_per_dimension, free_bits, importance_bound, kl_weight
-from models.likelihoods import GaussianConfig, LikelihoodConfig
 from models.random import normal, sample_keys
-from models.vae import VAE, ConvVAEConfig, VAENetworkConfig
+from models.vae.elbo import LatentStatistics, bits_per_dimension, free_bits, importance_bound, kl_weight
+from models.vae.likelihoods import GaussianConfig, LikelihoodConfig
+from models.vae.network import VAE, ConvVAEConfig, VAENetworkConfig
 from trainer.core.protocols import SampleSet, Sums
-from trainer.objectives.image_data import ImageModelConfig, grid_of
-from trainer.objectives.image_objective import GenerativeObjective
-from trainer.objectives.quality import QualityConfig, check_quality
+from trainer.objectives.images.base import GenerativeObjective
+from trainer.objectives.images.data import ImageModelConfig, grid_of
+from trainer.objectives.images.quality import QualityConfig, check_quality
 
 _SHOWN = 64
 
@@ -125,7 +125,7 @@ class VAEObjective(GenerativeObjective):
 
     def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> SampleSet:
         """Prior samples, reconstructions beside originals, and ways through the latent space between two images."""
-        from data.held_out_images import image_set
+        from data.images.held_out import image_set
 
         z_ML = torch.randn(n, self.model.latent, generator=generator, device=generator.device)
         images = {"prior": grid_of(self.model.generate(z_ML) * 2 - 1, columns=round(n**0.5))}

@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from trainer.rules.audit import AuditLog
 from trainer.rules.gate import Candidate, Gate
+from trainer.rules.log import AuditLog
 from trainer.run_rows import EventKind, Say
 
 if TYPE_CHECKING:
-    from trainer.hooks import Sample
-    from trainer.loop import Training
-    from trainer.tracking import Tracker
+    from trainer.core.loop import Training
+    from trainer.hooks.evaluate import Sample
+    from trainer.tracking.tracker import Tracker
 
 
 @dataclass

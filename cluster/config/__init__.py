@@ -1,0 +1,1 @@
+"""The part of a job file that says where workers run."""

@@ -1,0 +1,295 @@
+"""The batches of one rank, from its lanes: the same global batches for any number of ranks.
+
+Sample n of the run comes from lane (n // group) % lanes, and rank lane % world serves that lane. A
+background thread keeps a few steps ready. A step carries the state after its own samples, so it
+does not matter what was prefetched.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from queue import Empty, Queue
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Protocol, Self, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from data.lanes.lane import Samples
+from data.lanes.mixture import Counted, CountedState
+from data.sources.retry import Closed
+
+if TYPE_CHECKING:
+    import torch
+
+Batch = dict[str, "torch.Tensor"]
+
+
+class RunState(TypedDict):
+    """Where the data of a run continue, as JSON; a rank's own state has only its lanes."""
+
+    step: int
+    """The next step."""
+    samples: int
+    """Number of samples before it."""
+    lanes: dict[str, CountedState | None]
+    """State of each lane by its number; None for a lane at its start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One rank's data for one optimiser step."""
+
+    micro_batches: list[Batch]
+    """In ascending order of `sample`."""
+    state: RunState
+    """The state after this step, of this rank's lanes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """One rank's share of every global batch. Raises ValueError if the numbers do not divide."""
+
+    rank: int
+    world: int
+    global_batch: int
+    micro_batch: int
+    group: int = 1
+    """Number of consecutive samples that must sit on one rank and in one micro-batch."""
+
+    def __post_init__(self) -> None:
+        together = self.world * self.micro_batch
+        if self.global_batch % together:
+            problem = f"{self.global_batch} is not a multiple of {self.world} workers x micro_batch {self.micro_batch}"
+            fix = f"use {_next_multiple(self.global_batch, together)}"
+            raise ValueError(f"run.batch.global_batch: {problem}; {fix}")
+        if self.micro_batch % self.group:
+            problem = f"{self.micro_batch} does not hold whole groups of {self.group} samples"
+            raise ValueError(f"run.batch.micro_batch: {problem}; use {_next_multiple(self.micro_batch, self.group)}")
+
+    @property
+    def size(self) -> int:
+        """Number of samples per step on one rank."""
+        return self.global_batch // self.world
+
+    def counts(self, step: int, lanes: int) -> dict[int, int]:
+        """Samples that each of this rank's lanes gives to `step`, in order of their first."""
+        groups = self.global_batch // self.group
+        first = (step * groups + self.rank) % lanes
+        return _counts(first, groups // self.world, self.world, self.group, lanes)
+
+    def numbers(self, step: int) -> npt.NDArray[np.int64]:
+        """The numbers in the run of this rank's samples in `step`, ascending, (size,)."""
+        return _first_numbers(self) + step * self.global_batch
+
+    def first_step(self, state: RunState | None) -> int:
+        """The step that `state` leads to.
+
+        Raises ValueError if it was made with another global batch.
+        """
+        if state is None:
+            return 0
+        step = int(state["step"])
+        samples = int(state["samples"])
+        if step * self.global_batch != samples:
+            problem = f"{self.global_batch}, but the checkpoint's {step} steps held {samples} samples"
+            raise ValueError(f"run.batch.global_batch: {problem}; use {samples // max(step, 1)} to resume it")
+        return step
+
+
+@lru_cache(maxsize=1024)
+def _counts(first: int, groups: int, world: int, group: int, lanes: int) -> dict[int, int]:
+    """Samples per lane in `groups` groups of one rank, the first of lane `first`.
+
+    Cached: do not modify.
+    """
+    rounds, more = divmod(groups, lanes // world)
+    numbers = [(first + index * world) % lanes for index in range(min(groups, lanes // world))]
+    return {number: (rounds + (index < more)) * group for index, number in enumerate(numbers)}
+
+
+@lru_cache(maxsize=16)
+def _first_numbers(share: Share) -> npt.NDArray[np.int64]:
+    """The sample numbers of step 0. Cached: do not modify."""
+    groups = np.arange(share.rank, share.global_batch // share.group, share.world, dtype=np.int64)
+    return (groups[:, None] * share.group + np.arange(share.group)).reshape(-1)
+
+
+class Collate(Protocol):
+    """Turns samples into batches."""
+
+    def room(self, count: int, like: Samples) -> Samples:
+        """An uninitialised array for `count` samples that are like those of a lane."""
+
+    def batch(self, samples: Samples, numbers: npt.NDArray[np.int64]) -> Batch:
+        """The tensors of one micro-batch."""
+
+
+def number_of_lanes(configured: int | None, world: int, state: RunState | None) -> int:
+    """The number of lanes: as configured, else as in `state`, else one that 8 and `world` divide.
+
+    Raises ValueError if it differs from that of `state`, or is not a multiple of `world`.
+    """
+    saved = len(state["lanes"]) if state else None
+    lanes = configured or saved or math.lcm(8, world)
+    if saved and saved != lanes:
+        raise ValueError(f"run.objective.data.lanes: {lanes}, but the checkpoint has {saved}; use {saved} to resume it")
+    if lanes % world:
+        fix = f"use a multiple of every number of workers that the run may have, such as {math.lcm(lanes, world)}"
+        raise ValueError(f"run.objective.data.lanes: {lanes} is not a multiple of the {world} workers; {fix}")
+    return lanes
+
+
+def merge_states(states: Sequence[RunState]) -> RunState:
+    """The state of the whole run, from those of all its ranks; any world size resumes from it."""
+    steps = {state["step"] for state in states}
+    assert len(steps) == 1, f"states of different steps: {sorted(steps)}"
+    lanes: dict[str, CountedState | None] = {}
+    for state in states:
+        assert not lanes.keys() & state["lanes"].keys(), "a lane is in the states of two ranks"
+        lanes.update(state["lanes"])
+    ordered = dict(sorted(lanes.items(), key=lambda item: int(item[0])))
+    return {**states[0], "lanes": ordered}
+
+
+Given = dict[int, tuple[Samples, CountedState]]
+"""What lanes give to a step: by the lane's number its samples, and its state after them."""
+
+
+class LaneSource(Protocol):
+    """The lanes of a rank, in this process or in others."""
+
+    def next(self) -> Given:
+        """What the lanes that take part in the next step give to it."""
+
+    def close(self) -> None:
+        """Release what the lanes hold."""
+
+
+class OwnLanes:
+    """Lanes in this process."""
+
+    def __init__(self, lanes: Mapping[int, Counted], share: Share, *, total: int, step: int) -> None:
+        self.lanes = lanes
+        self.share = share
+        self.total = total
+        self.step = step
+
+    def next(self) -> Given:
+        counts = self.share.counts(self.step, self.total)
+        self.step += 1
+        taking_part = {number: lane for number, lane in self.lanes.items() if number in counts}
+        return {number: (lane.take(counts[number]), lane.state()) for number, lane in taking_part.items()}
+
+    def close(self) -> None:
+        pass
+
+
+class LaneStream:
+    """Iterates over the steps of one rank, endlessly. Close it, or use it as a context manager."""
+
+    def __init__(
+        self,
+        source: LaneSource,
+        collate: Collate,
+        share: Share,
+        *,
+        states: Mapping[str, CountedState | None],
+        total: int,
+        prefetch: int,
+        step: int,
+        closing: Event,
+    ) -> None:
+        self.source = source
+        self.collate = collate
+        self.share = share
+        self.total = total
+        self.closing = closing
+        self._error: Exception | None = None
+        self._steps = self._make_steps(step, dict(states))
+        self._queue: Queue[Step | Exception] = Queue(maxsize=max(prefetch, 1))
+        self._thread = Thread(target=self._fill, name="data", daemon=True) if prefetch else None
+        if self._thread:
+            self._thread.start()
+
+    def __iter__(self) -> Iterator[Step]:
+        return self
+
+    def __next__(self) -> Step:
+        """The next step.
+
+        Raises the source's error, on every further call too; StopIteration once closed.
+        """
+        if self._error:
+            raise self._error
+        if self.closing.is_set():
+            raise StopIteration
+        item = self._queue.get() if self._thread else self._next_step()
+        if isinstance(item, Exception):
+            self._error = item
+            raise item
+        return item
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the background work; waits for a read that is under way in this process."""
+        self.closing.set()
+        self.source.close()
+        while self._thread and self._thread.is_alive():
+            with suppress(Empty):
+                self._queue.get(timeout=0.02)  # the thread may be waiting for room in the queue
+
+    def _fill(self) -> None:
+        item: Step | Exception | None = None
+        while not self.closing.is_set() and not isinstance(item, Exception):
+            item = self._next_step()
+            self._queue.put(item)
+
+    def _next_step(self) -> Step | Exception:
+        try:
+            return next(self._steps)
+        except Closed:
+            return StopIteration()
+        except Exception as error:
+            return error
+
+    def _make_steps(self, step: int, states: dict[str, CountedState | None]) -> Iterator[Step]:
+        share = self.share
+        while True:
+            given = self.source.next()
+            counts = share.counts(step, self.total)
+            assert given.keys() == counts.keys(), "the lanes took part in another step"
+            states |= {str(number): given[number][1] for number in counts}
+            samples = self._interleave([given[number][0] for number in counts])
+            state = RunState(step=step + 1, samples=(step + 1) * share.global_batch, lanes=dict(states))
+            yield Step(micro_batches=self._micro_batches(samples, share.numbers(step)), state=state)
+            step += 1
+
+    def _interleave(self, parts: Sequence[Samples]) -> Samples:
+        """The samples of one step in the order of their numbers, from those of the lanes."""
+        share = self.share
+        samples = self.collate.room(share.size, parts[0])
+        groups = samples.reshape(-1, share.group, *samples.shape[1:])
+        for index, part in enumerate(parts):
+            if part.dtype != parts[0].dtype:
+                problem = "its shards have images of different sizes"
+                raise ValueError(f"run.objective.data.source: {problem}; set run.objective.data.size")
+            into = groups[index :: self.total // share.world]
+            into[...] = part.reshape(into.shape)
+        return samples
+
+    def _micro_batches(self, samples: Samples, numbers: npt.NDArray[np.int64]) -> list[Batch]:
+        size = self.share.micro_batch
+        starts = range(0, len(samples), size)
+        return [self.collate.batch(samples[start : start + size], numbers[start : start + size]) for start in starts]
+
+
+def _next_multiple(number: int, of: int) -> int:
+    return -(-number // of) * of

@@ -1,0 +1,1 @@
+"""Images: records, decoding, batches, held-out images."""

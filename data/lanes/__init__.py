@@ -1,0 +1,1 @@
+"""Lanes: deterministic streams of samples, resumable at any step."""

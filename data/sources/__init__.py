@@ -1,0 +1,1 @@
+"""Where rows come from: files, Hugging Face datasets, built-in data."""

@@ -1,0 +1,86 @@
+"""`switchwork audit`: are the gradients of this job, with its sharding, precision, kernels and machine, right? Minutes before a long run."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import typer
+from rich.console import Console
+
+from launch.audit.report import show, suspects, unusual_signals
+from launch.commands.train import prepare_data
+from launch.config import JobConfig, expert_ranks, load
+from trainer.audit.evidence import Evidence, from_bytes
+from trainer.audit.verdict import Findings, judge
+from trainer.parsing import plain, read_job
+from trainer.run_files import AUDIT, RunFiles
+from trainer.settle import prepare
+from trainer.world import choose_device
+
+
+def audit(console: Console, path: str, overrides: Sequence[str], as_json: bool) -> bool:
+    """Start the job's workers for two steps, work the same steps out in float64 here, print the comparison; returns whether all is right."""
+    root = (read_job(path, overrides).get("run") or {}).get("root", "runs")
+    job = load(path, [*overrides, f"run.root={json.dumps(f'{root}/audits')}"])
+    files = prepare(job.run, resume=False, cluster=plain(job.cluster))
+    if not as_json:
+        workers = job.cluster.max_workers
+        console.print(f"{job.run.name}: two steps on {workers} worker{'s' * (workers > 1)}, then the same in float64")
+    evidence = _evidence(console, job, files)
+    findings = judge(job.run, evidence)
+    report = _report(findings, evidence)
+    files.write_audit(report)
+    picture = _draw(findings, files, str(job.run.name))
+    if as_json:
+        print(json.dumps(report, indent=1))
+    else:
+        show(console, str(job.run.name), findings, evidence, f"{files}/{AUDIT}", picture)
+    return findings.good
+
+
+def _evidence(console: Console, job: JobConfig, files: RunFiles) -> Evidence:
+    """What the workers hand over; their file is large, and not kept."""
+    from cluster.on_ray import train as ray_train
+
+    if not (job.cluster.address or os.environ.get("RAY_ADDRESS")):
+        choose_device(job.run.device, 0)  # the workers will be on this machine
+    prepare_data(job)
+    ray_train.connect(job.cluster)
+    ray_train.check_room(job.cluster)
+    try:
+        ray_train.audit(plain(job.run), job.cluster, expert_ranks(job))
+        return from_bytes(files.evidence())
+    except ray_train.WorkersFailed as error:
+        console.print(str(error), markup=False)
+        raise typer.Exit(1) from None
+    finally:
+        ray_train.leave()
+        files.delete_evidence()
+
+
+def _report(findings: Findings, evidence: Evidence) -> dict[str, object]:
+    """All of it, for programs."""
+    return {
+        "verdict": findings.good,
+        "suspects": suspects(findings),
+        "world": evidence.world,
+        "device": evidence.device,
+        "roundoff": evidence.roundoff,
+        "steps": [step.facts.number for step in evidence.steps],
+        "routing": {"decisions": findings.decisions, "near_ties_decided_otherwise": findings.flips},
+        "signals": {phase: {layer: signal.norm for layer, signal in signals.items()} for phase, signals in findings.signals.items()},
+        "unusual_signals": unusual_signals(findings),
+        "judged": [asdict(each) | {"good": each.good} for each in findings.judged],
+    }
+
+
+def _draw(findings: Findings, files: RunFiles, title: str) -> str:
+    from launch.audit.report import draw
+
+    with TemporaryDirectory() as scratch:
+        file = draw(findings, Path(scratch) / "signal.png", title)
+        files.put_picture(file)
+    return f"{files}/{file.name}"

@@ -1,0 +1,1 @@
+"""The fire drill: it injects faults into a run, and reports how the run recovered."""

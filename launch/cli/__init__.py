@@ -1,0 +1,1 @@
+"""The `switchwork` command: its verbs and their options, nothing else."""

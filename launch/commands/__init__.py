@@ -1,0 +1,1 @@
+"""What each verb does: a verb is a file."""

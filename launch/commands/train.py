@@ -1,0 +1,93 @@
+"""`switchwork train`: check the job, prepare what it needs, start the workers, and show what they do."""
+
+import os
+import threading
+from collections.abc import Sequence
+
+import typer
+import yaml
+from rich.console import Console
+
+from cluster.config.cluster import ClusterConfig
+from launch.config import JobConfig, expert_ranks, load
+from launch.console.progress import Watch
+from launch.console.summary import summary
+from launch.start import stopping
+from trainer.parsing import plain
+from trainer.settle import prepare
+from trainer.world import choose_device
+
+
+def dry_run(console: Console, path: str, overrides: Sequence[str], resume: bool) -> None:
+    """Print the resolved job, which is enough to repeat the run."""
+    job = load(path, overrides, resume)
+    console.print(yaml.safe_dump(plain(job), sort_keys=False), markup=False, end="")
+
+
+def train(console: Console, path: str, overrides: Sequence[str], resume: bool, started: float) -> None:
+    """Train to the end, on this machine or on the cluster that Ray finds."""
+    connecting = Background(import_ray)  # Ray takes seconds to import, and torch does as well: at the same time
+    job = load(path, overrides, resume)
+    if not (job.cluster.address or os.environ.get("RAY_ADDRESS")):
+        choose_device(job.run.device, 0)  # the workers will be on this machine
+    prepare_data(job)
+    files = prepare(job.run, resume, plain(job.cluster))
+    connecting.join()
+    from cluster.on_ray import train as ray_train
+
+    ray_train.connect(job.cluster)
+    ray_train.check_room(job.cluster)
+    steps = job.run.steps(job.run.objective.tokens_per_sample)
+    console.print(f"{job.run.name}: {_workers(job.cluster)}, run folder {files}")
+    if waiting := ray_train.waits_for(job.cluster):
+        console.print(f"waiting for {waiting}: other jobs hold the rest")
+    with Watch(files, steps, console), stopping(lambda: [files], console):
+        try:
+            ray_train.train(plain(job.run), job.cluster, started, expert_ranks(job))
+        except ray_train.WorkersFailed as error:
+            console.print(str(error), markup=False)
+            raise typer.Exit(1) from None
+    facts = files.summary()
+    assert facts is not None, "rank 0 writes it before it ends"
+    summary(console, files.folder, facts, job.run.tracking)
+    if facts["failed"]:
+        console.print(f"the run failed: {facts['stopped']}", markup=False)
+        raise typer.Exit(1)
+
+
+def _workers(cluster: ClusterConfig) -> str:
+    fewest, most = cluster.min_workers, cluster.max_workers
+    return f"{'' if fewest == most else f'{fewest} to '}{most} worker{'s' * (most > 1)}"
+
+
+def prepare_data(job: JobConfig) -> None:
+    """Make the data that the job reads, where they are made: once, before any worker starts."""
+    from data.prepare import prepare as prepare_data
+
+    if (data := job.run.objective.stored_data) is not None:
+        prepare_data(data)
+
+
+def import_ray() -> None:
+    """What the driver needs of Ray."""
+    import cluster.on_ray.train  # noqa: F401
+
+
+class Background(threading.Thread):
+    """`work` in a thread of its own; `join` raises what went wrong in it."""
+
+    def __init__(self, work: object):
+        super().__init__(daemon=True)
+        self.work, self.error = work, None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.work()  # type: ignore[operator]
+        except Exception as error:  # raised again by join()
+            self.error = error  # type: ignore[assignment]
+
+    def join(self, timeout: float | None = None) -> None:
+        super().join(timeout)
+        if self.error is not None:
+            raise self.error

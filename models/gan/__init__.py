@@ -1,0 +1,1 @@
+"""GANs: networks, layers, losses. Their objective is trainer/objectives/gan.py."""

@@ -1,0 +1,1 @@
+"""The mixture of experts; `layer.py` walks through one forward pass."""

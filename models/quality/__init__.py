@@ -1,0 +1,1 @@
+"""Measures of samples and representations: distances, probes, feature networks."""

@@ -1,0 +1,1 @@
+"""The transformer, its cost, and its layouts in Hugging Face transformers."""

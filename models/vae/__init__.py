@@ -1,0 +1,1 @@
+"""Variational autoencoders. Their objective is trainer/objectives/vae.py."""

@@ -1,0 +1,1 @@
+"""What happens between steps: metrics, evaluation, samples, checkpoints."""

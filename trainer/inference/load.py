@@ -1,0 +1,54 @@
+"""A run's networks in one process, without an engine: for samples, measures and export."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import torch
+
+from data.batches import Batch
+from models.init import initialise
+from trainer.checkpoint import fragments as shards
+from trainer.checkpoint import load as restore
+from trainer.checkpoint.format import Manifest
+from trainer.checkpoint.fragments import Fragment
+from trainer.config import RunConfig
+from trainer.core.loop import add
+from trainer.core.protocols import Objective, Sums
+from trainer.hooks.evaluate import evaluating
+from trainer.objectives import build_objective
+from trainer.run_files import RunFiles
+from trainer.storage import Folder
+from trainer.world import World
+
+ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+
+
+def load_objective(run: RunConfig, folder: Folder, say: Callable[[str], None]) -> tuple[Objective, int]:
+    """The objective of a run with the weights of its newest whole checkpoint (their moving average, where there is one), and that checkpoint's step.
+
+    No DeepSpeed, any layout.
+    """
+    found = restore.newest(RunFiles(folder).checkpoints, say)
+    if found is None:
+        raise ValueError(f"run {folder}: it has no checkpoint yet; set run.checkpoint.every, or let it end")
+    where, manifest = found
+    objective = build_objective(run.objective, run.seed)
+    for name, network in objective.networks.items():
+        initialise(network, run.seed)
+        restore.load(where, manifest, [_averaged(fragment.named(name), manifest) for fragment in shards.weights(network)], ALONE)
+    return objective, manifest["step"]
+
+
+def _averaged(fragment: Fragment, manifest: Manifest) -> Fragment:
+    """Where the checkpoint has the moving average of a weight, that is what is read."""
+    average = replace(fragment, kind="ema")
+    return average if fragment.kind == "weight" and average.key in manifest["tensors"] else fragment
+
+
+def measure(objective: Objective, batches: Iterable[Batch]) -> dict[str, float]:
+    """The objective's measures over `batches`."""
+    sums: Sums = {}
+    with evaluating(objective.networks):
+        for batch in batches:
+            add(sums, objective.evaluate(objective.networks, batch))
+    return objective.report(sums)

@@ -1,0 +1,1 @@
+"""What the objectives on images share."""

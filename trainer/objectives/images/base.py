@@ -1,0 +1,58 @@
+"""What the image objectives have in common: their data, and the measures of their samples."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from data.batches import Batch, RunState, Share
+from data.config import ImageConfig
+from trainer.core.protocols import Gather, Stream
+from trainer.objectives.base import BaseObjective
+from trainer.objectives.images.data import Images, Points, ToyConfig, build_data
+from trainer.objectives.images.quality import QualityConfig, image_quality, point_quality, quality_alarms
+
+
+class ImageObjective(BaseObjective):
+    """What objectives share whose one sample is one image, or point of toy data. Subclasses say what is minimised."""
+
+    def __init__(self, data: ImageConfig | ToyConfig, group: int, seed: int):
+        self.data: Images | Points = build_data(data, seed)
+        self.seed = seed
+        self.group = group
+
+    @property
+    def device(self) -> torch.device:
+        return next(next(iter(self.networks.values())).parameters()).device
+
+    def stream(self, share: Share, state: RunState | None) -> Stream:
+        return self.data.stream(share, state)
+
+    def held_out(self, share: Share) -> Iterable[Batch]:
+        return self.data.held_out(share)
+
+    def manifest(self) -> Mapping[str, object]:
+        return self.data.manifest()
+
+
+class GenerativeObjective(ImageObjective, ABC):
+    """Those that make images, whose samples are measured."""
+
+    def __init__(self, data: ImageConfig | ToyConfig, quality: QualityConfig | None, group: int, seed: int):
+        super().__init__(data, group, seed)
+        self.measures = quality
+
+    @abstractmethod
+    def draw(self, keys_M: Tensor, labels_M: Tensor) -> Tensor:
+        """A sample for each key, images in [-1, 1]."""
+
+    def quality(self, nets: Mapping[str, nn.Module], share: Share, gather: Gather) -> dict[str, float]:
+        if self.measures is None:
+            return {}
+        if isinstance(self.data, Images):
+            return image_quality(self.measures, self.data, self.draw, self.seed, share, gather, self.device)
+        return point_quality(self.measures, self.data, self.draw, self.seed, share, gather, self.device)
+
+    def alarms(self, quality: Mapping[str, float]) -> list[str]:
+        return quality_alarms(self.measures, quality)

@@ -1,0 +1,1 @@
+"""What a job needs, before any GPU is asked for."""

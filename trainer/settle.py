@@ -1,0 +1,66 @@
+"""The folder of a run: its name, and what is in it before the first worker starts."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+from trainer.config import RunConfig
+from trainer.parsing import plain
+from trainer.rules import RulesConfig
+from trainer.run_files import RESOLVED, RunFiles, run_files
+from trainer.run_rows import Job
+from trainer.storage import Folder, absolute, check_writable
+from trainer.tracking.config import tracking_uri
+
+
+def settle(run: RunConfig, stem: str, workers: int, resume: bool, numbered: bool = True) -> RunConfig:
+    """`run` with a name, absolute paths and a number of lanes, as the worker needs it: nothing in it depends on where or when any more.
+
+    An unnamed run is called after its job file: `<stem>-<next free number>`, or with `resume` the newest of that name.
+    """
+    root = absolute(run.root)
+    tracking = replace(run.tracking, uri=tracking_uri(run.tracking))
+    name = run.name or (_numbered(Folder(root), stem, resume) if numbered else stem)
+    objective = run.objective.resolved(workers, resume)
+    evaluate = replace(run.evaluate, rules=run.evaluate.rules and _settle_rules(run.evaluate.rules))
+    return replace(run, root=root, tracking=tracking, name=name, source=stem, evaluate=evaluate, objective=objective)
+
+
+def _settle_rules(rules: RulesConfig) -> RulesConfig:
+    """With absolute paths, once the rules are read and found to end."""
+    from trainer.rules.gate import Gate
+
+    Gate(rules)
+    return replace(rules, file=absolute(rules.file), graph=rules.graph and absolute(rules.graph))
+
+
+def _numbered(root: Folder, stem: str, resume: bool) -> str:
+    numbers = [int(found[1]) for entry in root.names() if (found := re.fullmatch(rf"{re.escape(stem)}-(\d+)", entry))]
+    if resume and not numbers:
+        raise ValueError(f"--resume: no run of {stem} in {root}; leave --resume out, or set run.name or run.root")
+    return f"{stem}-{max(numbers, default=0) + (0 if resume else 1):03d}"
+
+
+def prepare(run: RunConfig, resume: bool, cluster: dict[str, Any] | None = None) -> RunFiles:
+    """Make the run folder and write the resolved job into it. Raises ValueError if it cannot be written to, or would mix two runs."""
+    files = run_files(run.root, run.name)
+    started = files.has_begun
+    if started and not resume:
+        raise ValueError(f"run.name: {files} exists already; use --resume to go on with it, or another run.name")
+    if resume and not started:
+        raise ValueError(f"--resume: there is no run {files}; leave --resume out, or set run.name or run.root")
+    check_writable(files.folder.url, "run.root")
+    files.delete_stop_request()  # of an earlier attempt
+    job = Job(run=plain(run))
+    if cluster is not None:
+        job["cluster"] = cluster
+    files.write_job(job)
+    return files
+
+
+def find_run(text: str, root: str = "runs") -> Folder:
+    """The run that a person means: a folder or URL, or a name below `root`."""
+    for place in [text] if "://" in text else [text, f"{root}/{text}"]:
+        if RunFiles(folder := Folder(absolute(place))).has_job:
+            return folder
+    raise ValueError(f"run {text}: no {RESOLVED} in it nor in {root}/{text}; name the folder of a run")

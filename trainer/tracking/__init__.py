@@ -1,0 +1,1 @@
+"""How a run is tracked: metrics.jsonl and MLflow."""

@@ -1,0 +1,1 @@
+"""Puts a run together in a worker, from its config to its summary."""
