@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from threading import Event
 from typing import NotRequired, TypedDict, final
 
-from data.batches import RunState, Share
 from data.lanes.lane import LaneState
 from data.lanes.mixture import Counted, CountedState, Counts, chained, counts_of
 from data.open_lanes import Config, open_lanes
+from data.share import RunState, Share
 
 # A wrong digest is explained by samples lost or repeated, up to the samples of so many steps.
 MAX_SHIFT_STEPS = 4

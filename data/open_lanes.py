@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Generic
 
-from data.batches import OwnLanes, Share
+from data.batches import OwnLanes
 from data.config import ImageConfig, TextConfig
 from data.images.decode import StoredImage
 from data.images.records import ImageSamples
 from data.lanes.lane import Document, Lane, LaneState, SampleMaker
 from data.lanes.mixture import Counted, CountedState, MixedLane, SampleStream, counts_of
 from data.lanes.rows import Reading, Rows
+from data.share import Share
 from data.sources.kinds import Mixture, Plain, parts_of
 from data.sources.shards import Shards, open_shards
 from data.text.documents import Documents, TextSamples

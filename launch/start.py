@@ -4,12 +4,14 @@ The workers are other processes, on other machines perhaps, so the request goes 
 """
 
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 
+from launch.config import JobConfig
 from trainer.endings import Ending, Stopped
 from trainer.run_files import RunFiles
 
@@ -33,3 +35,36 @@ def stopping(runs: Callable[[], Iterable[RunFiles]], console: Console) -> Iterat
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def prepare_data(job: JobConfig) -> None:
+    """Make the data that the job reads, where they are made: once, before any worker starts."""
+    from data.prepare import prepare as prepare_data
+
+    if (data := job.run.objective.stored_data) is not None:
+        prepare_data(data)
+
+
+def import_ray() -> None:
+    """What the driver needs of Ray."""
+    import cluster.on_ray.train  # noqa: F401
+
+
+class Background(threading.Thread):
+    """`work` in a thread of its own; `join` raises what went wrong in it."""
+
+    def __init__(self, work: object):
+        super().__init__(daemon=True)
+        self.work, self.error = work, None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.work()  # type: ignore[operator]
+        except Exception as error:  # raised again by join()
+            self.error = error  # type: ignore[assignment]
+
+    def join(self, timeout: float | None = None) -> None:
+        super().join(timeout)
+        if self.error is not None:
+            raise self.error

@@ -5,9 +5,10 @@ from typing import Any
 
 def trained(world: Any, job: dict[str, Any], steps: int) -> tuple[Any, list[tuple[float, float]]]:
     """The training of `job` after `steps` steps, and loss and gradient norm of each."""
-    from data.batches import Share
+    from data.share import Share
     from trainer.config import RunConfig
-    from trainer.core.loop import Hook, fit, over_ranks
+    from trainer.core.loop import fit
+    from trainer.core.training import Hook, over_ranks
     from trainer.parsing import parse
     from trainer.worker.main import build_training
 

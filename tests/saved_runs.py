@@ -97,7 +97,7 @@ def started_state(world: Any, jobs: list[dict[str, Any]]) -> list[dict[str, Tens
     """The whole state at step 0 for each of `jobs`, after the network took it over; and that it can make a step."""
     from test_trainer_checkpoint import whole_state
 
-    from trainer.hooks.evaluate import fragments
+    from trainer.core.training import fragments
     from trainer.worker.main import build_training
 
     states = []

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from data.batches import Share
 from data.config import TextConfig
+from data.share import Share
 from data.sources.kinds import Files
-from data.text.collate import TextStream
 from data.text.documents import Documents
 from data.text.held_out import held_out, held_out_documents, xz_bits_per_byte
+from data.training_stream import TextStream
 
 WORDS = "the cat sat on the mat and a dog naïve café".split()
 

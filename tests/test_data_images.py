@@ -16,13 +16,15 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from data.batches import RunState, Share, merge_states
+from data.batches import merge_states
 from data.config import ImageConfig
-from data.images.collate import ImageStream, image_shape, preview_images
 from data.images.held_out import held_out_images, image_set
+from data.images.records import image_shape
 from data.manifest import manifest
 from data.prepare import prepare
+from data.share import RunState, Share
 from data.sources.kinds import Digits, Files, Hub
+from data.training_stream import ImageStream, preview_images
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (40, 6, 6, 3), np.uint8)

@@ -8,13 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.batches import RunState, Share, merge_states
+from data.batches import merge_states
 from data.config import ImageConfig, TextConfig
-from data.images.collate import ImageStream
 from data.ledger import Line, entry, verify
 from data.open_lanes import open_lanes
+from data.share import RunState, Share
 from data.sources.kinds import Files, Mixture, Part
-from data.text.collate import TextStream
+from data.training_stream import ImageStream, TextStream
 
 BATCH = {"global_batch": 16, "micro_batch": 4}
 

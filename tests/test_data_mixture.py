@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
 
-from data.batches import RunState, Share, merge_states
+from data.batches import merge_states
 from data.config import ImageConfig, TextConfig
-from data.images.collate import ImageStream
 from data.manifest import manifest
 from data.prepare import prepare
+from data.share import RunState, Share
 from data.sources.kinds import Digits, Files, Mixture, Part, absolute, parts_of
-from data.text.collate import TextStream
 from data.text.held_out import held_out_documents
+from data.training_stream import ImageStream, TextStream
 
 
 @pytest.fixture(scope="module")

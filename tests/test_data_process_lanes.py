@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from test_data_mixture import run
 
-from data.batches import Share
 from data.config import ImageConfig, TextConfig
 from data.prefetch import child as process
+from data.share import Share
 from data.sources.kinds import Files
-from data.text.collate import TextStream
+from data.training_stream import TextStream
 
 
 @pytest.fixture(scope="module")

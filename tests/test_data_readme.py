@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 import data
-from data.batches import RunState, Share, merge_states
+from data.batches import merge_states
 from data.config import TextConfig
+from data.share import RunState, Share
 from data.sources.kinds import Files, Mixture, Part
-from data.text.collate import TextStream
+from data.training_stream import TextStream
 
 assert data.__file__ is not None
 README = Path(data.__file__).with_name("README.md")

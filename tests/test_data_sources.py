@@ -22,15 +22,14 @@ from PIL import Image
 from pydantic import TypeAdapter
 from sklearn.datasets import load_digits
 
-from data.batches import Share
 from data.config import ImageConfig, TextConfig
-from data.images.collate import ImageStream
 from data.manifest import check_manifest, manifest
 from data.prepare import prepare
+from data.share import Share
 from data.sources.files import file_tag, list_files
 from data.sources.kinds import Files, Hub, Mixture, Part, PythonStdlib, absolute
 from data.sources.retry import OUTAGE
-from data.text.collate import TextStream
+from data.training_stream import ImageStream, TextStream
 
 TEXTS = [f"document {i} of the corpus: {'x' * (i % 7)}" for i in range(40)]
 

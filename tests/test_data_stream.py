@@ -8,11 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.batches import RunState, Share, merge_states
+from data.batches import merge_states
 from data.config import TextConfig
+from data.share import RunState, Share
 from data.sources.kinds import Files
-from data.text.collate import TextStream, preview
 from data.text.packing import segments
+from data.training_stream import TextStream, preview
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ def test_divisions_are_listed_with_both_numbers(corpus: Path) -> None:
 def test_zero_partitions_by_hand() -> None:
     # ZeRO's own example (Rajbhandari et al. 2020, section 5.4) in our bytes: 7.5e9 parameters over 64 ranks; master 4, moments 8, divided by the ranks.
     groups = [Group((7_500_000_000,), 64)]
-    from trainer.engines import DeepSpeedConfig
+    from trainer.engines.config import DeepSpeedConfig
 
     states = {zero: training_state(DeepSpeedConfig(zero=zero), groups, 1) for zero in (0, 1, 2, 3)}  # type: ignore[arg-type]
     assert states[0].parameters == 30e9

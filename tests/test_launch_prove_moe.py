@@ -102,7 +102,7 @@ def test_a_seed_gives_all_variants_the_same_start_and_the_same_data(corpus: Path
 
 
 def _share() -> Any:
-    from data.batches import Share
+    from data.share import Share
 
     return Share(rank=0, world=1, global_batch=16, micro_batch=4)
 

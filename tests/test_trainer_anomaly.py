@@ -23,10 +23,10 @@ LAYOUTS = {
 
 def curves(world: Any, job: dict[str, Any], layouts: list[tuple[str, int, int]], folder: str) -> dict[Any, tuple[dict[int, float], bool, int]]:
     """For each layout, poisoned, refused and by hand: losses by step, whether all training state is finite, and the number of anomalies."""
-    from data.batches import Share
+    from data.share import Share
     from trainer.config import RunConfig
-    from trainer.core.loop import Hook, fit, over_ranks
-    from trainer.hooks.evaluate import fragments
+    from trainer.core.loop import fit
+    from trainer.core.training import Hook, fragments, over_ranks
     from trainer.parsing import parse
     from trainer.recovery.faults import inject
     from trainer.run_files import run_files

@@ -32,7 +32,7 @@ def build(world: Any, job: dict[str, Any], zero: int, ep: int) -> Any:
 
 def whole_state(training: Any) -> dict[str, torch.Tensor]:
     """Every tensor of training state, put together from what all ranks own."""
-    from trainer.hooks.evaluate import fragments
+    from trainer.core.training import fragments
 
     mine = [(f.key, f.global_shape, f.start + f.owned.start, f.values[f.owned].clone()) for f in fragments(training)]
     state: dict[str, torch.Tensor] = {}
@@ -44,9 +44,9 @@ def whole_state(training: Any) -> dict[str, torch.Tensor]:
 
 
 def train_and_save(world: Any, job: dict[str, Any], zero: int, ep: int, root: str) -> dict[str, torch.Tensor]:
-    from data.batches import Share
+    from data.share import Share
     from trainer.core.loop import fit
-    from trainer.hooks.evaluate import fragments
+    from trainer.core.training import fragments
 
     training = build(world, job, zero, ep)
     batch = job["batch"]
@@ -61,7 +61,7 @@ def train_and_save(world: Any, job: dict[str, Any], zero: int, ep: int, root: st
 
 
 def load_into(world: Any, job: dict[str, Any], layouts: list[tuple[int, int]], root: str) -> dict[tuple[int, int], dict[str, torch.Tensor]]:
-    from trainer.hooks.evaluate import fragments
+    from trainer.core.training import fragments
 
     found = {}
     for zero, ep in layouts:

@@ -52,9 +52,10 @@ def run(world: Any, jobs: dict[str, dict[str, Any]], layouts: list[tuple[int, in
 
 def run_layouts(world: Any, job: dict[str, Any], layouts: list[tuple[int, int]]) -> dict[tuple[int, int], dict[str, Any]]:
     """Losses, loads, what was said and logged, and all of the training state before and after the first event, for every (EP, ZeRO)."""
-    from data.batches import Share
+    from data.share import Share
     from trainer.config import RunConfig
-    from trainer.core.loop import Hook, fit, over_ranks
+    from trainer.core.loop import fit
+    from trainer.core.training import Hook, over_ranks
     from trainer.hooks.collapse import collapse_hooks
     from trainer.parsing import parse
     from trainer.worker.main import build_training
@@ -183,7 +184,7 @@ def test_dead_experts_start_anew(world: int, layout: tuple[int, int], corpus: Pa
 
 def whole_run(world: Any, job: dict[str, Any], resume: bool) -> dict[str, Any]:
     from trainer.config import RunConfig
-    from trainer.core.loop import Hook
+    from trainer.core.training import Hook
     from trainer.parsing import parse
     from trainer.settle import prepare, settle
     from trainer.worker import hooks as run_hooks

@@ -31,7 +31,7 @@ def gradients(world: Any) -> Found:
     """Loss and gradients of one global batch, summed over the ranks, for all CASES."""
     from dataclasses import replace
 
-    from data.batches import Share
+    from data.share import Share
 
     found: Found = {}
     for name, micro_batch, chunk in CASES:
@@ -62,7 +62,7 @@ def of_world(size: int) -> Found:
 @cache
 def by_autograd(name: str) -> tuple[float, dict[str, torch.Tensor]]:
     """The whole batch at once through the losses of models/losses.py."""
-    from data.batches import Share
+    from data.share import Share
 
     objective = built(name)
     stream = objective.stream(Share(rank=0, world=1, global_batch=GLOBAL_BATCH, micro_batch=GLOBAL_BATCH), None)

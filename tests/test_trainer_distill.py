@@ -20,10 +20,11 @@ from test_trainer_image_runs import resume
 from test_trainer_worker import train
 from torch import nn
 
-from data.batches import Share
+from data.share import Share
 from launch.audit.report import suspects
+from launch.commands.eval import evaluate_run
 from launch.commands.export import export
-from launch.commands.sample import evaluate_run, read_run, show_samples
+from launch.commands.sample import show_samples
 from models.init import initialise
 from models.transformer.cost import forward_flops_per_token
 from trainer.audit.evidence import Evidence
@@ -37,7 +38,7 @@ from trainer.objectives.language import teacher
 from trainer.parsing import parse
 from trainer.planning.estimate import estimate
 from trainer.planning.layout import Part
-from trainer.settle import settle
+from trainer.settle import read_run, settle
 from trainer.storage import Folder
 from trainer.world import joined
 

@@ -156,7 +156,7 @@ def traffic(world: Any, jobs: list[dict[str, Any]]) -> list[list[tuple[str, int]
     """Type and bytes of everything that goes through an all-to-all in one step of each job."""
     import torch.distributed as dist
 
-    from data.batches import Share
+    from data.share import Share
     from trainer.config import RunConfig
     from trainer.core.loop import fit
     from trainer.parsing import parse

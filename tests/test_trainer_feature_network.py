@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from data.batches import Share
 from data.config import ImageConfig
+from data.share import Share
 from models.quality.classifier import ClassifierConfig
 from models.quality.inception import InceptionFeatures
 from trainer.objectives.images.data import Images

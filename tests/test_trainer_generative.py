@@ -94,9 +94,10 @@ def job_of(name: str, zero: int) -> dict[str, Any]:
 
 def curves(world: Any, cases: list[tuple[str, int]]) -> dict[tuple[str, int], tuple[Curve, Averages]]:
     """Loss of each phase and gradient norms at every step, and this rank's part of the final averages, for every (objective, ZeRO stage)."""
-    from data.batches import Share
+    from data.share import Share
     from trainer.config import RunConfig, check
-    from trainer.core.loop import Hook, fit, over_ranks
+    from trainer.core.loop import fit
+    from trainer.core.training import Hook, over_ranks
     from trainer.parsing import parse
     from trainer.worker.main import build_training
 

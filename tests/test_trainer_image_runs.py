@@ -105,9 +105,9 @@ def test_a_diffusion_run_is_exported_and_diffusers_makes_the_same_images(runs: P
     from diffusers import DDPMPipeline
 
     from launch.commands.export import export
-    from launch.commands.sample import read_run
     from models.diffusion.samplers import ddpm, timesteps
     from trainer.inference.load import load_objective
+    from trainer.settle import read_run
     from trainer.storage import Folder
 
     objective = {"name": "ddpm", "data": DIGITS, "network": NETWORK, "diffusion": {"schedule": {"steps": 12, "beta_end": 0.5}}, "bound_timesteps": 0}

@@ -35,9 +35,10 @@ def job_of(corpus: Path, routing: str) -> dict[str, Any]:
 
 def train(world: Any, jobs: dict[str, dict[str, Any]], layouts: list[tuple[int, int]]) -> dict[tuple[str, int, int], dict[str, Any]]:
     """Losses and norms of all steps, the first step's gradients, the load of every step, and the buffers at the end."""
-    from data.batches import Share
+    from data.share import Share
     from trainer.config import RunConfig
-    from trainer.core.loop import Hook, fit, over_ranks
+    from trainer.core.loop import fit
+    from trainer.core.training import Hook, over_ranks
     from trainer.parsing import parse
     from trainer.worker.main import build_training
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from models.moe.figures import routing_figures, routing_sums
 from models.moe.layer import RouteStats
-from trainer.core.loop import add
+from trainer.core.training import add
 from trainer.records.charts import expert_load
 
 

@@ -20,7 +20,7 @@ from test_trainer_image_runs import resume
 from test_trainer_worker import losses, train
 from torch import Tensor, nn
 
-from data.batches import Batch, RunState, Share
+from data.share import Batch, RunState, Share
 from launch.commands.export import export
 from launch.commands.sample import show_samples
 from launch.commands.schema import job_schema

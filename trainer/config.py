@@ -4,11 +4,11 @@ import math
 import re
 from dataclasses import dataclass, field
 
-from data.batches import Share
+from data.share import Share
 from trainer.checkpoint.save import CheckpointConfig
 from trainer.core.anomaly import AnomalyConfig
 from trainer.core.ema import EmaConfig
-from trainer.engines import DeepSpeedConfig, EngineConfig, Precision
+from trainer.engines.config import DeepSpeedConfig, EngineConfig, Precision
 from trainer.engines.optim import Constant, OptimizerConfig
 from trainer.hooks.profiling import ProfileConfig
 from trainer.objectives import AnyObjective

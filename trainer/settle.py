@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from trainer.config import RunConfig
-from trainer.parsing import plain
+from trainer.parsing import parse, plain
 from trainer.rules import RulesConfig
 from trainer.run_files import RESOLVED, RunFiles, run_files
 from trainer.run_rows import Job
@@ -64,3 +64,8 @@ def find_run(text: str, root: str = "runs") -> Folder:
         if RunFiles(folder := Folder(absolute(place))).has_job:
             return folder
     raise ValueError(f"run {text}: no {RESOLVED} in it nor in {root}/{text}; name the folder of a run")
+
+
+def read_run(folder: Folder) -> RunConfig:
+    """The resolved job of a run."""
+    return parse(RunConfig, RunFiles(folder).job()["run"], "run")

@@ -1,20 +1,14 @@
 """The training stream of one rank, for images."""
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
-from data.batches import Batch, RunState, Share
-from data.config import ImageConfig
-from data.images.records import ImageRecords, Images, Records
+from data.images.records import Records
 from data.lanes.lane import Samples
-from data.lanes.rows import scan
 from data.lanes.shuffle import splitmix64, stable_hash
-from data.training_stream import RunStream
-
-if TYPE_CHECKING:
-    import torch
+from data.share import Batch
 
 
 class ImageCollate:
@@ -38,31 +32,7 @@ class ImageCollate:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-class ImageStream(RunStream):
-    """The training batches of one rank, of images (run_stream.py)."""
-
-    def __init__(self, config: ImageConfig, share: Share, *, seed: int, state: RunState | None = None) -> None:
-        collate = ImageCollate(flip_seed=seed if config.flip else None)
-        super().__init__(config, collate, share, seed=seed, state=state)
 
 
-def preview_images(config: ImageConfig, seed: int, n: int) -> "torch.Tensor":
-    """The first `n` training images of a run, (n, C, H, W) uint8, as the model will see them."""
-    share = Share(rank=0, world=1, global_batch=n, micro_batch=n)
-    with ImageStream(config, share, seed=seed) as stream:
-        return next(stream).micro_batches[0]["image"]
 
 
-def image_shape(config: ImageConfig) -> tuple[int, int, int]:
-    """(C, H, W) of every image: of `size`, else of the first image.
-
-    Raises ValueError for a source without images.
-    """
-    if config.size:
-        return config.channels, config.size, config.size
-    images = Images(config, held_out=0.0)
-    for table, origin, _ in scan(config.source, lambda _: config.eval_columns, retry_seconds=config.retry_seconds):
-        records = ImageRecords(config).of(images.all(table, origin)[:1])
-        channels, height, width = records["image"].shape[1:]
-        return channels, height, width
-    raise AssertionError("a scan has rows, or raises")

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from data.batches import Batch
 from data.config import ImageConfig
 from data.images.decode import StoredImage
 from data.images.records import ImageRecords, Images
 from data.lanes.rows import scan
+from data.share import Batch
 from data.sources.kinds import Plain
 
 if TYPE_CHECKING:

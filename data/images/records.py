@@ -11,7 +11,7 @@ import xxhash
 from data.config import ImageConfig
 from data.images.decode import Decoder, Pixels, StoredImage, Unreadable
 from data.lanes.lane import Chunk
-from data.lanes.rows import Origin
+from data.lanes.rows import Origin, scan
 from data.sources.arrow import views
 
 if TYPE_CHECKING:
@@ -204,3 +204,18 @@ def _labels(column: "pa.ChunkedArray", name: str) -> list[int]:
     if column.null_count:
         raise ValueError(f"{field} has rows without a label; use a full column, or set it to null")
     return [int(label) for label in column.to_pylist()]
+
+
+def image_shape(config: ImageConfig) -> tuple[int, int, int]:
+    """(C, H, W) of every image: of `size`, else of the first image.
+
+    Raises ValueError for a source without images.
+    """
+    if config.size:
+        return config.channels, config.size, config.size
+    images = Images(config, held_out=0.0)
+    for table, origin, _ in scan(config.source, lambda _: config.eval_columns, retry_seconds=config.retry_seconds):
+        records = ImageRecords(config).of(images.all(table, origin)[:1])
+        channels, height, width = records["image"].shape[1:]
+        return channels, height, width
+    raise AssertionError("a scan has rows, or raises")

@@ -3,12 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 
-from data.batches import Batch, RunState, Share
-from data.config import TextConfig
 from data.lanes.lane import Samples
+from data.share import Batch
 from data.text.packing import segments
-from data.text.tokenizers import load_tokenizer
-from data.training_stream import RunStream
 
 
 class TextCollate:
@@ -33,17 +30,5 @@ class TextCollate:
         return batch
 
 
-class TextStream(RunStream):
-    """The training batches of one rank, of text (run_stream.py)."""
-
-    def __init__(self, config: TextConfig, share: Share, *, seed: int, state: RunState | None = None) -> None:
-        eod = load_tokenizer(config.tokenizer).eod if config.document_mask else None
-        super().__init__(config, TextCollate(eod=eod), share, seed=seed, state=state)
 
 
-def preview(config: TextConfig, seed: int, n: int) -> list[str]:
-    """The first `n` training samples of a run as text, as the model will see them."""
-    tokenizer = load_tokenizer(config.tokenizer)
-    share = Share(rank=0, world=1, global_batch=n, micro_batch=n)
-    with TextStream(config, share, seed=seed) as stream:
-        return [tokenizer.decode(sample) for sample in next(stream).micro_batches[0]["tokens"].tolist()]

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data.batches import Batch
 from data.config import TextConfig
 from data.lanes.rows import scan
+from data.share import Batch
 from data.sources.kinds import Plain
 from data.text.documents import Documents
 from data.text.packing import Tokens, segments

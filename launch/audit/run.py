@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 
 from launch.audit.report import show, suspects, unusual_signals
-from launch.commands.train import prepare_data
 from launch.config import JobConfig, expert_ranks, load
+from launch.start import prepare_data
 from trainer.audit.evidence import Evidence, from_bytes
 from trainer.audit.verdict import Findings, judge
 from trainer.parsing import plain, read_job

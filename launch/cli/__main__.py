@@ -42,7 +42,7 @@ def train(
 @app.command()
 def data(job: JobFile, overrides: Overrides = None, n: Annotated[int, typer.Option("--n", help="how many")] = 3) -> None:
     """Print the first decoded training samples: what the model will see."""
-    from launch.commands.sample import show_data
+    from launch.commands.data import show_data
 
     show_data(console, job, overrides or [], n)
 

@@ -46,9 +46,8 @@ def promote(
 ) -> None:
     """Register a run's last checkpoint; it becomes champion only if the rules hold (exit code 1 if not)."""
     from launch.commands.promote import promote as register
-    from launch.commands.sample import read_run
     from trainer.rules import RulesConfig
-    from trainer.settle import find_run
+    from trainer.settle import find_run, read_run
 
     folder = find_run(run)
     if not register(console, folder, read_run(folder), RulesConfig(file=rules, graph=graph), name, samples, seed):
@@ -67,8 +66,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """A run's last checkpoint, in one process: the objective's own measures on its held-out data, a few-shot task, or lm-eval's tasks."""
-    from launch.commands.eval import evaluate_task, style_of
-    from launch.commands.sample import evaluate_run
+    from launch.commands.eval import evaluate_run, evaluate_task, style_of
 
     if harness is not None:
         from launch.commands.eval import evaluate_harness

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +13,13 @@ import torch
 from rich.console import Console
 
 from launch.commands.export import export
-from launch.commands.sample import read_run
 from launch.console.tables import table
 from trainer.inference.few_shot import Answer, Answers, Style, digest_of, read_task, wilson
-from trainer.inference.load import load_objective
+from trainer.inference.load import ALONE, load_objective, measure
 from trainer.objectives.language.config import CausalConfig
 from trainer.objectives.language.objective import LanguageObjective
 from trainer.run_files import RunFiles
-from trainer.settle import find_run
+from trainer.settle import find_run, read_run
 from trainer.storage import Folder
 
 _BATCH = 64
@@ -134,4 +134,18 @@ def evaluate_harness(console: Console, run: str, tasks: str, more: str | None, s
         for key, value in each.items():
             rows.append((task, key, f"{value:.4f}"))
     console.print(table(f"lm-eval: {folder.name}", ("task", "measure", "value"), rows, left=(0, 1, 2)))
+    return figures
+
+
+def evaluate_run(console: Console, run: str) -> dict[str, float]:
+    """Print and return the measures of the last checkpoint of `run` on its held-out data."""
+    folder = find_run(run)
+    config = read_run(folder)
+    objective, step = load_objective(config, folder, console.print)
+    figures = measure(objective, list(objective.held_out(config.evaluation_share(ALONE))))
+    rows = []
+    for name, value in (figures | objective.baselines()).items():
+        if "/expert" not in name:
+            rows.append((name, f"{value:.4f}" if math.isfinite(value) else str(value)))
+    console.print(table(f"{config.name}, step {step}, held out", ("", ""), rows, left=(0, 1)))
     return figures

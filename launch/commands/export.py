@@ -5,13 +5,12 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from launch.commands.sample import read_run
 from trainer.core.protocols import Objective
 from trainer.inference.diffusers_export import check_diffusers, write_diffusers
 from trainer.inference.load import load_objective
 from trainer.inference.transformers_export import check_exportable, write_transformers
 from trainer.objectives.config import ExportFormat, ObjectiveConfig
-from trainer.settle import find_run
+from trainer.settle import find_run, read_run
 from trainer.storage import Folder, absolute, check_writable
 
 

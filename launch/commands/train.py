@@ -1,7 +1,6 @@
 """`switchwork train`: check the job, prepare what it needs, start the workers, and show what they do."""
 
 import os
-import threading
 from collections.abc import Sequence
 
 import typer
@@ -9,10 +8,10 @@ import yaml
 from rich.console import Console
 
 from cluster.config.cluster import ClusterConfig
-from launch.config import JobConfig, expert_ranks, load
+from launch.config import expert_ranks, load
 from launch.console.progress import Watch
 from launch.console.summary import summary
-from launch.start import stopping
+from launch.start import Background, import_ray, prepare_data, stopping
 from trainer.parsing import plain
 from trainer.settle import prepare
 from trainer.world import choose_device
@@ -60,34 +59,7 @@ def _workers(cluster: ClusterConfig) -> str:
     return f"{'' if fewest == most else f'{fewest} to '}{most} worker{'s' * (most > 1)}"
 
 
-def prepare_data(job: JobConfig) -> None:
-    """Make the data that the job reads, where they are made: once, before any worker starts."""
-    from data.prepare import prepare as prepare_data
-
-    if (data := job.run.objective.stored_data) is not None:
-        prepare_data(data)
 
 
-def import_ray() -> None:
-    """What the driver needs of Ray."""
-    import cluster.on_ray.train  # noqa: F401
 
 
-class Background(threading.Thread):
-    """`work` in a thread of its own; `join` raises what went wrong in it."""
-
-    def __init__(self, work: object):
-        super().__init__(daemon=True)
-        self.work, self.error = work, None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self.work()  # type: ignore[operator]
-        except Exception as error:  # raised again by join()
-            self.error = error  # type: ignore[assignment]
-
-    def join(self, timeout: float | None = None) -> None:
-        super().join(timeout)
-        if self.error is not None:
-            raise self.error

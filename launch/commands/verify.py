@@ -6,14 +6,13 @@ from rich.console import Console
 
 from data.ledger import verify as verify_ledger
 from data.manifest import check_manifest
-from launch.commands.sample import read_run
 from trainer.checkpoint import load as restore
 from trainer.checkpoint.format import step_name, steps_in
 from trainer.objectives import build_objective
 from trainer.parsing import one_line
 from trainer.rules import log as audit
 from trainer.run_files import DATA_MANIFEST, RULES_LOG, RunFiles
-from trainer.settle import find_run
+from trainer.settle import find_run, read_run
 from trainer.storage import Folder, absolute
 
 

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from launch.commands.train import Background, prepare_data
 from launch.config import expert_ranks
 from launch.console.many_runs import progress
 from launch.console.tables import table
-from launch.start import stopping
+from launch.start import Background, prepare_data, stopping
 from launch.sweep.config import Asha, SweepConfig
 from launch.sweep.outcomes import KEPT, claim, look
 from launch.sweep.results import finish

@@ -26,16 +26,15 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # else `data` would be this very file
 
-from data.batches import Share
 from data.config import ImageConfig, TextConfig
-from data.images.collate import ImageStream
+from data.share import Share
 from data.sources.arrow import views
 from data.sources.builtin import stdlib_shards
 from data.sources.kinds import Files
-from data.text.collate import TextStream
 from data.text.documents import column
 from data.text.packing import join
 from data.text.tokenizers import texts_of
+from data.training_stream import ImageStream, TextStream
 
 GLOBAL_BATCH, MICRO_BATCH, SHARDS = 64, 16, 8
 SPLIT = {"global_batch": GLOBAL_BATCH, "micro_batch": MICRO_BATCH}

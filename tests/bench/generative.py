@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from paired import arguments, in_turn, ratio, show, write
 
-from data.batches import Batch, Share
+from data.share import Batch, Share
 from models.diffusion.diffusers_format import scheduler_arguments, unet_arguments
 from models.random import derive, integers, normal, sample_keys
 from trainer.config import RunConfig
-from trainer.core.loop import Training, train_step
+from trainer.core.loop import train_step
+from trainer.core.training import Training
 from trainer.objectives.diffusion import DDPMObjective
 from trainer.parsing import parse, read_job
 from trainer.worker.main import build_training

@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from paired import arguments, in_turn, ratio, show, write
 
-from data.batches import Batch, Share
+from data.share import Batch, Share
 from models.init import initialise
 from models.moe.layer import router_loss
 from models.transformer.model import Transformer
 from trainer.config import RunConfig
 from trainer.core.loop import train_step
-from trainer.hooks.evaluate import Report
+from trainer.hooks.report import Report
 from trainer.parsing import parse, read_job
 from trainer.tracking.tracker import NullTracker
 from trainer.worker.main import build_training

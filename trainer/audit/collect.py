@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data.batches import Share
+from data.share import Share
 from models.moe.experts import Experts
 from models.moe.policies import Assignments
 from models.moe.router import Router
@@ -24,8 +24,8 @@ from trainer.audit.evidence import AuditedStep, Evidence, RouterCall, StaleWeigh
 from trainer.audit.rounding import arithmetic
 from trainer.checkpoint.fragments import receipt
 from trainer.config import RunConfig, check
-from trainer.core.loop import Training, train_step
-from trainer.hooks.evaluate import fragments
+from trainer.core.loop import train_step
+from trainer.core.training import Training, fragments
 from trainer.parsing import parse
 from trainer.run_files import run_files
 from trainer.worker.main import build_training

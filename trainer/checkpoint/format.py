@@ -28,7 +28,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-from data.batches import RunState
+from data.share import RunState
 from trainer.run_rows import Anomaly
 from trainer.storage import Folder
 

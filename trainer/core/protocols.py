@@ -11,7 +11,8 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from data.batches import Batch, RunState, Share, Step
+from data.batches import Step
+from data.share import Batch, RunState, Share
 from trainer.checkpoint.fragments import Fragment
 
 _T = TypeVar("_T")

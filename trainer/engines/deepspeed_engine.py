@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainer.checkpoint.fragments import Fragment
-from trainer.engines import LARGEST_BUCKET, DeepSpeedConfig, state
+from trainer.engines import state
+from trainer.engines.config import LARGEST_BUCKET, DeepSpeedConfig
 from trainer.engines.lean_deepspeed import deepspeed
 from trainer.engines.optim import OptimizerConfig, adamw
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from torch import nn
 
-from trainer.engines import DeepSpeedConfig, build_engine
+from trainer.engines import build_engine
+from trainer.engines.config import DeepSpeedConfig
 from trainer.engines.lean_deepspeed import BUILT, OP
 from trainer.engines.optim import OptimizerConfig
 from trainer.world import joined

@@ -17,8 +17,8 @@ from models.moe.layer import MoELayer
 from models.moe.policies import BiasBalancedRouting
 from models.moe.watch import RaiseBalanceLoss, ReinitDeadExperts, RoutingWatch, Stop, Warn
 from trainer.checkpoint.fragments import MOMENTS, Fragment
-from trainer.core.loop import Hook, Training
 from trainer.core.protocols import Engine
+from trainer.core.training import Hook, Training
 from trainer.endings import Ending, Stopped
 from trainer.run_rows import EventKind, Say
 from trainer.tracking.tracker import Tracker

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.core.loop import Training
+from trainer.core.training import Training
 from trainer.world import World
 
 

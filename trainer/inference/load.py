@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import torch
 
-from data.batches import Batch
+from data.share import Batch
 from models.init import initialise
 from trainer.checkpoint import fragments as shards
 from trainer.checkpoint import load as restore
 from trainer.checkpoint.format import Manifest
 from trainer.checkpoint.fragments import Fragment
 from trainer.config import RunConfig
-from trainer.core.loop import add
 from trainer.core.protocols import Objective, Sums
+from trainer.core.training import add
 from trainer.hooks.evaluate import evaluating
 from trainer.objectives import build_objective
 from trainer.run_files import RunFiles

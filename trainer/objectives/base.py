@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from data.batches import Batch, Share
+from data.share import Batch, Share
 from trainer.core.protocols import Gather, GatherRows, Objective, SampleSet, Sums
 
 

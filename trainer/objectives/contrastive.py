@@ -15,8 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from data.batches import Batch, Share
 from data.config import ImageConfig
+from data.share import Batch, Share
 from models.contrastive.augment import AugmentConfig, augment
 from models.contrastive.losses import Embedded, PairLoss, clamped, leads_out, nt_xent
 from models.contrastive.towers import ConvEncoderConfig, TwoTowers, TwoViews

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from data.batches import Batch
 from data.config import ImageConfig
+from data.share import Batch
 from models.diffusion.bound import prior_term, vlb_term
 from models.diffusion.losses import DiffusionConfig, diffusion_loss, loss_by_timestep, squared_error
 from models.diffusion.networks import DiffusionNetworkConfig, build_diffusion_network

@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from data.batches import Batch
 from data.config import ImageConfig
+from data.share import Batch
 from models.gan.batch_norm import fold_batch_statistics
 from models.gan.dcgan import DCGANConfig
 from models.gan.losses import GanLoss, PenaltyConfig, discriminator_loss, generator_loss, gradient_penalty, jensen_shannon_estimate, r1_penalty, value

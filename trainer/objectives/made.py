@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from data.batches import Batch, RunState, Share, Step
+from data.batches import Step
+from data.share import Batch, RunState, Share
 
 Make = Callable[[Tensor, str], Batch]
 """From the numbers (M,) of samples and the split that they belong to, to a batch with them under "sample"."""

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from data.batches import Batch
 from data.config import ImageConfig
+from data.share import Batch
 from models.contrastive.augment import augment
 from models.contrastive.losses import Embedded, PairLoss, clamped, sigmoid_pairs, symmetric_info_nce
 from models.contrastive.towers import ConvEncoderConfig, TwoTowers

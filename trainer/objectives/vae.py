@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from data.batches import Batch
 from data.config import ImageConfig
+from data.share import Batch
 from models.random import normal, sample_keys
 from models.vae.elbo import LatentStatistics, bits_per_dimension, free_bits, importance_bound, kl_weight
 from models.vae.likelihoods import GaussianConfig, LikelihoodConfig

@@ -8,7 +8,7 @@ from models.transformer.cost import parameters
 from models.transformer.model import Transformer
 from trainer.config import RunConfig, check
 from trainer.core.protocols import Objective
-from trainer.engines import DeepSpeedConfig
+from trainer.engines.config import DeepSpeedConfig
 from trainer.planning.footprint import on_meta, parameter_count, transformer_config
 from trainer.planning.layout import USABLE, Layout, Machine, MemoryPlan, checkpoint_bytes, layout_of
 from trainer.planning.step_time import StepTime

@@ -18,7 +18,7 @@ from models.transformer.cost import Kept, Kernels, kept
 from models.transformer.model import Transformer, TransformerConfig
 from trainer.config import RunConfig
 from trainer.core.protocols import Objective
-from trainer.engines import DeepSpeedConfig
+from trainer.engines.config import DeepSpeedConfig
 from trainer.objectives import build_objective
 from trainer.planning.state_bytes import Group, State, optimizer_groups, training_state
 

@@ -11,7 +11,7 @@ from math import ceil
 from torch import nn
 
 from models.moe.experts import Experts
-from trainer.engines import LARGEST_BUCKET, AccelerateConfig, DeepSpeedConfig, EngineConfig
+from trainer.engines.config import LARGEST_BUCKET, AccelerateConfig, DeepSpeedConfig, EngineConfig
 from trainer.engines.optim import OptimizerConfig, parameter_groups
 
 _FP32 = 4

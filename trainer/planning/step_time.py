@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from models.moe.policies import experts_per_token
 from models.transformer.model import TransformerConfig
-from trainer.engines import AccelerateConfig, DeepSpeedConfig, EngineConfig
+from trainer.engines.config import AccelerateConfig, DeepSpeedConfig, EngineConfig
 from trainer.planning.gpus import Gpu
 from trainer.planning.state_bytes import Group
 

@@ -19,7 +19,7 @@ from trainer.run_files import RunFiles
 from trainer.run_rows import AttemptBegan, AttemptEnded, Event, EventKind, Say
 
 if TYPE_CHECKING:  # the driver and Ray's controller need no torch for what is here
-    from trainer.core.loop import Training
+    from trainer.core.training import Training
     from trainer.world import World
 
 Print = Callable[[str], None]

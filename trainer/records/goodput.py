@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from trainer.core.loop import Training
+from trainer.core.training import Training
 from trainer.run_files import RunFiles
 from trainer.run_rows import GoodputRow, Spent
 from trainer.tracking.tracker import Tracker

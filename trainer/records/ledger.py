@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from data.batches import RunState, Share
 from data.ledger import entry
 from data.manifest import check_manifest
+from data.share import RunState, Share
 from trainer.core.protocols import Objective
 from trainer.run_files import RunFiles
 from trainer.world import World

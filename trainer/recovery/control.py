@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from trainer.core.loop import Training
+from trainer.core.training import Training
 from trainer.endings import Ending, Stopped
 from trainer.run_files import RunFiles
 

@@ -17,8 +17,8 @@ from torch.autograd.function import FunctionCtx
 from data.sources.retry import OUTAGE
 from trainer.checkpoint.format import step_name, steps_in
 from trainer.checkpoint.fragments import Fragment
-from trainer.core.loop import Hook, Training
 from trainer.core.protocols import Engine
+from trainer.core.training import Hook, Training
 from trainer.run_files import RunFiles
 from trainer.run_rows import Fault
 

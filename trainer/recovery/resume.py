@@ -6,8 +6,9 @@ from trainer.checkpoint import load as restore
 from trainer.checkpoint.format import State
 from trainer.checkpoint.save import Checkpointer
 from trainer.core.anomaly import Note
-from trainer.core.loop import Training
-from trainer.hooks.evaluate import Report, Save, fragments
+from trainer.core.training import Training, fragments
+from trainer.hooks.report import Report
+from trainer.hooks.save import Save
 from trainer.run_files import RunFiles
 from trainer.run_rows import Anomaly, EventKind, Say
 from trainer.tracking.tracker import Tracker

@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Any
 
-from trainer.core.loop import Training
+from trainer.core.training import Training
 from trainer.endings import Ending, Stopped
 from trainer.records.attempts import note_end
 from trainer.run_files import RunFiles

@@ -8,8 +8,8 @@ from trainer.rules.log import AuditLog
 from trainer.run_rows import EventKind, Say
 
 if TYPE_CHECKING:
-    from trainer.core.loop import Training
-    from trainer.hooks.evaluate import Sample
+    from trainer.core.training import Training
+    from trainer.hooks.sample import Sample
     from trainer.tracking.tracker import Tracker
 
 

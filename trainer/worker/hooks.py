@@ -8,10 +8,13 @@ from pathlib import Path
 from data.batches import merge_states
 from trainer.checkpoint.save import Checkpointer
 from trainer.config import RunConfig
-from trainer.core.loop import Hook, Training
+from trainer.core.training import Hook, Training
 from trainer.hooks.collapse import collapse_hooks
-from trainer.hooks.evaluate import Evaluate, Quality, Report, Sample, Save
+from trainer.hooks.evaluate import Evaluate, Quality
 from trainer.hooks.profiling import ProfilerHook
+from trainer.hooks.report import Report
+from trainer.hooks.sample import Sample
+from trainer.hooks.save import Save
 from trainer.planning.gpus import peak_flops
 from trainer.records.goodput import Goodput
 from trainer.records.ledger import Ledger

@@ -7,19 +7,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.batches import Share
+from data.share import Share
 from models.init import initialise
 from trainer.checkpoint.format import State
 from trainer.checkpoint.save import Checkpointer
 from trainer.config import RunConfig, check
 from trainer.core.anomaly import Guard, Note, no_checkpoint, unnoted
 from trainer.core.ema import Ema
-from trainer.core.loop import Training, fit
+from trainer.core.loop import fit
 from trainer.core.protocols import Engine, Objective
+from trainer.core.training import Training, fragments
 from trainer.endings import Ending, Stopped
 from trainer.engines import build_engine
 from trainer.engines.optim import learning_rate
-from trainer.hooks.evaluate import fragments
 from trainer.objectives import build_objective
 from trainer.parsing import parse, plain
 from trainer.records.attempts import Print, begin_attempt, close_attempt, ending, note_end, recorded

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from trainer.config import RunConfig
-from trainer.engines import DeepSpeedConfig
+from trainer.engines.config import DeepSpeedConfig
 from trainer.foreign_errors import is_out_of_memory
 from trainer.parsing import one_line
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from trainer.core.loop import Training
+from trainer.core.training import Training
 from trainer.endings import Stopped
 from trainer.run_files import RunFiles
 from trainer.run_rows import Summary

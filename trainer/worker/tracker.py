@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from trainer.config import RunConfig
-from trainer.core.loop import Training
+from trainer.core.training import Training
 from trainer.parsing import plain
 from trainer.records.code_version import code_name
 from trainer.run_files import RunFiles

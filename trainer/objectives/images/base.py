@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from data.batches import Batch, RunState, Share
 from data.config import ImageConfig
+from data.share import Batch, RunState, Share
 from trainer.core.protocols import Gather, Stream
 from trainer.objectives.base import BaseObjective
 from trainer.objectives.images.data import Images, Points, ToyConfig, build_data

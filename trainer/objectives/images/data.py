@@ -10,9 +10,10 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from data.batches import Batch, RunState, Share
 from data.config import ImageConfig
-from data.images.collate import ImageStream, image_shape
+from data.images.records import image_shape
+from data.share import Batch, RunState, Share
+from data.training_stream import ImageStream
 from models.quality.mixtures import GaussianMixture, grid, ring
 from models.random import normal, sample_keys, uniform
 from trainer.core.protocols import Stream

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data.batches import Share
+from data.share import Share
 from data.sources.cache import cache_folder
 from models.init import initialise
 from models.quality.classifier import Classifier, ClassifierConfig, classifier_loss

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from data.batches import Share
+from data.share import Share
 from models.quality.probes import alignment, knn_accuracy, recall_at, uniformity
 from trainer.core.protocols import Gather
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from data.batches import Share
 from data.config import ImageConfig
+from data.share import Share
 from models.quality.classifier import ClassifierConfig
 from models.quality.distances import Moments, frechet_distance, in_sample_order, kernel_distance, manifold_overlap
 from models.quality.mixtures import ModeCoverage, perfect_sampler

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from data.batches import Batch
+from data.share import Batch
 from models.losses import categorical_kl
 from models.transformer.cost import forward_flops_per_token, parameters
 from models.transformer.model import Transformer, TransformerConfig

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from data.batches import Batch, RunState, Share
+from data.share import Batch, RunState, Share
 from models.losses import cross_entropy_sum
 from models.moe.figures import routing_figures, routing_sums
 from models.moe.layer import router_loss
@@ -79,7 +79,7 @@ class TextObjective(BaseObjective):
         """Of values for all tokens of a sample, those for the inputs: a sample holds one token more."""
 
     def stream(self, share: Share, state: RunState | None) -> Stream:
-        from data.text.collate import TextStream
+        from data.training_stream import TextStream
 
         return TextStream(self.config.data, share, seed=self.seed, state=state or None)
 
