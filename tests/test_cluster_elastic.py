@@ -16,7 +16,7 @@ import pytest
 import yaml
 from conftest import tiny_job
 from distributed import run_distributed
-from test_trainer_anomaly import losses, train
+from test_trainer_core_anomaly import losses, train
 
 from trainer.world import free_port
 

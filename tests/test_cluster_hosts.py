@@ -11,8 +11,8 @@ import yaml
 from conftest import tiny_job
 from distributed import run_distributed
 from hosts import Cluster, ray_hosts, why_not
-from test_cluster_ray_jobs import switchwork
-from test_trainer_anomaly import losses, train
+from test_cluster_on_ray_jobs import switchwork
+from test_trainer_core_anomaly import losses, train
 
 from data.ledger import verify
 from trainer.config import RunConfig

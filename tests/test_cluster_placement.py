@@ -61,7 +61,7 @@ def test_wrong_configs_are_refused() -> None:
 
 @pytest.mark.slow
 def test_workers_are_placed_as_the_job_says(tmp_path: Path) -> None:
-    script = [sys.executable, str(Path(__file__).parent / "placed.py"), str(tmp_path)]
+    script = [sys.executable, str(Path(__file__).parent / "support" / "placed.py"), str(tmp_path)]
     done = subprocess.run(script, capture_output=True, text=True, timeout=200, check=False, env=os.environ | {"RAY_ADDRESS": "", "RAY_AUTH_MODE": "disabled"})
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

@@ -12,8 +12,8 @@ import yaml
 from conftest import tiny_job
 from distributed import run_distributed
 from mlflow import MlflowClient
-from test_launch_train import BIN, run
-from test_trainer_anomaly import losses, train
+from test_launch_commands_train import BIN, run
+from test_trainer_core_anomaly import losses, train
 
 from trainer.run_files import RunFiles
 from trainer.storage import Folder

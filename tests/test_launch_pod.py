@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from ray_head import BIN, Head, environment, ray_head
-from test_cluster_rayjob import job_file, render
+from test_cluster_on_kubernetes_rayjob import job_file, render
 
 ROOT = Path(__file__).parents[1]
 

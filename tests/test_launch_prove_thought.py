@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from scipy.stats import ttest_rel
-from test_launch_errors import Run, switchwork  # noqa: F401
+from test_launch_cli_errors import Run, switchwork  # noqa: F401
 
 from launch.prove.thought import _level
 

@@ -1,7 +1,6 @@
 """The one constant that says where the code lies: what is started, copied or asked of git from there."""
 
 from cluster.on_ray.jobs import PACKAGES
-from data.prefetch.processes import _IMPORT_ROOT
 from launch.prove import moe as prove_moe
 from launch.prove import thought as prove_thought
 from trainer.checkout import CHECKOUT
@@ -11,7 +10,6 @@ from trainer.parsing import read_job
 def test_the_checkout_is_the_folder_of_pyproject_and_of_all_packages() -> None:
     assert (CHECKOUT / "pyproject.toml").is_file()
     assert all((CHECKOUT / package / "__init__.py").is_file() for package in PACKAGES)
-    assert str(CHECKOUT) == _IMPORT_ROOT
 
 
 def test_the_recipes_of_the_proofs_are_job_files() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from conftest import tiny_job
 from distributed import run_distributed
-from test_trainer_anomaly import losses, train
+from test_trainer_core_anomaly import losses, train
 
 from cluster.config.cluster import ClusterConfig
 from data.ledger import verify

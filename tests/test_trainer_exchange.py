@@ -11,7 +11,7 @@ import yaml
 from distributed import run_distributed
 from rich.console import Console
 from saved_runs import SWITCH, begun, job_of, model_of, save_run, started_state, tokens
-from test_launch_errors import Run, switchwork  # noqa: F401
+from test_launch_cli_errors import Run, switchwork  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from launch.commands.export import export

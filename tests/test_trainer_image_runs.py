@@ -11,7 +11,7 @@ import torch
 from distributed import run_distributed
 from rich.console import Console
 from test_trainer_generative import DIGITS, GRID, MLP_GAN
-from test_trainer_worker import train
+from test_trainer_worker_main import train
 
 QUALITY = {"samples": 48, "network": {"channels": [8], "features": 8}}
 NETWORK = {"channels": [8, 8], "layers_per_level": 1, "norm_groups": 4}

@@ -12,8 +12,8 @@ import pytest
 import requests
 from conftest import tiny_job
 from distributed import run_distributed
-from test_trainer_anomaly import losses, train
-from test_trainer_recovery import ranks
+from test_trainer_core_anomaly import losses, train
+from test_trainer_recovery_resume import ranks
 
 from trainer.checkpoint import load as restore
 from trainer.run_files import RunFiles

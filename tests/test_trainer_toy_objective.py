@@ -17,7 +17,7 @@ import torch
 from distributed import run_distributed
 from rich.console import Console
 from test_trainer_image_runs import resume
-from test_trainer_worker import losses, train
+from test_trainer_worker_main import losses, train
 from torch import Tensor, nn
 
 from data.share import Batch, RunState, Share

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from saved_runs import job_of, model_of, save_run
 from scipy.stats import binomtest
-from test_launch_errors import Run, switchwork  # noqa: F401
+from test_launch_cli_errors import Run, switchwork  # noqa: F401
 
 from launch.commands.eval import evaluate_harness
 from launch.prove.arithmetic import problem, write_task, write_texts

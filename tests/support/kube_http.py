@@ -1,4 +1,4 @@
-"""HTTP in front of tests/kube_api.py: paths, verbs, tokens, watches in chunks, logs."""
+"""HTTP in front of tests/support/kube_api.py: paths, verbs, tokens, watches in chunks, logs."""
 
 import json
 import re

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import tiny_job
 from distributed import run_distributed
-from test_trainer_anomaly import train as train_again
+from test_trainer_core_anomaly import train as train_again
 
 from trainer.world import free_port
 

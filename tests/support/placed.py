@@ -1,6 +1,6 @@
 """Workers placed for real: a Ray cluster of three nodes on this machine, and where the workers of several configs came to be, as JSON.
 
-`python tests/placed.py FOLDER` is run by test_cluster_placement.py in a process of its own. Nodes a and b have room for two workers each,
+`python tests/support/placed.py FOLDER` is run by test_cluster_placement.py in a process of its own. Nodes a and b have room for two workers each,
 node c for two more and two (pretended) GPUs.
 """
 

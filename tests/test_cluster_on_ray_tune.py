@@ -15,7 +15,7 @@ import pytest
 import yaml
 from conftest import tiny_job
 from mlflow import MlflowClient
-from test_launch_train import BIN, losses, run
+from test_launch_commands_train import BIN, losses, run
 
 LR = "run.optimizer.lr"
 

@@ -95,7 +95,7 @@ def tokens(samples: int = 3) -> Tensor:
 
 def started_state(world: Any, jobs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
     """The whole state at step 0 for each of `jobs`, after the network took it over; and that it can make a step."""
-    from test_trainer_checkpoint import whole_state
+    from test_trainer_checkpoint_save import whole_state
 
     from trainer.core.training import fragments
     from trainer.worker.main import build_training

@@ -10,7 +10,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_data_mixture import run
+from test_data_lanes_mixture import run
 
 from data.config import ImageConfig, TextConfig
 from data.prefetch import child as process

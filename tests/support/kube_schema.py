@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-CRDS = Path(__file__).parent / "crds"
+CRDS = Path(__file__).parents[1] / "crds"
 _TYPES: dict[str, tuple[type, ...]] = {"string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "object": (dict,), "array": (list,)}
 
 

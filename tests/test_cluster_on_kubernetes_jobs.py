@@ -11,7 +11,7 @@ import yaml
 from kube_api import KubeApi, User
 from kube_cluster import TO, Run, Status, Submit, rules
 from kube_operator import Operator
-from test_cluster_rayjob import job_file
+from test_cluster_on_kubernetes_rayjob import job_file
 
 
 def test_a_job_from_submit_to_its_end(kube: KubeApi, submit: Submit, job_status: Status, switchwork: Run) -> None:

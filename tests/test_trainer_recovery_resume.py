@@ -17,7 +17,7 @@ import torch
 import yaml
 from conftest import tiny_job
 from distributed import run_distributed
-from test_trainer_anomaly import losses, train
+from test_trainer_core_anomaly import losses, train
 from test_trainer_image_runs import DIGITS
 from test_trainer_image_runs import OBJECTIVES as IMAGES
 from test_trainer_image_runs import job_of as image_job

@@ -14,7 +14,7 @@ Run = Callable[..., tuple[int, str, str]]
 Status = Callable[[str], tuple[str, str]]
 Submit = Callable[..., str]
 TO = "k8s://lab/team"
-ROLE = Path(__file__).parents[1] / "k8s" / "base" / "namespace" / "rbac.yaml"
+ROLE = Path(__file__).parents[2] / "k8s" / "base" / "namespace" / "rbac.yaml"
 
 
 def rules() -> list[dict[str, Any]]:
@@ -71,7 +71,7 @@ def switchwork(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
 def submit(switchwork: Run, tmp_path: Path, corpus: Path) -> Callable[..., str]:
     """Submits a job with these fields of cluster.kubernetes, and returns its id."""
 
-    from test_cluster_rayjob import job_file
+    from test_cluster_on_kubernetes_rayjob import job_file
 
     def run(*overrides: str, **kubernetes: Any) -> str:
         code, printed, complaint = switchwork("submit", job_file(tmp_path, corpus, kubernetes), "--to", TO, *overrides)

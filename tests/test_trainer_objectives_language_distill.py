@@ -14,10 +14,10 @@ from distributed import run_distributed
 from loss_curves import trained
 from rich.console import Console
 from saved_runs import SWITCH, begun, job_of, model_of, save_run, started_state, tokens
-from test_launch_plan import MACHINE
-from test_trainer_checkpoint import whole_state
+from test_launch_commands_plan import MACHINE
+from test_trainer_checkpoint_save import whole_state
 from test_trainer_image_runs import resume
-from test_trainer_worker import train
+from test_trainer_worker_main import train
 from torch import nn
 
 from data.share import Share
