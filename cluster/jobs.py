@@ -46,13 +46,17 @@ def jobs_at(address: str) -> Jobs:
 
             return ray_jobs
         case _:
-            raise ValueError(f"--to: {address!r} is no address of a cluster; it looks like http://HEAD:8265 or k8s://CONTEXT/NAMESPACE")
+            raise ValueError(
+                f"--to: {address!r} is no address of a cluster; it looks like http://HEAD:8265 or k8s://CONTEXT/NAMESPACE"
+            )
 
 
 def render_for(address: str, job: "Submission") -> str:
     """The manifest that `submit` would send, as YAML; asks no cluster. Raises ValueError for a Ray head, which takes none."""
     if not address.startswith("k8s://"):
-        raise ValueError(f"--render: {address} takes no manifest; leave --render out, or use --to k8s://CONTEXT/NAMESPACE")
+        raise ValueError(
+            f"--render: {address} takes no manifest; leave --render out, or use --to k8s://CONTEXT/NAMESPACE"
+        )
     from cluster.on_kubernetes.jobs import manifest
 
     return str(yaml.safe_dump(manifest(address, job), sort_keys=False, width=160))

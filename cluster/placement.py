@@ -36,5 +36,7 @@ def _fits(value: str | None, wanted: str) -> bool:
 
 def room(nodes: Mapping[str, Mapping[str, float]], each: Mapping[str, float], strategy: Strategy) -> int:
     """How many workers, which take `each` of the resources, fit on `nodes`, whose resources are given."""
-    workers = [min(int(resources.get(name, 0.0) // amount) for name, amount in each.items()) for resources in nodes.values()]
+    workers = [
+        min(int(resources.get(name, 0.0) // amount) for name, amount in each.items()) for resources in nodes.values()
+    ]
     return max(workers, default=0) if strategy == "STRICT_PACK" else sum(workers)

@@ -31,12 +31,6 @@ class Step:
     """The state after this step, of this rank's lanes."""
 
 
-
-
-
-
-
-
 class Collate(Protocol):
     """Turns samples into batches."""
 
@@ -45,8 +39,6 @@ class Collate(Protocol):
 
     def batch(self, samples: Samples, numbers: npt.NDArray[np.int64]) -> Batch:
         """The tensors of one micro-batch."""
-
-
 
 
 def merge_states(states: Sequence[RunState]) -> RunState:
@@ -196,5 +188,3 @@ class LaneStream:
         size = self.share.micro_batch
         starts = range(0, len(samples), size)
         return [self.collate.batch(samples[start : start + size], numbers[start : start + size]) for start in starts]
-
-

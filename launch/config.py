@@ -45,4 +45,6 @@ def for_cluster(path: str, overrides: Sequence[str], resume: bool = False) -> Su
     values = read_job(path, overrides)
     job = parse(JobConfig, values)
     _check(job)
-    return Submission(name=job.run.name or Path(path).stem, run=job.run, cluster=job.cluster, values=values, resume=resume)
+    return Submission(
+        name=job.run.name or Path(path).stem, run=job.run, cluster=job.cluster, values=values, resume=resume
+    )

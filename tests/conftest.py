@@ -22,7 +22,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for shard in range(4):
         lines = []
         for number in range(60):
-            words = [ALPHABET[(number * 7 + shard * 3 + position * (1 + number % 5)) % len(ALPHABET)] for position in range(30 + number % 17)]
+            words = [
+                ALPHABET[(number * 7 + shard * 3 + position * (1 + number % 5)) % len(ALPHABET)]
+                for position in range(30 + number % 17)
+            ]
             lines.append(json.dumps({"text": f"{shard}-{number} " + " ".join(words)}))
         (folder / f"part-{shard}.jsonl").write_text("\n".join(lines) + "\n")
     return folder
@@ -41,7 +44,13 @@ def tiny_job(corpus: Path, **run: Any) -> dict[str, Any]:
                 "max_eval_samples": 16,
                 "prefetch": 0,
             },
-            "model": {"layers": 2, "d_model": 32, "heads": 2, "ffn": 64, "moe": {"experts": 4, "ffn": 64, "capacity_factor": 1.25}},
+            "model": {
+                "layers": 2,
+                "d_model": 32,
+                "heads": 2,
+                "ffn": 64,
+                "moe": {"experts": 4, "ffn": 64, "capacity_factor": 1.25},
+            },
             "sample_tokens": 8,
         },
         "batch": {"global_batch": 16, "micro_batch": 4},

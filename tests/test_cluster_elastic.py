@@ -27,15 +27,35 @@ BIN = Path(sys.executable).parent
 def cluster() -> Iterator[tuple[dict[str, str], subprocess.Popen[bytes]]]:
     """What a command needs in its environment to find a cluster of two nodes with one CPU each, and the process of the second node."""
     port, folder = free_port(), tempfile.mkdtemp(prefix="ray-")
-    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "b" * 40, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    environment = os.environ | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "b" * 40,
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+    }
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
     common = ["--block", "--num-cpus=1", "--disable-usage-stats"]
-    nodes = [subprocess.Popen([str(BIN / "ray"), "start", "--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}", *common], **quiet)]
+    nodes = [
+        subprocess.Popen(
+            [
+                str(BIN / "ray"),
+                "start",
+                "--head",
+                f"--port={port}",
+                "--include-dashboard=false",
+                f"--temp-dir={folder}",
+                *common,
+            ],
+            **quiet,
+        )
+    ]
     try:
         time.sleep(8)
         nodes.append(subprocess.Popen([str(BIN / "ray"), "start", f"--address=127.0.0.1:{port}", *common], **quiet))
         time.sleep(8)
-        yield environment | {"RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "12"}, nodes[1]
+        yield (
+            environment | {"RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "12"},
+            nodes[1],
+        )
     finally:
         for node in nodes:
             kill(node)
@@ -44,19 +64,36 @@ def cluster() -> Iterator[tuple[dict[str, str], subprocess.Popen[bytes]]]:
 
 def kill(node: "subprocess.Popen[bytes]") -> None:
     """SIGKILL to a node and all its processes, as if its plug were pulled."""
-    for each in [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)] if node.poll() is None else []:
+    for each in (
+        [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)] if node.poll() is None else []
+    ):
         with contextlib.suppress(psutil.NoSuchProcess):
             each.kill()
     node.wait(30)
 
 
 @pytest.mark.slow
-def test_a_lost_node_leaves_one_worker_that_goes_on(cluster: tuple[dict[str, str], "subprocess.Popen[bytes]"], corpus: Path, tmp_path: Path) -> None:
+def test_a_lost_node_leaves_one_worker_that_goes_on(
+    cluster: tuple[dict[str, str], "subprocess.Popen[bytes]"], corpus: Path, tmp_path: Path
+) -> None:
     environment, second = cluster
-    job = tiny_job(corpus, engine={"name": "deepspeed", "zero": 1, "ep": "auto"}, stop={"steps": 60}, checkpoint={"every": 5}, evaluate={"samples": 0})
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump({"run": job | {"name": "elastic"}, "cluster": {"workers": [1, 2], "max_failures": 3}}))
+    job = tiny_job(
+        corpus,
+        engine={"name": "deepspeed", "zero": 1, "ep": "auto"},
+        stop={"steps": 60},
+        checkpoint={"every": 5},
+        evaluate={"samples": 0},
+    )
+    (tmp_path / "job.yaml").write_text(
+        yaml.safe_dump({"run": job | {"name": "elastic"}, "cluster": {"workers": [1, 2], "max_failures": 3}})
+    )
     command = subprocess.Popen(
-        [str(BIN / "switchwork"), "train", "job.yaml"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [str(BIN / "switchwork"), "train", "job.yaml"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     folder, deadline = tmp_path / "runs" / "elastic", time.monotonic() + 200
     while not ((folder / "metrics.jsonl").exists() and max(losses(folder), default=0) >= 7):

@@ -35,22 +35,34 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of the same job in one process, to its end."""
     root = tmp_path_factory.mktemp("still")
-    run_distributed(train, 1, job_of(corpus, ep=1) | {"root": str(root), "name": "still", "tracking": {"enabled": False}})
+    run_distributed(
+        train, 1, job_of(corpus, ep=1) | {"root": str(root), "name": "still", "tracking": {"enabled": False}}
+    )
     return root / "still"
 
 
 def job_of(corpus: Path, ep: int = 2) -> dict[str, Any]:
     """A mixture of experts that six and four workers can train, two of them for a set of experts."""
-    job = tiny_job(corpus, engine={"name": "deepspeed", "zero": 1, "ep": ep}, stop={"steps": STEPS}, checkpoint={"every": 5}, evaluate={"samples": 0})
+    job = tiny_job(
+        corpus,
+        engine={"name": "deepspeed", "zero": 1, "ep": ep},
+        stop={"steps": STEPS},
+        checkpoint={"every": 5},
+        evaluate={"samples": 0},
+    )
     job["objective"]["data"]["lanes"] = 12
     return job | {"batch": {"global_batch": 24, "micro_batch": 2}, "hang_timeout_s": 100}
 
 
 @pytest.mark.parametrize("loss", ["killed", "cut"])
-def test_a_lost_host_leaves_two_that_finish(cluster: Cluster, corpus: Path, tmp_path: Path, undisturbed: Path, loss: str) -> None:
+def test_a_lost_host_leaves_two_that_finish(
+    cluster: Cluster, corpus: Path, tmp_path: Path, undisturbed: Path, loss: str
+) -> None:
     folder = tmp_path / "runs" / loss
     where = {"workers": [4, 6], "workers_multiple": 2, "placement": "SPREAD", "ranks": "round_robin", "max_failures": 3}
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump({"run": job_of(corpus) | {"root": str(tmp_path / "runs"), "name": loss}, "cluster": where}))
+    (tmp_path / "job.yaml").write_text(
+        yaml.safe_dump({"run": job_of(corpus) | {"root": str(tmp_path / "runs"), "name": loss}, "cluster": where})
+    )
     submitted = switchwork("submit", str(tmp_path / "job.yaml"), "--to", cluster.address)
     assert submitted.returncode == 0, submitted.stderr
     job_id = submitted.stdout.strip()
@@ -59,7 +71,10 @@ def test_a_lost_host_leaves_two_that_finish(cluster: Cluster, corpus: Path, tmp_
     assert workers_on(lost) == 2
     lost.kill() if loss == "killed" else lost.cut()
     at = time.time()
-    while (state := json.loads(switchwork("status", job_id, "--to", cluster.address, "--json").stdout)["state"]) in ("PENDING", "RUNNING"):
+    while (state := json.loads(switchwork("status", job_id, "--to", cluster.address, "--json").stdout)["state"]) in (
+        "PENDING",
+        "RUNNING",
+    ):
         assert time.time() < at + 300, said(cluster, job_id)
         time.sleep(2)
     assert state == "SUCCEEDED", said(cluster, job_id)
@@ -72,7 +87,11 @@ def check_run(folder: Path, at: float, undisturbed: Path) -> None:
     assert [attempt.world for attempt in attempts] == [6, 4], attempts
     said = str(RunFiles(Folder(str(folder))).attempts_ended()[0].stopped)
     assert said.startswith("rank "), said
-    first = next(row.time for row in RunFiles(Folder(str(folder))).metrics() if "loss" in row.metrics and row.time > attempts[1].time)
+    first = next(
+        row.time
+        for row in RunFiles(Folder(str(folder))).metrics()
+        if "loss" in row.metrics and row.time > attempts[1].time
+    )
     print(f"the first step after the loss: {first - at:.1f} s")
     assert first - at < BACK_S
     run = parse(RunConfig, yaml.safe_load((folder / "resolved.yaml").read_text())["run"], "run")

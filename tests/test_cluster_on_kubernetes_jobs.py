@@ -24,7 +24,10 @@ def test_a_job_from_submit_to_its_end(kube: KubeApi, submit: Submit, job_status:
     assert job_status(job_id) == ("RUNNING", f"try 1 of 1 on RayCluster {job_id}-00001")
     kube.say(pod, "step 1", "step 2")
     assert switchwork("logs", job_id, "--to", TO)[1] == "step 1\nstep 2\n"
-    assert [json.loads(line) for line in switchwork("logs", job_id, "--to", TO, "--json")[1].splitlines()] == [{"line": "step 1"}, {"line": "step 2"}]
+    assert [json.loads(line) for line in switchwork("logs", job_id, "--to", TO, "--json")[1].splitlines()] == [
+        {"line": "step 1"},
+        {"line": "step 2"},
+    ]
     operator.end(job_id)
     assert job_status(job_id) == ("SUCCEEDED", "all done")
     second = submit(suspend=True)
@@ -73,13 +76,18 @@ def test_suspend_and_resume(kube: KubeApi, submit: Submit, job_status: Status, s
     operator, job_id = Operator(kube, "team"), submit(suspend=True)
     operator.initialise(job_id)
     assert job_status(job_id) == ("SUSPENDED", "suspended; `switchwork resume` lets it go on")
-    assert switchwork("resume", job_id, "--to", TO, "--json")[:2] == (0, json.dumps({"id": job_id, "done": "resume"}) + "\n")
+    assert switchwork("resume", job_id, "--to", TO, "--json")[:2] == (
+        0,
+        json.dumps({"id": job_id, "done": "resume"}) + "\n",
+    )
     assert operator.job(job_id)["spec"]["suspend"] is False
     assert switchwork("suspend", job_id, "--to", TO)[0] == 0
     assert operator.job(job_id)["spec"]["suspend"] is True
 
 
-def test_a_queued_job_is_suspended_through_kueue(kube: KubeApi, submit: Submit, job_status: Status, switchwork: Run) -> None:
+def test_a_queued_job_is_suspended_through_kueue(
+    kube: KubeApi, submit: Submit, job_status: Status, switchwork: Run
+) -> None:
     operator, job_id = Operator(kube, "team"), submit(queue="team")
     code, _, complaint = switchwork("suspend", job_id, "--to", TO)
     assert (code, "no Workload" in complaint) == (2, True)
@@ -107,7 +115,9 @@ def test_fields_that_the_kind_does_not_have_are_refused_not_dropped(kube: KubeAp
     assert len(kube.select("ray.io", "rayjobs", "team")) == 1
 
 
-def test_what_a_cluster_refuses_is_one_line_soon(kube: KubeApi, switchwork: Run, tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_cluster_refuses_is_one_line_soon(
+    kube: KubeApi, switchwork: Run, tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = job_file(tmp_path, corpus, {})
     cases = [
         ("k8s://away/team", "does not answer"),
@@ -123,7 +133,9 @@ def test_what_a_cluster_refuses_is_one_line_soon(kube: KubeApi, switchwork: Run,
         assert (code, complaint.count("\n"), complaint[:7]) == (2, 1, "error: "), complaint
         assert words in complaint
         assert time.monotonic() - begin < 15
-    assert switchwork("jobs", "--to", "k8s://arn:aws:eks:eu:1:cluster/lab/default")[0] == 0, "a context's name may have slashes"
+    assert switchwork("jobs", "--to", "k8s://arn:aws:eks:eu:1:cluster/lab/default")[0] == 0, (
+        "a context's name may have slashes"
+    )
     kube.installed -= {("ray.io", "rayjobs")}
     assert "install KubeRay 1.7" in switchwork("submit", job, "--to", TO)[2]
     kube.installed |= {("ray.io", "rayjobs")}
@@ -135,7 +147,9 @@ def test_what_a_cluster_refuses_is_one_line_soon(kube: KubeApi, switchwork: Run,
     assert "KUBECONFIG" in switchwork("jobs", "--to", TO)[2]
 
 
-def test_render_prints_the_manifest_and_asks_nobody(kube: KubeApi, switchwork: Run, tmp_path: Path, corpus: Path) -> None:
+def test_render_prints_the_manifest_and_asks_nobody(
+    kube: KubeApi, switchwork: Run, tmp_path: Path, corpus: Path
+) -> None:
     job = job_file(tmp_path, corpus, {})
     code, printed, _ = switchwork("submit", job, "--to", TO, "--render")
     assert code == 0
@@ -148,17 +162,33 @@ def test_render_prints_the_manifest_and_asks_nobody(kube: KubeApi, switchwork: R
     assert kube.used == set(), "a job that cannot run is refused before anything is sent"
 
 
-def test_the_role_of_the_submitter_allows_what_the_commands_need_and_nothing_more(kube: KubeApi, submit: Submit, switchwork: Run) -> None:
+def test_the_role_of_the_submitter_allows_what_the_commands_need_and_nothing_more(
+    kube: KubeApi, submit: Submit, switchwork: Run
+) -> None:
     operator, job_id, queued = Operator(kube, "team"), submit("run.name=first"), submit("run.name=queued", queue="team")
     operator.workload(queued)
     operator.initialise(job_id)
     kube.say(operator.run(job_id), "step 1")
-    for command in (["jobs"], ["status", job_id], ["status", queued], ["logs", job_id], ["suspend", job_id], ["suspend", queued], ["stop", job_id]):
+    for command in (
+        ["jobs"],
+        ["status", job_id],
+        ["status", queued],
+        ["logs", job_id],
+        ["suspend", job_id],
+        ["suspend", queued],
+        ["stop", job_id],
+    ):
         assert switchwork(*command, "--to", TO)[0] == 0, command
     operator.initialise(queued)
     pod = operator.run(queued, "Succeeded")
     kube.say(pod, "step 1", close=True)
     threading.Timer(1.0, operator.end, [queued]).start()
     assert switchwork("logs", queued, "-f", "--to", TO)[0] == 0
-    allowed = {(verb, group, resource) for rule in rules() for group in rule["apiGroups"] for resource in rule["resources"] for verb in rule["verbs"]}
+    allowed = {
+        (verb, group, resource)
+        for rule in rules()
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
     assert kube.used == allowed

@@ -12,7 +12,9 @@ from kube_operator import Operator
 from cluster.on_kubernetes.logs import Printed
 
 
-def test_logs_follow_the_driver_over_its_tries_and_broken_connections(kube: KubeApi, submit: Submit, switchwork: Run) -> None:
+def test_logs_follow_the_driver_over_its_tries_and_broken_connections(
+    kube: KubeApi, submit: Submit, switchwork: Run
+) -> None:
     operator, job_id = Operator(kube, "team"), submit(backoff_limit=1)
 
     def cluster() -> None:
@@ -23,7 +25,9 @@ def test_logs_follow_the_driver_over_its_tries_and_broken_connections(kube: Kube
         kube.say(first, "step 1", "step 2", "step 3")
         time.sleep(1.5)
         owner = kube.get("batch", "jobs", "team", job_id)
-        operator.phase(first, "Failed")  # its node went; the Ray job goes on, and a second submitter prints it from the beginning
+        operator.phase(
+            first, "Failed"
+        )  # its node went; the Ray job goes on, and a second submitter prints it from the beginning
         kube.say(first, close=True)
         second = operator.submitter(job_id, owner)
         kube.say(second, "step 1", "step 2", "step 3", "step 4", "step 4", close=True)
@@ -52,7 +56,9 @@ def test_logs_follow_the_driver_over_its_tries_and_broken_connections(kube: Kube
 
 
 @pytest.mark.parametrize("as_http", [False, True], ids=["410 in the stream", "410 as the answer"])
-def test_a_watch_whose_version_was_forgotten_lists_again(kube: KubeApi, submit: Submit, as_http: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watch_whose_version_was_forgotten_lists_again(
+    kube: KubeApi, submit: Submit, as_http: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from cluster.on_kubernetes.client import RAY, changes, connect
 
     submit()
@@ -80,6 +86,10 @@ def test_a_second_submitter_shows_only_what_is_new() -> None:
     first = ["waiting for the dashboard", "submitted", "step 1", "step 2", "step 2"]
     assert [text for text in first if printed.new(text)] == first
     printed.begin("job-1")
-    assert [text for text in ["waiting for the dashboard", "again", "step 1", "step 2", "step 2", "step 3"] if printed.new(text)] == ["again", "step 3"]
+    assert [
+        text
+        for text in ["waiting for the dashboard", "again", "step 1", "step 2", "step 2", "step 3"]
+        if printed.new(text)
+    ] == ["again", "step 3"]
     printed.begin("job-2")
     assert [text for text in first if printed.new(text)] == first, "another Ray job has a log of its own"

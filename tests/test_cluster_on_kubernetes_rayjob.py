@@ -23,10 +23,20 @@ STORE: dict[str, Any] = {"object_store": {"secret": "object-store", "endpoint": 
 CLAIM: dict[str, Any] = {"claims": [{"claim": "storage", "path": "/storage"}]}
 
 
-def job_file(folder: Path, corpus: Path, kubernetes: dict[str, Any], cluster: dict[str, Any] | None = None, **run: Any) -> str:
+def job_file(
+    folder: Path, corpus: Path, kubernetes: dict[str, Any], cluster: dict[str, Any] | None = None, **run: Any
+) -> str:
     """A job file for Kubernetes: two workers, one GPU each, an image, a bucket and an MLflow server."""
     base = tiny_job(corpus, root="s3://runs", tracking={"uri": "http://mlflow:5000"}, device="auto") | run
-    whole = {"run": base, "cluster": {"workers": 2, "gpus_per_worker": 1, "kubernetes": {"image": "registry.lab/switchwork:1", **kubernetes}} | (cluster or {})}
+    whole = {
+        "run": base,
+        "cluster": {
+            "workers": 2,
+            "gpus_per_worker": 1,
+            "kubernetes": {"image": "registry.lab/switchwork:1", **kubernetes},
+        }
+        | (cluster or {}),
+    }
     path = folder / "moe.yaml"
     path.write_text(yaml.safe_dump(whole))
     return str(path)
@@ -48,8 +58,16 @@ GOOD: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     ),
     "retried": ({"backoff_limit": 3, "deadline_s": 86400, "start_deadline_s": 1800, **STORE}, {}, {}),
     "queued": ({"queue": "team", "priority": "urgent", "delete_after_s": 0}, {}, {}),
-    "autoscaled": ({"autoscaling": {"min_workers": 0, "max_workers": 4, "idle_timeout_s": 600}, "start_timeout_s": 12}, {}, {}),
-    "come and go": ({"autoscaling": {"min_workers": 1, "max_workers": 2}, "start_timeout_s": 12}, {"workers": [1, 2]}, {}),
+    "autoscaled": (
+        {"autoscaling": {"min_workers": 0, "max_workers": 4, "idle_timeout_s": 600}, "start_timeout_s": 12},
+        {},
+        {},
+    ),
+    "come and go": (
+        {"autoscaling": {"min_workers": 1, "max_workers": 2}, "start_timeout_s": 12},
+        {"workers": [1, 2]},
+        {},
+    ),
     "volcano": ({"gang": {"scheduler": "volcano", "queue": "training"}, "priority": "high"}, {}, {}),
     "yunikorn": ({"gang": {"scheduler": "yunikorn", "queue": "root.training"}}, {}, {}),
     "scheduler plugins": ({"gang": {"scheduler": "scheduler-plugins"}}, {}, {}),
@@ -59,7 +77,10 @@ GOOD: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "nodes": (
         {
             "node_selector": {"node.kubernetes.io/instance-type": "h100"},
-            "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}, {"key": "team", "value": "lab"}],
+            "tolerations": [
+                {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+                {"key": "team", "value": "lab"},
+            ],
             "service_account": "switchwork-job",
             "image_pull_secrets": ["registry"],
             "image_pull_policy": "Always",
@@ -97,8 +118,16 @@ WRONG: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
     "long name": ({}, ["run.name=a-run-name-of-thirty-two-letters"], ["run.name", "48", "47", "31"]),
     "name of digits": ({}, ["run.name=7b"], ["run.name", "'7b'", "begins with a letter"]),
     "pod's disk": ({}, ["run.root=/data/runs"], ["run.root", "/data/runs", "s3://", "claims"]),
-    "retry on a pod's disk": ({"backoff_limit": 2, **CLAIM}, ["run.root=runs"], ["run.root", "backoff_limit 2", "/storage"]),
-    "read-only claim": ({"claims": [{"claim": "c", "path": "/c", "read_only": True}]}, ["run.root=/c/runs"], ["run.root", "/c/runs"]),
+    "retry on a pod's disk": (
+        {"backoff_limit": 2, **CLAIM},
+        ["run.root=runs"],
+        ["run.root", "backoff_limit 2", "/storage"],
+    ),
+    "read-only claim": (
+        {"claims": [{"claim": "c", "path": "/c", "read_only": True}]},
+        ["run.root=/c/runs"],
+        ["run.root", "/c/runs"],
+    ),
     "no GPUs said": ({}, ["cluster.gpus_per_worker=null"], ["cluster.gpus_per_worker", "set 1, or 0"]),
     "half a GPU": ({}, ["cluster.gpus_per_worker=0.5"], ["cluster.gpus_per_worker", "0.5", "whole"]),
     "half a pod": ({"workers_per_pod": 4}, [], ["workers_per_pod", "2 workers", "4"]),
@@ -107,28 +136,54 @@ WRONG: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
     "tiny head": ({"head_memory": "100Mi"}, [], ["head_memory", "100Mi", "1Gi"]),
     "queue without removal": ({"queue": "team", "delete_after_s": None}, [], ["delete_after_s", "Kueue"]),
     "asleep without removal": ({"suspend": True, "delete_after_s": None}, [], ["delete_after_s", "suspend"]),
-    "queue and autoscaling": ({"queue": "team", "autoscaling": {"max_workers": 4}}, [], ["autoscaling", "queue 'team'"]),
+    "queue and autoscaling": (
+        {"queue": "team", "autoscaling": {"max_workers": 4}},
+        [],
+        ["autoscaling", "queue 'team'"],
+    ),
     "queue and gang": ({"queue": "team", "gang": {"scheduler": "volcano"}}, [], ["gang", "Kueue"]),
     "queue and asleep": ({"queue": "team", "suspend": True}, [], ["suspend", "Kueue"]),
     "more than the most": ({"autoscaling": {"max_workers": 1}}, [], ["autoscaling", "2", "0 to 1"]),
-    "least above most": ({"autoscaling": {"min_workers": 3, "max_workers": 1}}, [], ["min_workers is 3", "max_workers 1"]),
+    "least above most": (
+        {"autoscaling": {"min_workers": 3, "max_workers": 1}},
+        [],
+        ["min_workers is 3", "max_workers 1"],
+    ),
     "deadlines": ({"deadline_s": 60, "start_deadline_s": 60}, [], ["start_deadline_s is 60", "deadline_s 60"]),
     "no deadline": ({"deadline_s": 0}, [], ["deadline_s is 0", "at least 1"]),
     "tries": ({"backoff_limit": -1}, [], ["backoff_limit is -1", "at least 0"]),
-    "secret's name": ({"secret_env": [{"name": "A", "secret": "My Secret", "key": "k"}]}, [], ["secret", "'My Secret'"]),
-    "variable twice": ({"env": {"A": "1"}, "secret_env": [{"name": "A", "secret": "s", "key": "k"}]}, [], ["A is set twice"]),
+    "secret's name": (
+        {"secret_env": [{"name": "A", "secret": "My Secret", "key": "k"}]},
+        [],
+        ["secret", "'My Secret'"],
+    ),
+    "variable twice": (
+        {"env": {"A": "1"}, "secret_env": [{"name": "A", "secret": "s", "key": "k"}]},
+        [],
+        ["A is set twice"],
+    ),
     "KubeRay's variable": ({"env": {"RAY_AUTH_TOKEN": "1"}}, [], ["RAY_AUTH_TOKEN", "KubeRay"]),
-    "two volumes in one place": ({"claims": [{"claim": "a", "path": "/x"}, {"claim": "b", "path": "/x"}]}, [], ["/x", "path of its own"]),
+    "two volumes in one place": (
+        {"claims": [{"claim": "a", "path": "/x"}, {"claim": "b", "path": "/x"}]},
+        [],
+        ["/x", "path of its own"],
+    ),
     "a claim over shared memory": ({"claims": [{"claim": "a", "path": "/dev/shm"}]}, [], ["'/dev/shm'"]),
     "toleration": ({"tolerations": [{"operator": "Exists", "value": "x"}]}, [], ["value is 'x'", "Exists"]),
     "no MLflow": ({}, ["run.tracking.uri=null"], ["run.tracking.uri", "http://mlflow:5000"]),
-    "MLflow on a pod's disk": ({}, ["run.tracking.uri=sqlite:////data/mlflow.db"], ["run.tracking.uri", "http://mlflow:5000"]),
+    "MLflow on a pod's disk": (
+        {},
+        ["run.tracking.uri=sqlite:////data/mlflow.db"],
+        ["run.tracking.uri", "http://mlflow:5000"],
+    ),
     "unknown field": ({"tolerance": []}, [], ["cluster.kubernetes.tolerance", "did you mean tolerations"]),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_jobs_are_refused_in_one_line(case: str, tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_jobs_are_refused_in_one_line(
+    case: str, tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     kubernetes, overrides, words = WRONG[case]
     with pytest.raises(ValueError) as refused:
@@ -144,12 +199,20 @@ def test_pods_get_what_the_job_asks_for(tmp_path: Path, corpus: Path) -> None:
     (group,) = spec["workerGroupSpecs"]
     worker = group["template"]["spec"]["containers"][0]
     assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (2, 2, 2)
-    assert worker["resources"]["limits"] == worker["resources"]["requests"] == {"cpu": "5", "memory": "64Gi", "nvidia.com/gpu": "2"}
-    assert {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}} in group["template"]["spec"]["volumes"]
+    assert (
+        worker["resources"]["limits"]
+        == worker["resources"]["requests"]
+        == {"cpu": "5", "memory": "64Gi", "nvidia.com/gpu": "2"}
+    )
+    assert {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}} in group["template"][
+        "spec"
+    ]["volumes"]
     assert {"name": "shared-memory", "mountPath": "/dev/shm"} in worker["volumeMounts"]
     assert int(group["rayStartParams"]["object-store-memory"]) == 8 * 2**30
     by_name = {each["name"]: each for each in worker["env"]}
-    assert by_name["AWS_SECRET_ACCESS_KEY"]["valueFrom"] == {"secretKeyRef": {"name": "object-store", "key": "AWS_SECRET_ACCESS_KEY"}}
+    assert by_name["AWS_SECRET_ACCESS_KEY"]["valueFrom"] == {
+        "secretKeyRef": {"name": "object-store", "key": "AWS_SECRET_ACCESS_KEY"}
+    }
     assert by_name["AWS_ENDPOINT_URL"]["value"] == "http://object-store:8333"
     assert by_name["NCCL_DEBUG"]["value"] == "INFO"
     head = spec["headGroupSpec"]
@@ -163,7 +226,14 @@ def test_pods_come_and_go_between_the_bounds(tmp_path: Path, corpus: Path) -> No
     fixed = render(job_file(tmp_path, corpus, {}, {"workers": [1, 2]}))["spec"]["rayClusterSpec"]
     assert [fixed["workerGroupSpecs"][0][name] for name in ("minReplicas", "replicas", "maxReplicas")] == [2, 2, 2]
     assert "enableInTreeAutoscaling" not in fixed
-    scaled = render(job_file(tmp_path, corpus, {"autoscaling": {"min_workers": 1, "max_workers": 8, "idle_timeout_s": 77}}, {"workers": [1, 2]}))
+    scaled = render(
+        job_file(
+            tmp_path,
+            corpus,
+            {"autoscaling": {"min_workers": 1, "max_workers": 8, "idle_timeout_s": 77}},
+            {"workers": [1, 2]},
+        )
+    )
     spec = scaled["spec"]["rayClusterSpec"]
     assert [spec["workerGroupSpecs"][0][name] for name in ("minReplicas", "replicas", "maxReplicas")] == [1, 1, 8]
     assert spec["enableInTreeAutoscaling"]
@@ -175,11 +245,16 @@ def test_pods_come_and_go_between_the_bounds(tmp_path: Path, corpus: Path) -> No
 def test_the_job_travels_whole_and_names_its_run_once(tmp_path: Path, corpus: Path) -> None:
     path = job_file(tmp_path, corpus, {})
     body = render(path, "run.objective.prompt=costs $(HOME) and $5")
-    env = {each["name"]: each.get("value", "") for each in body["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]}
+    env = {
+        each["name"]: each.get("value", "")
+        for each in body["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
+    }
     given = json.loads(env["SWITCHWORK_JOB"])
     assert "$" not in env["SWITCHWORK_JOB"], "Kubernetes would put $(HOME)'s value there"
     assert given["job"]["run"]["objective"]["prompt"] == "costs $(HOME) and $5"
-    assert given["id"] == body["metadata"]["name"] == given["job"]["run"]["name"], "an unnamed run is called after its job, over all tries"
+    assert given["id"] == body["metadata"]["name"] == given["job"]["run"]["name"], (
+        "an unnamed run is called after its job, over all tries"
+    )
     assert body["metadata"]["annotations"]["switchwork/run"] == f"s3://runs/{given['id']}"
     named = render(path, "run.name=mine")
     assert named["metadata"]["annotations"]["switchwork/run"] == "s3://runs/mine"

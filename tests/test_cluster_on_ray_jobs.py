@@ -23,13 +23,24 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def switchwork(*arguments: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(BIN / "switchwork"), *arguments], env=environment(RAY_AUTH_TOKEN=token), capture_output=True, text=True, timeout=200, check=False
+        [str(BIN / "switchwork"), *arguments],
+        env=environment(RAY_AUTH_TOKEN=token),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
 
 
 def test_a_submitted_job_trains_to_the_end(head: str, corpus: Path, tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
-    run = tiny_job(corpus, engine={"name": "deepspeed", "zero": 1, "ep": 2}, root=str(tmp_path / "runs"), name="there", stop={"steps": 2})
+    run = tiny_job(
+        corpus,
+        engine={"name": "deepspeed", "zero": 1, "ep": 2},
+        root=str(tmp_path / "runs"),
+        name="there",
+        stop={"steps": 2},
+    )
     job.write_text(yaml.safe_dump({"run": run, "cluster": {"workers": 2}}))
     submitted = switchwork("submit", str(job), "--to", head)
     assert submitted.returncode == 0, submitted.stderr
@@ -60,7 +71,9 @@ def test_what_a_cluster_refuses_is_one_line(head: str, corpus: Path, tmp_path: P
 @pytest.mark.slow
 def test_a_job_that_is_stopped_saves_first(head: str, corpus: Path, tmp_path: Path) -> None:
     job, folder = tmp_path / "job.yaml", tmp_path / "runs" / "stopped"
-    run = tiny_job(corpus, root=str(tmp_path / "runs"), name="stopped", stop={"steps": 100_000}, evaluate={"samples": 0})
+    run = tiny_job(
+        corpus, root=str(tmp_path / "runs"), name="stopped", stop={"steps": 100_000}, evaluate={"samples": 0}
+    )
     job.write_text(yaml.safe_dump({"run": run}))
     job_id = switchwork("submit", str(job), "--to", head).stdout.strip()
     deadline = time.monotonic() + 120
@@ -81,7 +94,9 @@ def test_a_node_without_the_environment_is_named(head: str, corpus: Path, tmp_pa
     (tmp_path / "broken" / "torch" / "__init__.py").write_text("raise ImportError('libtorch.so: not here')")
     job = tmp_path / "job.yaml"
     where = {"workers": 1, "env": {"PYTHONPATH": str(tmp_path / "broken")}}
-    job.write_text(yaml.safe_dump({"run": tiny_job(corpus, root=str(tmp_path / "runs"), name="lacking"), "cluster": where}))
+    job.write_text(
+        yaml.safe_dump({"run": tiny_job(corpus, root=str(tmp_path / "runs"), name="lacking"), "cluster": where})
+    )
     job_id = switchwork("submit", str(job), "--to", head).stdout.strip()
     printed = switchwork("logs", job_id, "-f", "--to", head).stdout
     assert "libtorch.so: not here); give every node the environment of this checkout" in printed, printed
@@ -92,10 +107,15 @@ def test_a_job_that_never_fits_is_refused_soon(head: str, corpus: Path, tmp_path
     job = tmp_path / "job.yaml"
     run = tiny_job(corpus, root=str(tmp_path / "runs"), name="large")
     run["objective"]["data"]["lanes"] = 16
-    job.write_text(yaml.safe_dump({"run": run | {"batch": {"global_batch": 16, "micro_batch": 1}}, "cluster": {"workers": 16}}))
+    job.write_text(
+        yaml.safe_dump({"run": run | {"batch": {"global_batch": 16, "micro_batch": 1}}, "cluster": {"workers": 16}})
+    )
     job_id = switchwork("submit", str(job), "--to", head).stdout.strip()
     printed = switchwork("logs", job_id, "-f", "--to", head).stdout
-    assert "error: cluster.workers: 16 with cpus_per_worker 1, and 1 node, 4 CPUs have room for 4; use fewer workers" in printed, printed
+    assert (
+        "error: cluster.workers: 16 with cpus_per_worker 1, and 1 node, 4 CPUs have room for 4; use fewer workers"
+        in printed
+    ), printed
 
 
 @pytest.mark.slow
@@ -111,5 +131,7 @@ def test_submit_to_first_step_on_a_warm_cluster(head: str, corpus: Path, tmp_pat
         facts = json.loads((tmp_path / "runs" / name / "summary.json").read_text())
         first = (tmp_path / "runs" / name / "first_step.json").stat().st_mtime
         seconds.append(first - before)
-        print(f"{name}: {first - before:.1f} s from submit to the first step, {facts['seconds_to_first_step']:.1f} s of them in the job's command")
+        print(
+            f"{name}: {first - before:.1f} s from submit to the first step, {facts['seconds_to_first_step']:.1f} s of them in the job's command"
+        )
     assert seconds[-1] < 20, printed

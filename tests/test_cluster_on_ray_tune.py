@@ -20,7 +20,9 @@ from test_launch_commands_train import BIN, losses, run
 LR = "run.optimizer.lr"
 
 
-def judged(root: Path, names: dict[str, list[float]], past: dict[str, list[tuple[int, float]]], most: int = 80) -> list[str]:
+def judged(
+    root: Path, names: dict[str, list[float]], past: dict[str, list[tuple[int, float]]], most: int = 80
+) -> list[str]:
     """The trials of which ASHA with rungs at 10, 20, 40 asks the runs to stop, when each reports every 10 steps and all keep step."""
     from cluster.on_ray.tune import Rungs, _Asha
 
@@ -31,7 +33,10 @@ def judged(root: Path, names: dict[str, list[float]], past: dict[str, list[tuple
     for number, step in enumerate(range(10, 10 * (1 + max(map(len, names.values()))), 10)):
         for name, values in names.items():
             if not (root / name / "stop").exists() and number < len(values):
-                assert asha.on_trial_result(None, trials[name], {"step": step, "value": values[number], "steps": most}) == "CONTINUE"
+                assert (
+                    asha.on_trial_result(None, trials[name], {"step": step, "value": values[number], "steps": most})
+                    == "CONTINUE"
+                )
     return sorted(name for name in names if (root / name / "stop").exists())
 
 
@@ -39,9 +44,13 @@ def test_asha_asks_losers_to_stop_and_kills_nobody(tmp_path: Path) -> None:
     best, good, bad = [2.0] * 4, [2.1] * 4, [3.0] * 4
     for number, past in enumerate(({}, {"before": [(10, 2.05), (20, 2.05), (40, 2.05)]})):
         root = tmp_path / str(number)
-        assert judged(root, {"good": good, "best": best, "bad": bad}, past) == (["bad"] if not past else ["bad", "good"])
+        assert judged(root, {"good": good, "best": best, "bad": bad}, past) == (
+            ["bad"] if not past else ["bad", "good"]
+        )
         assert (root / "bad" / "stop").read_text() == "pruned: behind the others at step 10"
-    assert judged(tmp_path / "last", {"good": good, "bad": bad}, {}, most=10) == [], "at its last step there is nothing left to stop"
+    assert judged(tmp_path / "last", {"good": good, "bad": bad}, {}, most=10) == [], (
+        "at its last step there is nothing left to stop"
+    )
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan, 1e12])
@@ -57,14 +66,21 @@ def write(folder: Path, corpus: Path, job: dict[str, Any], **sweep: Any) -> None
 
 
 def statuses(folder: Path) -> dict[str, str]:
-    return {each["trial"]: each["status"] for each in json.loads((folder / "sweeps" / "try" / "results.json").read_text())["trials"]}
+    return {
+        each["trial"]: each["status"]
+        for each in json.loads((folder / "sweeps" / "try" / "results.json").read_text())["trials"]
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_grid_with_a_failure_then_whole(tmp_path: Path, corpus: Path) -> None:
     kill = [{"name": "kill", "step": 9, "rank": 0}]
-    variants = [{"name": "fast", LR: 0.01}, {"name": "slow", LR: 0.001}, {"name": "killed", LR: 0.02, "run.faults": kill}]
+    variants = [
+        {"name": "fast", LR: 0.01},
+        {"name": "slow", LR: 0.001},
+        {"name": "killed", LR: 0.02, "run.faults": kill},
+    ]
     write(tmp_path, corpus, {"checkpoint": {"every": 2}, "evaluate": {"every": 5, "samples": 0}}, variants=variants)
     place = tmp_path / "sweeps" / "try"
     printed = run(tmp_path, "switchwork", "sweep", "try.yaml", code=1)
@@ -162,7 +178,9 @@ def test_asha_over_a_kill_and_a_stop(tmp_path: Path, corpus: Path) -> None:
     bad = place / "lr-1e-07"
     summary = json.loads((bad / "summary.json").read_text())
     assert 50 <= summary["step"] < 1200
-    assert (bad / "checkpoints" / f"step-{summary['step']:08d}" / "manifest.json").exists(), "it was stopped with a checkpoint"
+    assert (bad / "checkpoints" / f"step-{summary['step']:08d}" / "manifest.json").exists(), (
+        "it was stopped with a checkpoint"
+    )
     assert "pruned at step" in printed
 
     before = time.monotonic()

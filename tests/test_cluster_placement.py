@@ -16,7 +16,9 @@ from cluster.placement import matches, rank_order, room
 
 def whole_groups(nodes: str, order: list[int], group: int) -> int:
     """Groups of neighbours in rank that are all on one node."""
-    return sum(len({nodes[place] for place in order[first : first + group]}) == 1 for first in range(0, len(order), group))
+    return sum(
+        len({nodes[place] for place in order[first : first + group]}) == 1 for first in range(0, len(order), group)
+    )
 
 
 def test_a_set_of_experts_stays_on_a_node_where_it_fits() -> None:
@@ -37,7 +39,14 @@ def test_ranks_are_dealt_over_the_nodes_in_turn() -> None:
 
 @pytest.mark.parametrize(
     ("selector", "fitting"),
-    [({}, "abc"), ({"x": "1"}, "a"), ({"x": "!1"}, "bc"), ({"x": "in(1, 2)"}, "ab"), ({"x": "!in(1,2)"}, "c"), ({"x": "1", "y": "2"}, "")],
+    [
+        ({}, "abc"),
+        ({"x": "1"}, "a"),
+        ({"x": "!1"}, "bc"),
+        ({"x": "in(1, 2)"}, "ab"),
+        ({"x": "!in(1,2)"}, "c"),
+        ({"x": "1", "y": "2"}, ""),
+    ],
 )
 def test_labels_are_read_as_ray_reads_them(selector: dict[str, str], fitting: str) -> None:
     nodes = {"a": {"x": "1"}, "b": {"x": "2"}, "c": {}}
@@ -62,7 +71,14 @@ def test_wrong_configs_are_refused() -> None:
 @pytest.mark.slow
 def test_workers_are_placed_as_the_job_says(tmp_path: Path) -> None:
     script = [sys.executable, str(Path(__file__).parent / "support" / "placed.py"), str(tmp_path)]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=200, check=False, env=os.environ | {"RAY_ADDRESS": "", "RAY_AUTH_MODE": "disabled"})
+    done = subprocess.run(
+        script,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env=os.environ | {"RAY_ADDRESS": "", "RAY_AUTH_MODE": "disabled"},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
 
@@ -75,7 +91,9 @@ def test_workers_are_placed_as_the_job_says(tmp_path: Path) -> None:
     assert sorted(nodes("spread")) == ["a", "b", "c"]
     assert nodes("by node") in ("aabb", "bbaa")
     assert nodes("round robin") in ("abab", "baba")
-    assert sorted(nodes("a range")) == ["a", "a", "b", "b"], "as many as fit on the nodes with the labels, in multiples of two"
+    assert sorted(nodes("a range")) == ["a", "a", "b", "b"], (
+        "as many as fit on the nodes with the labels, in multiples of two"
+    )
     words = {
         "too many": ["7 with cpus_per_worker 1", "3 nodes, 6 CPUs have room for 6"],
         "split": ["2 with cpus_per_worker 3", "6 CPUs have room for 0"],

@@ -23,8 +23,12 @@ from trainer.storage import Folder
 def home(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     """A folder with a run whose rank 1 was killed after step 5, and with an undisturbed one of the same job."""
     folder = tmp_path_factory.mktemp("home")
-    job = tiny_job(corpus, engine={"name": "deepspeed", "zero": 1, "ep": 2}, checkpoint={"every": 2}, evaluate={"samples": 0})
-    run_distributed(train, 2, job | {"root": str(folder / "runs"), "name": "undisturbed", "tracking": {"enabled": False}})
+    job = tiny_job(
+        corpus, engine={"name": "deepspeed", "zero": 1, "ep": 2}, checkpoint={"every": 2}, evaluate={"samples": 0}
+    )
+    run_distributed(
+        train, 2, job | {"root": str(folder / "runs"), "name": "undisturbed", "tracking": {"enabled": False}}
+    )
     faulty = job | {"name": "killed", "faults": [{"name": "kill", "step": 5, "rank": 1}]}
     (folder / "job.yaml").write_text(yaml.safe_dump({"run": faulty, "cluster": {"workers": 2, "max_failures": 1}}))
     (folder / "printed.txt").write_text(run(folder, "switchwork", "train", "job.yaml"))
@@ -34,7 +38,10 @@ def home(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
 def test_every_loss_is_bit_identical_to_the_undisturbed_run(home: Path) -> None:
     assert losses(home / "runs" / "killed") == losses(home / "runs" / "undisturbed")
     rows = [row for row in Folder(str(home / "runs" / "killed")).lines("metrics.jsonl") if "loss" in row]
-    assert [row["step"] for row in rows] in ([1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10], [1, 2, 3, 4, 5, 3, 4, 5, 6, 7, 8, 9, 10])  # step 4 may not be saved yet
+    assert [row["step"] for row in rows] in (
+        [1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10],
+        [1, 2, 3, 4, 5, 3, 4, 5, 6, 7, 8, 9, 10],
+    )  # step 4 may not be saved yet
 
 
 def test_the_run_says_why_each_attempt_ended(home: Path) -> None:
@@ -72,7 +79,11 @@ def test_the_time_ledger_sums_to_the_whole(home: Path) -> None:
 def test_sigterm_to_the_command_saves_and_leaves(home: Path) -> None:
     arguments = ["run.name=stopped", "run.faults=[]", "run.stop.steps=10000"]
     command = subprocess.Popen(
-        [str(BIN / "switchwork"), "train", "job.yaml", *arguments], cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [str(BIN / "switchwork"), "train", "job.yaml", *arguments],
+        cwd=home,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     folder, deadline = home / "runs" / "stopped", time.monotonic() + 200
     while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
@@ -95,5 +106,9 @@ def test_a_hung_worker_is_replaced(home: Path) -> None:
     ends = [str(end.stopped) for end in RunFiles(Folder(str(folder))).attempts_ended()]
     assert "no progress for 20 s on rank 0 after step 4" in ends[0]
     assert "in global_weights" in (folder / "stacks" / "rank-0-attempt-0.txt").read_text()
-    stopped = [each.info["name"] for each in psutil.process_iter(["status", "name"]) if each.info["status"] == psutil.STATUS_STOPPED]
+    stopped = [
+        each.info["name"]
+        for each in psutil.process_iter(["status", "name"])
+        if each.info["status"] == psutil.STATUS_STOPPED
+    ]
     assert not [name for name in stopped if "ray" in name.lower()], "the stopped worker is still there"

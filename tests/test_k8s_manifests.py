@@ -15,7 +15,18 @@ from test_cluster_on_kubernetes_rayjob import job_file, render
 
 K8S = Path(__file__).parents[1] / "k8s"
 OVERLAYS = ["dev", "gpu"]
-NAMESPACED = {"ServiceAccount", "Role", "RoleBinding", "Service", "StatefulSet", "Deployment", "NetworkPolicy", "Secret", "LocalQueue", "RayCluster"}
+NAMESPACED = {
+    "ServiceAccount",
+    "Role",
+    "RoleBinding",
+    "Service",
+    "StatefulSet",
+    "Deployment",
+    "NetworkPolicy",
+    "Secret",
+    "LocalQueue",
+    "RayCluster",
+}
 OF_NO_NAMESPACE = {"Namespace", "ClusterQueue", "ResourceFlavor"}
 VERSION = kubernetes_validate.latest_version()
 
@@ -25,7 +36,9 @@ def built(overlay: str) -> list[dict[str, Any]]:
     tool = shutil.which("kubectl")
     if tool is None:
         pytest.skip("kubectl, which has kustomize built in, is not installed")
-    done = subprocess.run([tool, "kustomize", str(K8S / "overlays" / overlay)], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [tool, "kustomize", str(K8S / "overlays" / overlay)], capture_output=True, text=True, check=False, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return list(yaml.safe_load_all(done.stdout))
@@ -76,7 +89,9 @@ def test_what_is_referred_to_is_there(overlay: str) -> None:
     manifests = built(overlay)
     there = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in manifests}
     by_hand = {("Secret", "mlflow-database"), ("Secret", "object-store")}
-    assert by_hand <= there if overlay == "dev" else not by_hand & there, "passwords of a real cluster are in no repository"
+    assert by_hand <= there if overlay == "dev" else not by_hand & there, (
+        "passwords of a real cluster are in no repository"
+    )
     for manifest in manifests:
         for spec in pod_specs(manifest):
             mounted = {mount["name"] for container in spec["containers"] for mount in container.get("volumeMounts", [])}
@@ -84,11 +99,23 @@ def test_what_is_referred_to_is_there(overlay: str) -> None:
             assert mounted == {volume["name"] for volume in spec.get("volumes", [])} | claimed
             for container in spec["containers"] + spec.get("initContainers", []):
                 secrets = {each["secretRef"]["name"] for each in container.get("envFrom", [])}
-                secrets |= {each["valueFrom"]["secretKeyRef"]["name"] for each in container.get("env", []) if "valueFrom" in each}
+                secrets |= {
+                    each["valueFrom"]["secretKeyRef"]["name"]
+                    for each in container.get("env", [])
+                    if "valueFrom" in each
+                }
                 assert {("Secret", name) for name in secrets} <= by_hand
                 assert re.search(r":[\w.-]+$", container["image"]), container["image"]
-    services = {manifest["metadata"]["name"]: manifest["spec"]["selector"] for manifest in manifests if manifest["kind"] == "Service"}
-    labels = {m["metadata"]["name"]: m["spec"]["template"]["metadata"]["labels"] for m in manifests if m["kind"] in ("Deployment", "StatefulSet")}
+    services = {
+        manifest["metadata"]["name"]: manifest["spec"]["selector"]
+        for manifest in manifests
+        if manifest["kind"] == "Service"
+    }
+    labels = {
+        m["metadata"]["name"]: m["spec"]["template"]["metadata"]["labels"]
+        for m in manifests
+        if m["kind"] in ("Deployment", "StatefulSet")
+    }
     for name, selector in services.items():
         assert selector.items() <= labels[name].items()
 
@@ -113,11 +140,24 @@ def test_pods_are_restricted(overlay: str, tmp_path: Path, corpus: Path) -> None
 
 def test_network_rules_name_labels_that_pods_have() -> None:
     manifests = built("dev")
-    labels = [manifest["spec"]["template"]["metadata"]["labels"] for manifest in manifests if manifest["kind"] in ("Deployment", "StatefulSet")]
-    labels += [{"ray.io/is-ray-node": "yes"}, {"app.kubernetes.io/component": "submitter"}, {"app.kubernetes.io/name": "kuberay-operator"}]
+    labels = [
+        manifest["spec"]["template"]["metadata"]["labels"]
+        for manifest in manifests
+        if manifest["kind"] in ("Deployment", "StatefulSet")
+    ]
+    labels += [
+        {"ray.io/is-ray-node": "yes"},
+        {"app.kubernetes.io/component": "submitter"},
+        {"app.kubernetes.io/name": "kuberay-operator"},
+    ]
     rules = [manifest["spec"] for manifest in manifests if manifest["kind"] == "NetworkPolicy"]
     selectors = [rule["podSelector"].get("matchLabels", {}) for rule in rules]
-    peers = [peer for rule in rules for way in (*rule.get("ingress", []), *rule.get("egress", [])) for peer in (*way.get("from", []), *way.get("to", []))]
+    peers = [
+        peer
+        for rule in rules
+        for way in (*rule.get("ingress", []), *rule.get("egress", []))
+        for peer in (*way.get("from", []), *way.get("to", []))
+    ]
     selectors += [peer["podSelector"]["matchLabels"] for peer in peers]
     for selector in selectors:
         assert any(selector.items() <= each.items() for each in labels), selector
@@ -134,7 +174,11 @@ def test_the_image_is_pinned_and_not_root() -> None:
     for _, text in steps:
         for command in re.findall(r"pip install.*?(?=&&|$)", text):
             assert "constraints.txt" in command
-    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in (K8S.parent / "constraints.txt").read_text().splitlines() if "==" in line}
+    pinned = {
+        line.partition("==")[0].lower().replace("_", "-")
+        for line in (K8S.parent / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
     assert {"torch", "ray", "deepspeed", "mlflow", "kubernetes", "psycopg2-binary"} <= pinned
 
 

@@ -24,7 +24,10 @@ def logged(*points: tuple[int, float]) -> list[MetricsRow]:
 def test_costs_of_two_faults() -> None:
     metrics = logged((1, 1.0), (2, 2.0), (3, 3.0), (2, 20.0), (3, 21.0), (4, 22.0), (5, 30.0))
     struck = [Struck("kill", 3, 3.5), Struck("poison_gradient", 5, 22.5)]
-    assert costs(struck, metrics, [5.5, 23.0]) == [Cost("kill", 3, 2.0, 18.5, 2), Cost("poison_gradient", 5, 0.5, None, 0)]
+    assert costs(struck, metrics, [5.5, 23.0]) == [
+        Cost("kill", 3, 2.0, 18.5, 2),
+        Cost("poison_gradient", 5, 0.5, None, 0),
+    ]
 
 
 def test_a_step_that_another_rank_writes_down_after_the_kill_is_done_again_too() -> None:
@@ -46,7 +49,13 @@ def test_a_fault_that_does_not_exist_is_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_drill_with_four_faults(tmp_path: Path, corpus: Path) -> None:
-    job = tiny_job(corpus, engine={"name": "deepspeed", "zero": 1, "ep": 2}, checkpoint={"every": 2}, evaluate={"samples": 0}, stop={"steps": 14})
+    job = tiny_job(
+        corpus,
+        engine={"name": "deepspeed", "zero": 1, "ep": 2},
+        checkpoint={"every": 2},
+        evaluate={"samples": 0},
+        stop={"steps": 14},
+    )
     faults = [
         {"name": "source_fails", "step": 2, "seconds": 2.0, "rank": 1},
         {"name": "kill", "step": 5, "rank": 1},
@@ -64,7 +73,11 @@ def test_a_drill_with_four_faults(tmp_path: Path, corpus: Path) -> None:
             each.kill()
     assert drill.returncode == 0, printed
     result = json.loads((tmp_path / "drill" / "drill.json").read_text())
-    assert [(cost["name"], cost["step"]) for cost in result["faults"]][:3] == [("source_fails", 2), ("kill", 5), ("poison_gradient", 8)]
+    assert [(cost["name"], cost["step"]) for cost in result["faults"]][:3] == [
+        ("source_fails", 2),
+        ("kill", 5),
+        ("poison_gradient", 8),
+    ]
     assert result["first_different_step"] == 8, "until the poisoned step the losses are those of the undisturbed run"
     kill = result["faults"][1]
     assert kill["replayed"] in (1, 3)

@@ -47,7 +47,10 @@ WRONG: list[tuple[list[str], list[str]]] = [
     (["run.objective.data.tokenizer=/nowhere/tokenizer"], ["/nowhere/tokenizer"]),
     (["run.objective.model.causal=false"], ["causal", "masked_lm"]),
     (["run.objective.model.heads=5"], ["heads", "5", "32"]),
-    (["run.objective.model.moe.router.name=expert_choice", "run.objective.model.moe.capacity_factor=null"], ["expert_choice", "future"]),
+    (
+        ["run.objective.model.moe.router.name=expert_choice", "run.objective.model.moe.capacity_factor=null"],
+        ["expert_choice", "future"],
+    ),
     (["run.stop={}"], ["stop", "steps, tokens and hours"]),
     (["run.stop={hours: 1}"], ["run.optimizer.schedule", "cosine", "stop.steps"]),
     (["run.stop.steps=-5"], ["steps", "-5"]),
@@ -61,10 +64,14 @@ WRONG: list[tuple[list[str], list[str]]] = [
 
 
 @pytest.mark.parametrize(("overrides", "words"), WRONG, ids=[" ".join(overrides) for overrides, _ in WRONG])
-def test_wrong_jobs_are_refused_in_one_line(overrides: list[str], words: list[str], switchwork: Run, job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_jobs_are_refused_in_one_line(
+    overrides: list[str], words: list[str], switchwork: Run, job: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import cluster.on_ray.train
 
-    monkeypatch.setattr(cluster.on_ray.train, "connect", lambda cluster: pytest.fail("Ray was started for a job that cannot run"))
+    monkeypatch.setattr(
+        cluster.on_ray.train, "connect", lambda cluster: pytest.fail("Ray was started for a job that cannot run")
+    )
     code, _, complaint = switchwork("train", job, *overrides)
     assert code == 2
     assert complaint.startswith("error: ")

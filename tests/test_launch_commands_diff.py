@@ -17,7 +17,9 @@ from trainer.run_files import run_files
 from trainer.run_rows import AttemptBegan, AttemptEnded, Job
 
 
-def run_folder(root: Path, name: str, lr: float, loss: float, commit: str, files: dict[str, int], **config: Any) -> None:
+def run_folder(
+    root: Path, name: str, lr: float, loss: float, commit: str, files: dict[str, int], **config: Any
+) -> None:
     """A run folder as a worker leaves it, with what diff looks at."""
     written = run_files(str(root / "runs"), name)
     run = {"name": name, "source": name, "optimizer": {"lr": lr}, "seed": 0, **config}
@@ -25,7 +27,11 @@ def run_folder(root: Path, name: str, lr: float, loss: float, commit: str, files
     for attempt, version in enumerate(({"commit": "0" * 40, "dirty": True}, {"commit": commit, "dirty": False})):
         written.add_attempt(AttemptBegan.from_row({"attempt": attempt} | version))
     written.add_attempt(AttemptEnded(attempt=1, time=0.0, by="rank 0", stopped=ALL_STEPS_DONE))
-    manifest = {"source": [{"name": file, "size": size, "tag": ""} for file, size in files.items()], "seq_len": 32, "digest": json.dumps(files)}
+    manifest = {
+        "source": [{"name": file, "size": size, "tag": ""} for file, size in files.items()],
+        "seq_len": 32,
+        "digest": json.dumps(files),
+    }
     written.write_data_manifest(manifest)
     figures = {"loss": loss, "expert_load/layer0/expert1": loss}
     written.write_summary(summary_of(100, name=name) | {"eval": figures, "samples": {"a": name}})
@@ -43,7 +49,10 @@ def test_it_tells_what_differs_and_nothing_else(two_runs: Path) -> None:
     found = compare("first", str(two_runs / "runs" / "second"))
     assert found["config"] == {"run.optimizer.lr": (0.001, 0.002), "run.compile": (None, True)}
     assert found["code"] == {"commit": ("a" * 40, "b" * 40)}, "that of the last attempt"
-    assert {name: pair for name, pair in found["data"].items() if name != "digest"} == {"source[y.jsonl]": ("20 ", "21 "), "source[z.jsonl]": (None, "1 ")}
+    assert {name: pair for name, pair in found["data"].items() if name != "digest"} == {
+        "source[y.jsonl]": ("20 ", "21 "),
+        "source[z.jsonl]": (None, "1 "),
+    }
     assert found["results"] == {"eval.loss": (2.5, 2.25)}
     assert all(not differing for differing in compare("first", "first").values())
 
@@ -57,12 +66,19 @@ def test_the_command(two_runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
     code, printed, _ = switchwork("diff", "first", "second")
     assert code == 0
-    assert [line.split() for line in printed.splitlines() if line.startswith("eval.loss")] == [["eval.loss", "2.5", "2.25", "-0.25"]]
+    assert [line.split() for line in printed.splitlines() if line.startswith("eval.loss")] == [
+        ["eval.loss", "2.5", "2.25", "-0.25"]
+    ]
     assert "run.optimizer.lr" in printed
     assert "source[y.jsonl]" in printed
     code, printed, _ = switchwork("diff", "first", "second", "--json")
     assert json.loads(printed)["results"] == {"eval.loss": [2.5, 2.25]}
-    assert switchwork("diff", "first", "first")[1].split("\n")[:4] == ["config: the same", "code: the same", "data: the same", "results: the same"]
+    assert switchwork("diff", "first", "first")[1].split("\n")[:4] == [
+        "config: the same",
+        "code: the same",
+        "data: the same",
+        "results: the same",
+    ]
     code, _, complaint = switchwork("diff", "first", "third")
     assert (code, "third" in complaint, complaint.count("\n")) == (2, True, 1)
 
@@ -77,5 +93,7 @@ def test_the_code_is_known_by_its_commit(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("SWITCHWORK_COMMIT")
     root = Path(__file__).parents[1]
     if (root / ".git").exists():
-        head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        head = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
         assert code_version()["commit"] == head

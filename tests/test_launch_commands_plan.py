@@ -22,9 +22,27 @@ from trainer.planning.layout import Machine, Part
 from trainer.planning.state_bytes import Group, training_state
 from trainer.planning.step_time import exchanges, expert_exchange
 
-GPU = Gpu(name="G", memory=80e9, bf16=1000e12, fp32=100e12, hbm=3e12, link=400e9, network=50e9, host=50e9, per_node=8, source="a test")
+GPU = Gpu(
+    name="G",
+    memory=80e9,
+    bf16=1000e12,
+    fp32=100e12,
+    hbm=3e12,
+    link=400e9,
+    network=50e9,
+    host=50e9,
+    per_node=8,
+    source="a test",
+)
 MACHINE = Machine(key="g", gpu=GPU, gpus=8, per_node=8, efficiency=0.5, notice_s=30, storage=2e9)
-MIXTRAL = {"layers": 32, "d_model": 4096, "heads": 32, "kv_heads": 8, "ffn": 14336, "moe": {"experts": 8, "ffn": 14336, "router": {"name": "top_k", "k": 2}}}
+MIXTRAL = {
+    "layers": 32,
+    "d_model": 4096,
+    "heads": 32,
+    "kv_heads": 8,
+    "ffn": 14336,
+    "moe": {"experts": 8, "ffn": 14336, "router": {"name": "top_k", "k": 2}},
+}
 
 
 def run_of(corpus: Path, **fields: Any) -> RunConfig:
@@ -53,7 +71,10 @@ def test_a_small_job_fits_and_a_large_one_does_not(corpus: Path) -> None:
 
 def test_the_choice_fits_where_the_job_as_written_does_not(corpus: Path) -> None:
     machine = Machine(key="g", gpu=GPU, gpus=64, per_node=8, efficiency=0.5, notice_s=30, storage=2e9)
-    plan = estimate(large(corpus, MIXTRAL | {"activation_checkpointing": True}, engine={"name": "deepspeed", "zero": 1, "ep": 1}), machine)
+    plan = estimate(
+        large(corpus, MIXTRAL | {"activation_checkpointing": True}, engine={"name": "deepspeed", "zero": 1, "ep": 1}),
+        machine,
+    )
     assert not plan.verdict
     forecast = plan.forecast
     assert forecast is not None
@@ -75,7 +96,10 @@ def test_the_choice_fits_where_the_job_as_written_does_not(corpus: Path) -> None
     ],
 )
 def test_what_does_not_divide_is_said(fields: dict[str, Any], workers: int, words: list[str], corpus: Path) -> None:
-    plan = estimate(run_of(corpus, **fields), Machine(key="g", gpu=GPU, gpus=workers, per_node=8, efficiency=0.5, notice_s=30, storage=2e9))
+    plan = estimate(
+        run_of(corpus, **fields),
+        Machine(key="g", gpu=GPU, gpus=workers, per_node=8, efficiency=0.5, notice_s=30, storage=2e9),
+    )
     assert not plan.verdict
     assert plan.forecast is None
     assert all(word in plan.reasons[0] for word in words)
@@ -83,7 +107,9 @@ def test_what_does_not_divide_is_said(fields: dict[str, Any], workers: int, word
 
 def test_divisions_are_listed_with_both_numbers(corpus: Path) -> None:
     plan = estimate(run_of(corpus, engine={"name": "deepspeed", "ep": 3}), MACHINE)
-    rows = {(division.what, division.by): (division.number, division.divisor, division.good) for division in plan.divisions}
+    rows = {
+        (division.what, division.by): (division.number, division.divisor, division.good) for division in plan.divisions
+    }
     assert rows["experts", "EP"] == (4, 3, False)
     assert rows["workers", "EP"] == (8, 3, False)
     assert rows["lanes", "workers"] == (8, 8, True)
@@ -119,11 +145,15 @@ def test_exchanges_by_hand(corpus: Path) -> None:
     assert moving["gradients, experts", "all-reduce"].size == 4 * experts / 2
     assert moving["gradients, experts", "all-reduce"].ranks == 2
     assert moving["gradients, dense", "all-reduce"].moved == 2 * 3 / 4 * 4 * (total - experts)
-    assert moving["gradients, dense", "all-reduce"].seconds(GPU) == moving["gradients, dense", "all-reduce"].moved / 400e9
+    assert (
+        moving["gradients, dense", "all-reduce"].seconds(GPU) == moving["gradients, dense", "all-reduce"].moved / 400e9
+    )
     rows = expert_exchange(objective.networks["model"].config, 100, 2, 4, 8)[0]  # type: ignore[arg-type]
     # Forward there and back, backward there and back; 2 layers, 100 tokens, 1 expert each, 32 numbers of 4 bytes.
     assert rows.size == 4 * 2 * 100 * 32 * 4
-    assert exchanges(run.engine, groups, 2, 4, 2)[0].seconds(GPU) == moving["gradients, dense", "all-reduce"].moved / 50e9
+    assert (
+        exchanges(run.engine, groups, 2, 4, 2)[0].seconds(GPU) == moving["gradients, dense", "all-reduce"].moved / 50e9
+    )
 
 
 def test_step_time_and_mfu_by_hand(corpus: Path) -> None:
@@ -145,7 +175,14 @@ def test_step_time_and_mfu_by_hand(corpus: Path) -> None:
 
 
 def test_published_models() -> None:
-    mixtral = TransformerConfig(layers=32, d_model=4096, heads=32, kv_heads=8, ffn=14336, moe=MoEConfig(experts=8, ffn=14336, router=TopKRouting(k=2)))
+    mixtral = TransformerConfig(
+        layers=32,
+        d_model=4096,
+        heads=32,
+        kv_heads=8,
+        ffn=14336,
+        moe=MoEConfig(experts=8, ffn=14336, router=TopKRouting(k=2)),
+    )
     counted = parameters(mixtral, 32000)
     # Jiang et al. 2024, section 2 and table 2: 47B parameters in all, 13B of them active.
     assert round(counted.total / 1e9) == 47
@@ -154,7 +191,15 @@ def test_published_models() -> None:
     expected = 2 * (counted.active - 32000 * 4096 - 65 * 4096) + 4 * 32 * 4096 * 4096
     assert forward_flops_per_token(mixtral, 32000, 4096) == pytest.approx(expected)
     # Fedus et al. 2021: 1.6 trillion parameters, and a token's FLOPs do not grow with the experts, their router aside.
-    switch_c = TransformerConfig(layers=30, d_model=2080, heads=32, head_dim=64, ffn=4096, tie_embeddings=True, moe=MoEConfig(experts=2048, ffn=4096))
+    switch_c = TransformerConfig(
+        layers=30,
+        d_model=2080,
+        heads=32,
+        head_dim=64,
+        ffn=4096,
+        tie_embeddings=True,
+        moe=MoEConfig(experts=2048, ffn=4096),
+    )
     assert parameters(switch_c, 32128).total == pytest.approx(1.6e12, rel=0.02)
     dense = TransformerConfig(layers=30, d_model=2080, heads=32, head_dim=64, ffn=4096, tie_embeddings=True)
     router = 6 * 30 * 2080 * 2048
@@ -163,7 +208,12 @@ def test_published_models() -> None:
 
 def test_the_table_of_gpus() -> None:
     assert find_gpu("h100-80gb").bf16 == 989e12
-    for device, key in (("NVIDIA H100 80GB HBM3", "h100-80gb"), ("NVIDIA H100 PCIe", "h100-pcie-80gb"), ("NVIDIA L40S", "l40s-48gb"), ("NVIDIA L4", "l4-24gb")):
+    for device, key in (
+        ("NVIDIA H100 80GB HBM3", "h100-80gb"),
+        ("NVIDIA H100 PCIe", "h100-pcie-80gb"),
+        ("NVIDIA L40S", "l40s-48gb"),
+        ("NVIDIA L4", "l4-24gb"),
+    ):
         assert by_device_name(device) == gpus()[key]
     assert by_device_name("NVIDIA A100-SXM4-80GB") == gpus()["a100-80gb"]
     assert by_device_name("NVIDIA A100-SXM4-40GB") == gpus()["a100-40gb"]
@@ -175,7 +225,9 @@ def test_the_table_of_gpus() -> None:
 
 
 @pytest.fixture
-def switchwork(switchwork: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+def switchwork(
+    switchwork: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
     """The command, in the folder of this test."""
     monkeypatch.chdir(tmp_path)
     return switchwork
@@ -185,7 +237,16 @@ def test_the_command(switchwork: Callable[..., tuple[int, str, str]], corpus: Pa
     (tmp_path / "job.yaml").write_text(yaml.safe_dump({"run": tiny_job(corpus), "cluster": {"workers": 2}}))
     code, printed, said = switchwork("plan", "job.yaml", "--gpu", "h100-80gb", "--picture", "memory.png")
     assert code == 0, said
-    for words in ("YES", "What must divide", "Memory of a GPU", "all-reduce", "MFU", "Checkpoint", "It would choose", "What it cannot know"):
+    for words in (
+        "YES",
+        "What must divide",
+        "Memory of a GPU",
+        "all-reduce",
+        "MFU",
+        "Checkpoint",
+        "It would choose",
+        "What it cannot know",
+    ):
         assert words in printed
     assert (tmp_path / "memory.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "runs").exists()
@@ -198,11 +259,18 @@ def test_the_command(switchwork: Callable[..., tuple[int, str, str]], corpus: Pa
     assert "memory" not in found
     figures = json.loads(switchwork("plan", "job.yaml", "--gpu", "h100-80gb", "--json")[1])
     assert set(figures["memory"]["parts"]) == set(Part)
-    assert figures["step"]["total"] == figures["step"]["arithmetic"] + figures["step"]["exchange"] + figures["step"]["update"]
+    assert (
+        figures["step"]["total"]
+        == figures["step"]["arithmetic"] + figures["step"]["exchange"] + figures["step"]["update"]
+    )
     assert figures["step"]["tokens_per_day"] == pytest.approx(86400 * figures["step"]["tokens_per_s"])
     fastest = min(candidate["seconds"] for candidate in figures["candidates"] if candidate["fits_worst"])
     assert figures["choice"]["seconds"] == pytest.approx(fastest, abs=1e-6)
-    for wrong, word in ((["--gpu", "riva-128"], "riva-128"), (["--gpus", "0"], "--gpus"), (["--efficiency", "2"], "--efficiency")):
+    for wrong, word in (
+        (["--gpu", "riva-128"], "riva-128"),
+        (["--gpus", "0"], "--gpus"),
+        (["--efficiency", "2"], "--efficiency"),
+    ):
         code, _, complaint = switchwork("plan", "job.yaml", *wrong)
         assert (code, complaint.count("\n"), word in complaint) == (2, 1, True)
 

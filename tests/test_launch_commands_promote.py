@@ -32,7 +32,13 @@ def home(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name, steps in (("short", 1), ("long", 8)):
-            job = tiny_job(corpus, name=name, stop={"steps": steps}, engine={"name": "accelerate"}, evaluate={"samples": 3, "rules": {"file": "everything.lp"}})
+            job = tiny_job(
+                corpus,
+                name=name,
+                stop={"steps": steps},
+                engine={"name": "accelerate"},
+                evaluate={"samples": 3, "rules": {"file": "everything.lp"}},
+            )
             (folder / f"{name}.yaml").write_text(yaml.safe_dump({"run": job}))
             loaded = load(f"{name}.yaml")
             prepare(loaded.run, False)
@@ -57,7 +63,9 @@ def test_the_conflict_rate_is_tracked_while_training(home: Path) -> None:
     rates = [row for row in rows if "rules/conflict_rate" in row]
     assert [(row["step"], row["rules/conflict_rate"], row["rules/judged"]) for row in rates] == [(8, 1.0, 3)]
     log = [json.loads(line) for line in (home / "runs" / "long" / "rules_audit.jsonl").read_text().splitlines()]
-    assert [(row["purpose"], row["accepted"], row["checkpoint"]) for row in log] == [("evaluation", False, "step 8")] * 3
+    assert [(row["purpose"], row["accepted"], row["checkpoint"]) for row in log] == [
+        ("evaluation", False, "step 8")
+    ] * 3
 
 
 def test_only_samples_that_pass_are_printed(switchwork: Run) -> None:

@@ -19,7 +19,11 @@ from trainer.parsing import read_job
 
 SCHEMA = job_schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
-CONFIGS = [path for path in sorted((Path(__file__).parents[1] / "launch" / "configs").glob("*.yaml")) if "run" in read_job(str(path))]
+CONFIGS = [
+    path
+    for path in sorted((Path(__file__).parents[1] / "launch" / "configs").glob("*.yaml"))
+    if "run" in read_job(str(path))
+]
 
 
 def test_it_is_a_schema() -> None:
@@ -49,7 +53,10 @@ WRONG: list[tuple[list[str], Any]] = [
 
 @pytest.mark.parametrize(("path", "value"), WRONG, ids=[".".join(path) for path, _ in WRONG])
 def test_wrong_shapes_are_refused(path: list[str], value: Any, corpus: Path) -> None:
-    good = {"run": tiny_job(corpus, engine={"name": "deepspeed", "zero": 1}), "cluster": {"workers": 2, "kubernetes": {}}}
+    good = {
+        "run": tiny_job(corpus, engine={"name": "deepspeed", "zero": 1}),
+        "cluster": {"workers": 2, "kubernetes": {}},
+    }
     good["run"]["objective"]["model"]["moe"]["router"] = {"name": "switch"}
     VALIDATOR.validate(good)
     wrong = copy.deepcopy(good)

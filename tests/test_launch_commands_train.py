@@ -17,7 +17,13 @@ BIN = Path(sys.executable).parent
 def run(folder: Path, *command: str, code: int = 0) -> str:
     """What `command` printed, run in `folder`; fails unless it ends with `code`."""
     done = subprocess.run(
-        [str(BIN / command[0]), *command[1:]], cwd=folder, capture_output=True, text=True, timeout=240, env=os.environ | {"COLUMNS": "150"}, check=False
+        [str(BIN / command[0]), *command[1:]],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | {"COLUMNS": "150"},
+        check=False,
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -45,7 +51,16 @@ def home(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
 def test_the_run_folder_tells_what_happened(home: Path) -> None:
     folder = home / "runs" / "first"
     names = {path.name for path in folder.iterdir()}
-    assert {"resolved.yaml", "checkpoints", "samples", "summary.json", "metrics.jsonl", "mlflow_run_id", "curves.png", "expert_load.png"} <= names
+    assert {
+        "resolved.yaml",
+        "checkpoints",
+        "samples",
+        "summary.json",
+        "metrics.jsonl",
+        "mlflow_run_id",
+        "curves.png",
+        "expert_load.png",
+    } <= names
     assert sorted(losses(folder)) == [1, 2, 3, 4]
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["step"], summary["samples_seen"], summary["tokens_seen"]) == (4, 64, 2048)
@@ -56,7 +71,16 @@ def test_the_run_folder_tells_what_happened(home: Path) -> None:
 
 def test_a_person_sees_the_figures(home: Path) -> None:
     printed = (home / "printed.txt").read_text()
-    for words in ("step 4/4", "tokens/s", "bits per byte", "xz -9, together", "load of each expert", "sample-0", "run folder", "switchwork ui"):
+    for words in (
+        "step 4/4",
+        "tokens/s",
+        "bits per byte",
+        "xz -9, together",
+        "load of each expert",
+        "sample-0",
+        "run folder",
+        "switchwork ui",
+    ):
         assert words in printed
 
 
@@ -67,8 +91,20 @@ def test_mlflow_has_the_run(home: Path) -> None:
     assert stored.info.status == "FINISHED"
     assert stored.data.params["objective.model.moe.experts"] == "4"
     assert stored.inputs.dataset_inputs[0].dataset.digest
-    assert {artifact.path for artifact in client.list_artifacts(stored.info.run_id)} >= {"resolved.yaml", "curves.png", "data_manifest.json"}
-    for name in ("loss", "tokens_seen", "grad_norm", "expert_load/layer1/expert3", "router_entropy/layer0", "system/cpu_percent", "eval/bits_per_byte"):
+    assert {artifact.path for artifact in client.list_artifacts(stored.info.run_id)} >= {
+        "resolved.yaml",
+        "curves.png",
+        "data_manifest.json",
+    }
+    for name in (
+        "loss",
+        "tokens_seen",
+        "grad_norm",
+        "expert_load/layer1/expert3",
+        "router_entropy/layer0",
+        "system/cpu_percent",
+        "eval/bits_per_byte",
+    ):
         points = client.get_metric_history(stored.info.run_id, name)
         expected = [(int(row["step"]), row[name]) for row in figures(folder) if name in row]
         assert [(point.step, point.value) for point in points] == expected
@@ -77,7 +113,18 @@ def test_mlflow_has_the_run(home: Path) -> None:
 def test_resume_goes_on_as_if_never_stopped(home: Path) -> None:
     run(home, "switchwork", "train", "job.yaml", "run.stop.steps=8", "--resume")
     stopped = losses(home / "runs" / "first")
-    run(home, "torchrun", "--nproc-per-node", "2", "-m", "trainer", "job.yaml", "run.stop.steps=8", "run.name=unbroken", "run.tracking.enabled=false")
+    run(
+        home,
+        "torchrun",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "trainer",
+        "job.yaml",
+        "run.stop.steps=8",
+        "run.name=unbroken",
+        "run.tracking.enabled=false",
+    )
     assert stopped == losses(home / "runs" / "unbroken")
     client = MlflowClient(f"sqlite:///{home}/mlflow.db")
     run_id = (home / "runs" / "first" / "mlflow_run_id").read_text()

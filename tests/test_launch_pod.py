@@ -83,7 +83,15 @@ def test_another_job_of_the_same_name_is_refused(tmp_path: Path, corpus: Path) -
     (folder / "attempts.jsonl").write_text("{}\n")
     (folder / "job_id").write_text("somebody-elses-job")
     env = os.environ | head_environment(body) | {"RAY_ADDRESS": ""}
-    done = subprocess.run([sys.executable, "-m", "launch.pod"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.pod"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 2, done.stdout + done.stderr
     assert "run.name" in done.stderr
     assert "--resume" in done.stderr

@@ -44,10 +44,22 @@ def test_students_differ_from_the_dense_model_in_their_teacher_alone(corpus: Pat
     dense = variants_of(corpus)["dense"]
     assert isinstance(dense.objective, LanguageConfig)
     found = {name: run.objective for name, run in students(dense, "there", options("x", alpha=0.5)).items()}
-    lessons = {name: (each.teacher, each.alpha, each.init_from_teacher) for name, each in found.items() if isinstance(each, DistillConfig)}
-    assert lessons == {DISTILLED: ("there", 0.5, True), "weights alone": ("there", 0.0, True), "KL alone": ("there", 0.5, False)}
+    lessons = {
+        name: (each.teacher, each.alpha, each.init_from_teacher)
+        for name, each in found.items()
+        if isinstance(each, DistillConfig)
+    }
+    assert lessons == {
+        DISTILLED: ("there", 0.5, True),
+        "weights alone": ("there", 0.0, True),
+        "KL alone": ("there", 0.5, False),
+    }
     for objective in found.values():
-        assert all(getattr(objective, field.name) == getattr(dense.objective, field.name) for field in fields(dense.objective) if field.name != "name")
+        assert all(
+            getattr(objective, field.name) == getattr(dense.objective, field.name)
+            for field in fields(dense.objective)
+            if field.name != "name"
+        )
     assert list(students(dense, "there", options("x", ablations=False))) == [DISTILLED]
 
 
@@ -86,7 +98,12 @@ def test_a_small_proof_in_full(corpus: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "said"),
-    [({"seeds": 1}, "--seeds: 1"), ({"processes": 0}, "--processes: 0"), ({"alpha": 0.0}, "--alpha: 0"), ({"kl_temperature": 0.0}, "temperature 0")],
+    [
+        ({"seeds": 1}, "--seeds: 1"),
+        ({"processes": 0}, "--processes: 0"),
+        ({"alpha": 0.0}, "--alpha: 0"),
+        ({"kl_temperature": 0.0}, "temperature 0"),
+    ],
 )
 def test_wrong_proofs_are_refused(flags: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):

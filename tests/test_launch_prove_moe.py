@@ -51,7 +51,9 @@ def test_interval_is_that_of_the_paired_t_test() -> None:
     assert (test.pvalue < 0.05) == (found.verdict == "ahead")
 
 
-@pytest.mark.parametrize(("ours", "verdict"), [([1.0, 1.1, 1.2], "ahead"), ([3.0, 3.1, 3.2], "behind"), ([1.0, 2.1, 3.2], "not decided")])
+@pytest.mark.parametrize(
+    ("ours", "verdict"), [([1.0, 1.1, 1.2], "ahead"), ([3.0, 3.1, 3.2], "behind"), ([1.0, 2.1, 3.2], "not decided")]
+)
 def test_verdict_follows_from_where_the_interval_lies(ours: list[float], verdict: str) -> None:
     found = lead([2.0, 2.11, 2.2], ours)
     assert found.verdict == verdict
@@ -79,7 +81,9 @@ def test_dense_model_costs_no_less_than_any_other_and_not_a_unit_more(corpus: Pa
     cost = {name: flops_per_token(model, 257, 32) for name, model in models.items()}
     assert cost["dense"] >= max(cost.values())
     dense = models["dense"]
-    assert flops_per_token(replace(dense, ffn=dense.ffn - 1), 257, 32) < max(value for name, value in cost.items() if name != "dense")
+    assert flops_per_token(replace(dense, ffn=dense.ffn - 1), 257, 32) < max(
+        value for name, value in cost.items() if name != "dense"
+    )
     assert parameters(dense, 257).total == sum(each.numel() for each in Transformer(dense, 257).parameters())
 
 
@@ -120,7 +124,10 @@ def test_a_small_proof_in_full_and_again(corpus: Path, tmp_path: Path) -> None:
         for seed, value in enumerate(values):
             (run,) = (folder / "runs").glob(f"{name.replace(' ', '-')}-seed{seed}-*")
             assert json.loads((run / "summary.json").read_text())["eval"]["cross_entropy"] == value
-            assert len({step for step, _ in next(each for each in results["variants"] if each["name"] == name)["curve"]}) == 4
+            assert (
+                len({step for step, _ in next(each for each in results["variants"] if each["name"] == name)["curve"]})
+                == 4
+            )
     assert len({value for values in losses.values() for value in values}) == 8, "two runs are the same"
     leads = {(each["of"], each["over"]): each for each in results["leads"]}
     assert set(leads) == {("4 experts", "dense"), ("4 experts", "permuted router"), ("4 experts", "frozen router")} | {
@@ -147,8 +154,23 @@ def test_a_small_proof_in_full_and_again(corpus: Path, tmp_path: Path) -> None:
 def test_sigterm_to_the_command_ends_its_runs_with_checkpoints(corpus: Path, tmp_path: Path) -> None:
     job, folder = tmp_path / "job.yaml", tmp_path / "proof"
     job.write_text(yaml.safe_dump({"run": tiny(corpus, stop={"steps": 1_000_000})}))
-    arguments = ["prove", "moe", "--job", str(job), "--experts", "4", "--seeds", "2", "--processes", "2", "--folder", str(folder)]
-    command = psutil.Popen([sys.executable, "-m", "launch.cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    arguments = [
+        "prove",
+        "moe",
+        "--job",
+        str(job),
+        "--experts",
+        "4",
+        "--seeds",
+        "2",
+        "--processes",
+        "2",
+        "--folder",
+        str(folder),
+    ]
+    command = psutil.Popen(
+        [sys.executable, "-m", "launch.cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     deadline = time.monotonic() + 90
     while len(list((folder / "runs").glob("*/metrics.jsonl"))) < 2:
         assert command.poll() is None, command.communicate()[0]
@@ -173,7 +195,12 @@ def test_steps_that_fit_use_the_time_that_is_left(corpus: Path, tmp_path: Path) 
     steps = steps_that_fit(minutes, [speed] * count, seeds, processes)
 
     def minutes_of(steps: int) -> float:
-        return count * (speed.total_s + seeds * (speed.start_s + CURVE * speed.hooks_s + speed.step_s * steps)) / processes / 60
+        return (
+            count
+            * (speed.total_s + seeds * (speed.start_s + CURVE * speed.hooks_s + speed.step_s * steps))
+            / processes
+            / 60
+        )
 
     assert minutes_of(steps) <= 0.95 * minutes < minutes_of(steps + 1)
     with pytest.raises(ValueError, match=r"--minutes: 0\.1 is too short"):
@@ -190,8 +217,20 @@ def test_steps_that_fit_use_the_time_that_is_left(corpus: Path, tmp_path: Path) 
         ({"stop": {"hours": 1}, "optimizer": {"schedule": {"name": "constant"}}}, {}, "run.stop.steps"),
     ],
 )
-def test_wrong_proofs_are_refused(corpus: Path, tmp_path: Path, changes: dict[str, Any], flags: dict[str, Any], words: str) -> None:
+def test_wrong_proofs_are_refused(
+    corpus: Path, tmp_path: Path, changes: dict[str, Any], flags: dict[str, Any], words: str
+) -> None:
     job = tmp_path / "job.yaml"
     job.write_text(yaml.safe_dump({"run": tiny(corpus) | changes}))
     with pytest.raises(ValueError, match=words):
-        prove(Console(), str(job), [], Options(**({"experts": "4", "seeds": 2, "processes": 1, "minutes": None, "folder": str(tmp_path / "proof")} | flags)))
+        prove(
+            Console(),
+            str(job),
+            [],
+            Options(
+                **(
+                    {"experts": "4", "seeds": 2, "processes": 1, "minutes": None, "folder": str(tmp_path / "proof")}
+                    | flags
+                )
+            ),
+        )

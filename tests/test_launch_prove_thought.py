@@ -28,12 +28,26 @@ def test_the_lead_is_taken_item_by_item() -> None:
     level = _level(3, {"direct": rows(direct), "chain_of_thought": rows(thought)})
     expected = ttest_rel([*map(int, thought)], [*map(int, direct)]).confidence_interval(0.95)
     assert level.lead == pytest.approx(25 / 40)
-    assert (level.low, level.high) == pytest.approx((expected.low, expected.high), abs=0.01)  # normal beside Student's t
+    assert (level.low, level.high) == pytest.approx(
+        (expected.low, expected.high), abs=0.01
+    )  # normal beside Student's t
 
 
 @pytest.mark.slow
 def test_the_proof_runs_through_and_keeps_what_is_there(tmp_path: Path, switchwork: Run) -> None:  # noqa: F811
-    arguments = ["prove", "thought", *SMALL, "--steps", "2", "--problems", "20", "--shots", "1", "--folder", str(tmp_path / "thought")]
+    arguments = [
+        "prove",
+        "thought",
+        *SMALL,
+        "--steps",
+        "2",
+        "--problems",
+        "20",
+        "--shots",
+        "1",
+        "--folder",
+        str(tmp_path / "thought"),
+    ]
     code, printed, complaint = switchwork(*arguments)
     assert code == 0, complaint
     assert "chain of thought: " in printed

@@ -61,13 +61,17 @@ def pretend(trial: Trial, curve: list[tuple[int, float]], stopped: Stopped = ALL
 
 def test_trials_are_all_combinations_with_all_seeds(write: Callable[..., str]) -> None:
     variants = [{"name": "small", WIDTH: 16, LAYERS: 1}, {"name": "large", WIDTH: 32}]
-    trials = planned(write(over={LR: [0.01, 0.003], "run.batch.micro_batch": [4, 8]}, variants=variants, seeds=2), "run.seed=7")
+    trials = planned(
+        write(over={LR: [0.01, 0.003], "run.batch.micro_batch": [4, 8]}, variants=variants, seeds=2), "run.seed=7"
+    )
     assert len(trials) == 16
     assert trials[0].name == "small_lr-0.01_micro_batch-4_seed-7"
     assert trials[-1].name == "large_lr-0.003_micro_batch-8_seed-8"
     for trial in trials:
         run = trial.job.run
-        assert (run.objective.model.d_model, run.objective.model.layers) == ((16, 1) if trial.name.startswith("small") else (32, 2))
+        assert (run.objective.model.d_model, run.objective.model.layers) == (
+            (16, 1) if trial.name.startswith("small") else (32, 2)
+        )
         assert f"_lr-{run.optimizer.lr}_micro_batch-{run.batch.micro_batch}_seed-{run.seed}" in trial.name
         assert trial.name.startswith(trial.setting)
         assert trial.files.folder.url == os.path.abspath(f"sweeps/lr/{trial.name}")
@@ -98,7 +102,10 @@ def test_ranges_reach_from_end_to_end() -> None:
 
 def test_keys_are_called_by_as_much_as_tells_them_apart() -> None:
     assert short_names([LR, WIDTH]) == {LR: "lr", WIDTH: "d_model"}
-    assert short_names(["run.ema.decay", "run.optimizer.decay"]) == {"run.ema.decay": "ema.decay", "run.optimizer.decay": "optimizer.decay"}
+    assert short_names(["run.ema.decay", "run.optimizer.decay"]) == {
+        "run.ema.decay": "ema.decay",
+        "run.optimizer.decay": "optimizer.decay",
+    }
     assert short_names([]) == {}
 
 
@@ -129,19 +136,30 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"seeds": 2, "mode": "least"}, ["mode", "least"]),
     ({"seeds": 2, "scheduler": {"name": "pbt"}}, ["scheduler.name", "pbt", "grid, asha"]),
     ({"seeds": 2, "scheduler": {"name": "asha"}}, ["scheduler.grace_steps", "missing"]),
-    ({"seeds": 2, "scheduler": {"name": "asha", "grace_steps": 5, "reduction_factor": 1}}, ["reduction_factor", "above 1"]),
+    (
+        {"seeds": 2, "scheduler": {"name": "asha", "grace_steps": 5, "reduction_factor": 1}},
+        ["reduction_factor", "above 1"],
+    ),
     ({"seeds": 2, "scheduler": {"name": "asha", "grace_steps": 10}}, ["scheduler.grace_steps", "10", "10 steps"]),
-    ({"seeds": 2, "scheduler": {"name": "asha", "grace_steps": 4}}, ["scheduler.grace_steps", "4", "run.evaluate.every 5"]),
+    (
+        {"seeds": 2, "scheduler": {"name": "asha", "grace_steps": 4}},
+        ["scheduler.grace_steps", "4", "run.evaluate.every 5"],
+    ),
     ({"variants": SIZES[:3], "fit": {}}, ["fit.scaling_law", "3 sizes", "add variants"]),
     ({"variants": [*SIZES, {"name": "same", WIDTH: 32, LR: 1}], "fit": {}}, ["fit.scaling_law", "same", "its own"]),
     ({"over": {WIDTH: [8, 16, 24, 32]}, "fit": {}}, ["fit.scaling_law", "variants"]),
     ({"variants": SIZES, "fit": {"hold_out": -1}}, ["hold_out", "-1"]),
-    ({"variants": [{**each, "run.objective.model.moe": {"experts": 2, "ffn": 8}} for each in SIZES], "fit": {}}, ["fit.scaling_law", "dense"]),
+    (
+        {"variants": [{**each, "run.objective.model.moe": {"experts": 2, "ffn": 8}} for each in SIZES], "fit": {}},
+        ["fit.scaling_law", "dense"],
+    ),
 ]
 
 
 @pytest.mark.parametrize(("fields", "words"), WRONG, ids=[json.dumps(fields)[:60] for fields, _ in WRONG])
-def test_wrong_sweeps_are_refused_in_one_line(fields: dict[str, Any], words: list[str], switchwork: Run, write: Callable[..., str]) -> None:
+def test_wrong_sweeps_are_refused_in_one_line(
+    fields: dict[str, Any], words: list[str], switchwork: Run, write: Callable[..., str]
+) -> None:
     code, _, complaint = switchwork("sweep", write(**fields))
     assert code == 2
     assert complaint.startswith("error: ")
@@ -159,8 +177,12 @@ def test_a_dry_run_prints_the_trials_and_makes_nothing(switchwork: Run, write: C
     assert not Path("sweeps").exists()
 
 
-def test_trials_that_have_ended_are_shown_and_not_run_again(switchwork: Run, write: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launch.sweep.run._run", lambda *given: pytest.fail("Ray was started although all trials are there"))
+def test_trials_that_have_ended_are_shown_and_not_run_again(
+    switchwork: Run, write: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "launch.sweep.run._run", lambda *given: pytest.fail("Ray was started although all trials are there")
+    )
     path = write(over={LR: [0.03, 0.01, 0.003]}, seeds=2)
     ends = {0.03: 3.0, 0.01: 2.0, 0.003: 2.5}
     trials = planned(path)
@@ -177,7 +199,10 @@ def test_trials_that_have_ended_are_shown_and_not_run_again(switchwork: Run, wri
     assert "pruned at step 5" in rows[-1]
     assert "best: lr-0.01, eval/loss 2.0500, mean of 2 seeds" in printed
     results = json.loads(Path("sweeps/lr/results.json").read_text())
-    assert [(each["name"], each["mean"]) for each in results["settings"]] == [("lr-0.01", pytest.approx(2.05)), ("lr-0.003", pytest.approx(2.55))]
+    assert [(each["name"], each["mean"]) for each in results["settings"]] == [
+        ("lr-0.01", pytest.approx(2.05)),
+        ("lr-0.003", pytest.approx(2.55)),
+    ]
     assert {each["trial"]: each["status"] for each in results["trials"]}["lr-0.03_seed-1"] == "pruned"
     assert Path("sweeps/lr/sweep.png").read_bytes().startswith(b"\x89PNG")
     best = yaml.safe_load(Path("sweeps/lr/best.yaml").read_text())
@@ -213,7 +238,9 @@ def test_more_trials_at_a_time_than_there_is_room_for_are_refused(write: Callabl
     assert _concurrent(read_sweep(write(seeds=4)), places=2) == 2
 
 
-def test_a_tracking_server_that_is_away_is_said_before_anything_starts(switchwork: Run, write: Callable[..., str]) -> None:
+def test_a_tracking_server_that_is_away_is_said_before_anything_starts(
+    switchwork: Run, write: Callable[..., str]
+) -> None:
     away = f"http://127.0.0.1:{free_port()}"
     code, _, complaint = switchwork("sweep", write(seeds=2), "run.tracking.enabled=true", f"run.tracking.uri={away}")
     assert (code, complaint.count("\n")) == (2, 1)

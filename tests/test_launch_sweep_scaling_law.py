@@ -77,7 +77,9 @@ def test_an_irreducible_loss_is_found_where_there_is_one() -> None:
     assert found.irreducible is not None
     assert found.irreducible.value == pytest.approx(1.5, rel=1e-4)
     assert (found.alpha.value, found.n_c.value) == (pytest.approx(0.4, rel=1e-3), pytest.approx(1e4, rel=1e-2))
-    chosen, p = fit_law(sizes, [law(size, 1.5, 0.4, 1e4) * math.exp(NOISE * (-1) ** index) for index, size in enumerate(sizes)])
+    chosen, p = fit_law(
+        sizes, [law(size, 1.5, 0.4, 1e4) * math.exp(NOISE * (-1) ** index) for index, size in enumerate(sizes)]
+    )
     assert chosen.irreducible is not None
     assert p is not None
     assert p < 0.001

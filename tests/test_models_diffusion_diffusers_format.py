@@ -9,7 +9,13 @@ from models.diffusion.diffusers_format import scheduler_arguments, unet_argument
 from models.diffusion.losses import DiffusionConfig, HybridLossConfig, SimpleLossConfig
 from models.diffusion.parameterisation import clipped, denoiser
 from models.diffusion.samplers import ddpm, timesteps
-from models.diffusion.schedules import CosineScheduleConfig, LinearScheduleConfig, NoiseSchedule, SigmoidScheduleConfig, betas
+from models.diffusion.schedules import (
+    CosineScheduleConfig,
+    LinearScheduleConfig,
+    NoiseSchedule,
+    SigmoidScheduleConfig,
+    betas,
+)
 from models.diffusion.unet import UNet, UNetConfig
 
 CONFIGS = [

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, distributions
 
 from models.diffusion.bound import discretised_gaussian_log_prob, prior_term, vlb_term
-from models.diffusion.losses import DiffusionConfig, HybridLossConfig, LossConfig, MinSNRLossConfig, SimpleLossConfig, diffusion_loss, loss_by_timestep
+from models.diffusion.losses import (
+    DiffusionConfig,
+    HybridLossConfig,
+    LossConfig,
+    MinSNRLossConfig,
+    SimpleLossConfig,
+    diffusion_loss,
+    loss_by_timestep,
+)
 from models.diffusion.parameterisation import Prediction, Target, predict, target
 from models.diffusion.schedules import LinearScheduleConfig, NoiseSchedule, betas
 from models.losses import gaussian_kl

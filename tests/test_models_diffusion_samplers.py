@@ -10,7 +10,14 @@ from torch import Tensor
 
 from models.diffusion.parameterisation import Denoiser, Prediction, Target, clipped, denoiser, guided, predict
 from models.diffusion.samplers import ddim, ddim_step, ddpm, ddpm_step, dpm_solver, timesteps
-from models.diffusion.schedules import CosineScheduleConfig, LinearScheduleConfig, NoiseSchedule, ScheduleConfig, SigmoidScheduleConfig, betas
+from models.diffusion.schedules import (
+    CosineScheduleConfig,
+    LinearScheduleConfig,
+    NoiseSchedule,
+    ScheduleConfig,
+    SigmoidScheduleConfig,
+    betas,
+)
 from models.quality.mixtures import GaussianMixture, ModeCoverage
 
 CONFIGS: list[ScheduleConfig] = [LinearScheduleConfig(), CosineScheduleConfig(), SigmoidScheduleConfig()]

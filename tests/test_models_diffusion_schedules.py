@@ -4,7 +4,14 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from models.diffusion.schedules import CosineScheduleConfig, LinearScheduleConfig, NoiseSchedule, ScheduleConfig, SigmoidScheduleConfig, betas
+from models.diffusion.schedules import (
+    CosineScheduleConfig,
+    LinearScheduleConfig,
+    NoiseSchedule,
+    ScheduleConfig,
+    SigmoidScheduleConfig,
+    betas,
+)
 
 DIFFUSERS_NAMES = [
     (LinearScheduleConfig(), "linear"),

@@ -9,7 +9,16 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from models.gan.losses import GanLoss, PenaltyConfig, discriminator_loss, generator_loss, gradient_penalty, jensen_shannon_estimate, r1_penalty, value
+from models.gan.losses import (
+    GanLoss,
+    PenaltyConfig,
+    discriminator_loss,
+    generator_loss,
+    gradient_penalty,
+    jensen_shannon_estimate,
+    r1_penalty,
+    value,
+)
 
 Array = np.ndarray
 

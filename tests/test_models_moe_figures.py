@@ -22,7 +22,10 @@ def stats(load: list[float], dropped: float, entropy: float, gate: float, busies
 
 def test_health_of_two_micro_batches() -> None:
     sums = {"targets": torch.tensor(40.0)}
-    for layer in (stats([10.0, 6.0, 4.0, 0.0], 4.0, 20.0, 8.0, 8.0), stats([2.0, 12.0, 6.0, 0.0], 0.0, 16.0, 12.0, 12.0)):
+    for layer in (
+        stats([10.0, 6.0, 4.0, 0.0], 4.0, 20.0, 8.0, 8.0),
+        stats([2.0, 12.0, 6.0, 0.0], 0.0, 16.0, 12.0, 12.0),
+    ):
         add(sums, routing_sums([layer, layer], torch.tensor([15.0, 5.0])))
     figures = routing_figures(sums)
     load = np.array([12.0, 18.0, 10.0, 0.0])
@@ -48,8 +51,14 @@ def test_health_of_two_micro_batches() -> None:
 
 def test_the_picture_shows_the_load_by_layer_expert_and_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn, imshow = [], Axes.imshow
-    monkeypatch.setattr("matplotlib.axes.Axes.imshow", lambda axis, shares, **options: drawn.append(shares) or imshow(axis, shares, **options))
-    rows = [(10 * i, {f"expert_load/layer{n}/expert{e}": (i + n + e) / 10 for n in (0, 1) for e in (0, 1, 2)}) for i in (1, 2)]
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.imshow",
+        lambda axis, shares, **options: drawn.append(shares) or imshow(axis, shares, **options),
+    )
+    rows = [
+        (10 * i, {f"expert_load/layer{n}/expert{e}": (i + n + e) / 10 for n in (0, 1) for e in (0, 1, 2)})
+        for i in (1, 2)
+    ]
     file = expert_load([*rows, (20, {"collapse/layer1": 0.95})], [0, 1], tmp_path / "load.png", "test")
     assert file.read_bytes().startswith(b"\x89PNG")
     for layer, shares in enumerate(drawn):

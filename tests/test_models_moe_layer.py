@@ -16,7 +16,14 @@ from models.init import decays, initialise
 from models.layers import SwiGLU
 from models.moe.experts import Experts, grouped_experts, looped_experts
 from models.moe.layer import MoEConfig, MoELayer, router_loss
-from models.moe.policies import BiasBalancedRouting, ExpertChoiceRouting, NoisyTopKRouting, RoutingConfig, SwitchRouting, TopKRouting
+from models.moe.policies import (
+    BiasBalancedRouting,
+    ExpertChoiceRouting,
+    NoisyTopKRouting,
+    RoutingConfig,
+    SwitchRouting,
+    TopKRouting,
+)
 from models.random import derive, sample_keys, uniform
 
 WIDTH = 8

@@ -7,7 +7,15 @@ import torch
 from torch import distributions
 
 from models.losses import standard_gaussian_kl
-from models.vae.elbo import LatentStatistics, bits_per_dimension, free_bits, importance_bound, kl_weight, log_normal, reparameterise
+from models.vae.elbo import (
+    LatentStatistics,
+    bits_per_dimension,
+    free_bits,
+    importance_bound,
+    kl_weight,
+    log_normal,
+    reparameterise,
+)
 
 
 def test_gaussian_kl_and_log_normal_equal_torch_distributions() -> None:

@@ -77,7 +77,10 @@ def test_what_is_right_passes(case: str, corpus: Path) -> None:
     ("case", "words"),
     [
         ("renormalised top-1 gate", ["model/blocks.0.ffn.router.weight", "gates"]),
-        ("missing all-reduce of one expert group", ["model/blocks.1.ffn.experts.down[1], model/blocks.1.ffn.experts.down[0]"]),
+        (
+            "missing all-reduce of one expert group",
+            ["model/blocks.1.ffn.experts.down[1], model/blocks.1.ffn.experts.down[0]"],
+        ),
         ("wrong accumulation factor", ["every parameter", "0.5 times"]),
         ("detached branch", ["model/blocks.1.attention.out.weight", "no gradient arrives"]),
         ("stale shard", ["step 1", "stale shard"]),
@@ -94,9 +97,16 @@ def test_a_fault_is_found_and_the_first_suspect_is_the_right_one(case: str, word
 
 def test_a_missing_all_reduce_is_blamed_on_its_experts_alone(corpus: Path) -> None:
     wrong = {
-        each.name for each in judged(corpus, "missing all-reduce of one expert group").judged if each.what == "gradient" and each.step == 0 and not each.good
+        each.name
+        for each in judged(corpus, "missing all-reduce of one expert group").judged
+        if each.what == "gradient" and each.step == 0 and not each.good
     }
-    assert wrong == {f"model/blocks.{block}.ffn.experts.{leaf}[{expert}]" for block in (0, 1) for leaf in ("gate_up", "down") for expert in (0, 1)}
+    assert wrong == {
+        f"model/blocks.{block}.ffn.experts.{leaf}[{expert}]"
+        for block in (0, 1)
+        for leaf in ("gate_up", "down")
+        for expert in (0, 1)
+    }
 
 
 def test_a_stale_shard_is_named_with_its_rank_and_only_after_an_update(corpus: Path) -> None:
@@ -111,7 +121,9 @@ def test_a_stale_shard_is_named_with_its_rank_and_only_after_an_update(corpus: P
 def test_a_branch_that_is_detached_in_the_source_contradicts_finite_differences(corpus: Path) -> None:
     """Reference and workers have the same fault then, and agree."""
     with gradient_faults.detached_branch():
-        findings = judged(corpus, "detached branch", directions=1)  # and not from the cache, which has it without directions
+        findings = judged(
+            corpus, "detached branch", directions=1
+        )  # and not from the cache, which has it without directions
     wrong = {each.name for each in findings.judged if not each.good}
     assert {each.what for each in findings.judged if not each.good} == {"differences"}
     assert "model/blocks.*.attention.out.weight" in wrong
@@ -152,7 +164,9 @@ def test_a_bias_before_a_batch_norm_has_no_gradient_and_may_have_what_rounding_m
     assert right < 1e-10 < bias_gradient(network.float(), x.float()) < 8 * allowed < 1e-2
 
 
-def test_a_kink_between_the_ends_is_passed_by_a_smaller_step_and_a_wrong_gradient_by_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kink_between_the_ends_is_passed_by_a_smaller_step_and_a_wrong_gradient_by_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """relu with its kink 3e-7 below the weight: within the first step, and outside of the second."""
     network = nn.Linear(1, 1, bias=False).double()
     network.weight.data.fill_(1.0)
@@ -165,7 +179,11 @@ def test_a_kink_between_the_ends_is_passed_by_a_smaller_step_and_a_wrong_gradien
             step=SimpleNamespace(batches=[{}]),
             objective=SimpleNamespace(networks={"model": network}),
             loss_as_decided=lambda phase, batch: loss(),
-            gradients=lambda phase, batches: (0.0, {"model/weight": factor * torch.autograd.grad(loss(), network.weight)[0]}, None),
+            gradients=lambda phase, batches: (
+                0.0,
+                {"model/weight": factor * torch.autograd.grad(loss(), network.weight)[0]},
+                None,
+            ),
         )
         ((slope,),) = differences.slopes(reference, "model", directions=1, seed=0).values()
         return slope.error
@@ -177,7 +195,11 @@ def test_a_kink_between_the_ends_is_passed_by_a_smaller_step_and_a_wrong_gradien
 
 
 # All but the fire drill's faults, which are no job.
-QUICKSTARTS = [file for file in sorted(Path(__file__).parents[1].glob("launch/configs/*quickstart*.yaml")) if not file.stem.startswith("chaos")]
+QUICKSTARTS = [
+    file
+    for file in sorted(Path(__file__).parents[1].glob("launch/configs/*quickstart*.yaml"))
+    if not file.stem.startswith("chaos")
+]
 
 
 @pytest.mark.slow

@@ -17,7 +17,9 @@ from trainer.config import RunConfig
 from trainer.parsing import parse
 
 
-def changed(corpus: Path, engine: dict[str, Any], model: dict[str, Any], objective: dict[str, Any], **run: Any) -> RunConfig:
+def changed(
+    corpus: Path, engine: dict[str, Any], model: dict[str, Any], objective: dict[str, Any], **run: Any
+) -> RunConfig:
     job = tiny_job(corpus, engine=engine, batch={"global_batch": 8, "micro_batch": 2}, **run)
     job["objective"] |= objective
     job["objective"]["model"] |= model
@@ -34,15 +36,33 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str,
     "zero 3": ({"name": "deepspeed", "zero": 3}, {"tie_embeddings": True}, {}, {}),
     "bf16": ({"name": "deepspeed", "zero": 1, "ep": 2}, {}, {}, {"precision": "bf16"}),
     "dense, clipped": ({"name": "deepspeed", "zero": 1}, {"moe": None}, {}, {"optimizer": {"clip": 0.01}}),
-    "checkpointed, top 2": ({"name": "deepspeed", "zero": 1}, {"activation_checkpointing": True, "moe": MOE | {"router": {"name": "top_k"}}}, {}, {}),
-    "noisy, dropping by probability": (
-        {"name": "deepspeed", "zero": 1, "ep": 2},
-        {"moe": MOE | {"router": {"name": "noisy_top_k"}, "capacity_factor": 1.0, "drop_policy": "probability", "jitter": 0.01}},
+    "checkpointed, top 2": (
+        {"name": "deepspeed", "zero": 1},
+        {"activation_checkpointing": True, "moe": MOE | {"router": {"name": "top_k"}}},
         {},
         {},
     ),
-    "balanced by bias": ({"name": "deepspeed", "zero": 2}, {"moe": MOE | {"router": {"name": "bias_balanced"}, "shared_expert": 32}}, {}, {}),
-    "masked, expert choice": ({"name": "deepspeed", "zero": 2, "ep": 2}, {"causal": False, "moe": MOE | {"router": {"name": "expert_choice"}}}, MASKED, {}),
+    "noisy, dropping by probability": (
+        {"name": "deepspeed", "zero": 1, "ep": 2},
+        {
+            "moe": MOE
+            | {"router": {"name": "noisy_top_k"}, "capacity_factor": 1.0, "drop_policy": "probability", "jitter": 0.01}
+        },
+        {},
+        {},
+    ),
+    "balanced by bias": (
+        {"name": "deepspeed", "zero": 2},
+        {"moe": MOE | {"router": {"name": "bias_balanced"}, "shared_expert": 32}},
+        {},
+        {},
+    ),
+    "masked, expert choice": (
+        {"name": "deepspeed", "zero": 2, "ep": 2},
+        {"causal": False, "moe": MOE | {"router": {"name": "expert_choice"}}},
+        MASKED,
+        {},
+    ),
 }
 
 

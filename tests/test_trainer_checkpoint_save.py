@@ -27,7 +27,9 @@ def build(world: Any, job: dict[str, Any], zero: int, ep: int) -> Any:
     from trainer.parsing import parse
     from trainer.worker.main import build_training
 
-    return build_training(parse(RunConfig, job | {"engine": {"name": "deepspeed", "zero": zero, "ep": ep}}, "run"), world)
+    return build_training(
+        parse(RunConfig, job | {"engine": {"name": "deepspeed", "zero": zero, "ep": ep}}, "run"), world
+    )
 
 
 def whole_state(training: Any) -> dict[str, torch.Tensor]:
@@ -38,7 +40,9 @@ def whole_state(training: Any) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = {}
     for rank in training.world.gather(mine):
         for key, shape, start, values in rank:
-            flat = state.setdefault(key, torch.full((int(torch.Size(shape).numel()),), float("nan"), dtype=values.dtype))
+            flat = state.setdefault(
+                key, torch.full((int(torch.Size(shape).numel()),), float("nan"), dtype=values.dtype)
+            )
             flat[start : start + len(values)] = values
     return state
 
@@ -50,7 +54,10 @@ def train_and_save(world: Any, job: dict[str, Any], zero: int, ep: int, root: st
 
     training = build(world, job, zero, ep)
     batch = job["batch"]
-    stream = training.objective.stream(Share(rank=world.rank, world=world.size, global_batch=batch["global_batch"], micro_batch=batch["micro_batch"]), None)
+    stream = training.objective.stream(
+        Share(rank=world.rank, world=world.size, global_batch=batch["global_batch"], micro_batch=batch["micro_batch"]),
+        None,
+    )
     fit(training, stream, STEPS, [])
     stream.close()
     saver = Checkpointer(Folder(root), world, CheckpointConfig(), attempt=0)
@@ -60,7 +67,9 @@ def train_and_save(world: Any, job: dict[str, Any], zero: int, ep: int, root: st
     return whole_state(training)
 
 
-def load_into(world: Any, job: dict[str, Any], layouts: list[tuple[int, int]], root: str) -> dict[tuple[int, int], dict[str, torch.Tensor]]:
+def load_into(
+    world: Any, job: dict[str, Any], layouts: list[tuple[int, int]], root: str
+) -> dict[tuple[int, int], dict[str, torch.Tensor]]:
     from trainer.core.training import fragments
 
     found = {}
@@ -87,14 +96,18 @@ def saved(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 
 
 @pytest.mark.parametrize(("world", "layouts"), [(1, [(0, 1), (1, 1), (3, 1)]), (2, [(0, 2), (1, 1), (2, 2), (3, 1)])])
-def test_any_layout_loads_the_same_bits(world: int, layouts: list[tuple[int, int]], saved: tuple[Path, dict[str, torch.Tensor]], corpus: Path) -> None:
+def test_any_layout_loads_the_same_bits(
+    world: int, layouts: list[tuple[int, int]], saved: tuple[Path, dict[str, torch.Tensor]], corpus: Path
+) -> None:
     root, expected = saved
     for layout, state in run_distributed(load_into, world, tiny_job(corpus), layouts, str(root))[0].items():
         assert state.keys() == expected.keys(), layout
         assert all(torch.equal(state[key], expected[key]) for key in expected), layout
     moments = [key for key in expected if key.startswith("exp_avg_sq/") and "experts" in key]
     assert len(moments) == 4
-    assert all(expected[key].abs().sum() > 0 for key in moments), "experts' moments are zero, so equality would say little"
+    assert all(expected[key].abs().sum() > 0 for key in moments), (
+        "experts' moments are zero, so equality would say little"
+    )
 
 
 def test_receipts_add_up_over_any_cut() -> None:
@@ -162,7 +175,9 @@ def test_a_forged_manifest_does_not_hide_wrong_values(tmp_path: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert restore.verify(Folder(str(folder))) == ["weight/net/a: its receipt is not the one written"]
     with pytest.raises(ValueError, match="weight/net/a"):
-        restore.load(Folder(str(folder)), manifest, [Fragment("net/a", "weight", (50,), 0, torch.zeros(50), slice(0, 50))], ALONE)
+        restore.load(
+            Folder(str(folder)), manifest, [Fragment("net/a", "weight", (50,), 0, torch.zeros(50), slice(0, 50))], ALONE
+        )
 
 
 def test_old_checkpoints_go_and_every_mth_stays(tmp_path: Path) -> None:

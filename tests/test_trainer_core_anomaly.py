@@ -21,7 +21,9 @@ LAYOUTS = {
 }
 
 
-def curves(world: Any, job: dict[str, Any], layouts: list[tuple[str, int, int]], folder: str) -> dict[Any, tuple[dict[int, float], bool, int]]:
+def curves(
+    world: Any, job: dict[str, Any], layouts: list[tuple[str, int, int]], folder: str
+) -> dict[Any, tuple[dict[int, float], bool, int]]:
     """For each layout, poisoned, refused and by hand: losses by step, whether all training state is finite, and the number of anomalies."""
     from data.share import Share
     from trainer.config import RunConfig
@@ -35,7 +37,11 @@ def curves(world: Any, job: dict[str, Any], layouts: list[tuple[str, int, int]],
     found = {}
     for name, zero, ep in layouts:
         engine = {"name": name} | ({"zero": zero, "ep": ep} if name == "deepspeed" else {})
-        run = parse(RunConfig, job | {"engine": engine, "faults": [{"name": "poison_gradient", "step": BAD, "rank": world.size - 1}]}, "run")
+        run = parse(
+            RunConfig,
+            job | {"engine": engine, "faults": [{"name": "poison_gradient", "step": BAD, "rank": world.size - 1}]},
+            "run",
+        )
         for way in ("poisoned", "refused", "by hand"):
             training, curve = build_training(run, world), {}
             match way:
@@ -56,7 +62,12 @@ def curves(world: Any, job: dict[str, Any], layouts: list[tuple[str, int, int]],
                     curve[training.step] = training.objective.report(over_ranks(training.sums, training.world))["loss"]
                 training.sums = {}
 
-            share = Share(rank=world.rank, world=world.size, global_batch=run.batch.global_batch, micro_batch=run.batch.micro_batch)
+            share = Share(
+                rank=world.rank,
+                world=world.size,
+                global_batch=run.batch.global_batch,
+                micro_batch=run.batch.micro_batch,
+            )
             stream = training.objective.stream(share, None)
             fit(training, stream, STEPS, [Hook(1, note)])
             stream.close()
@@ -70,10 +81,15 @@ def test_a_poisoned_gradient_is_passed_over_as_if_by_hand(world: int, corpus: Pa
     ranks = run_distributed(curves, world, tiny_job(corpus), LAYOUTS[world], str(tmp_path))
     for name, zero, _ in LAYOUTS[world]:
         poisoned = ranks[0][name, zero, "poisoned"][0]
-        assert all(rank[name, zero, way][1:] == (True, 1) for rank in ranks for way in ("poisoned", "refused")), (name, zero)
+        assert all(rank[name, zero, way][1:] == (True, 1) for rank in ranks for way in ("poisoned", "refused")), (
+            name,
+            zero,
+        )
         assert sorted(poisoned) == [1, 2, 4, 5, 6]
         assert poisoned == ranks[0][name, zero, "refused"][0] == ranks[0][name, zero, "by hand"][0], (name, zero)
-        assert poisoned == pytest.approx(ranks[0]["deepspeed", 0, "by hand"][0], abs=1e-5), "the layout changes what passing over means"
+        assert poisoned == pytest.approx(ranks[0]["deepspeed", 0, "by hand"][0], abs=1e-5), (
+            "the layout changes what passing over means"
+        )
         assert poisoned[6] < poisoned[1] - 0.1
 
 
@@ -105,7 +121,13 @@ def losses(folder: Path) -> dict[int, float]:
 
 def test_skip_rollback_and_the_end_of_the_budget_in_whole_runs(corpus: Path, tmp_path: Path) -> None:
     def job(name: str, **changes: Any) -> dict[str, Any]:
-        every = {"root": str(tmp_path), "name": name, "tracking": {"enabled": False}, "checkpoint": {"every": 4}, "evaluate": {"samples": 0}}
+        every = {
+            "root": str(tmp_path),
+            "name": name,
+            "tracking": {"enabled": False},
+            "checkpoint": {"every": 4},
+            "evaluate": {"samples": 0},
+        }
         return tiny_job(corpus, **every, engine={"name": "deepspeed", "zero": 1, "ep": 2}, **changes)
 
     poison = [{"name": "poison_gradient", "step": 7, "rank": 1}]
@@ -116,7 +138,9 @@ def test_skip_rollback_and_the_end_of_the_budget_in_whole_runs(corpus: Path, tmp
         (job("back-by-hand"), [5, 7]),
         (job("spent", faults=poison, anomaly={"budget": 0}), None),
     ]
-    summaries = {job["name"]: summary for (job, _), summary in zip(jobs, run_distributed(runs, 2, jobs)[0], strict=True)}
+    summaries = {
+        job["name"]: summary for (job, _), summary in zip(jobs, run_distributed(runs, 2, jobs)[0], strict=True)
+    }
     assert losses(tmp_path / "skipped") == losses(tmp_path / "skipped-by-hand")
     assert sorted(losses(tmp_path / "skipped")) == [1, 2, 3, 4, 5, 6, 8, 9, 10]
     # Steps 5 and 6 were done, and then undone: what counts is that 8 to 10 know nothing of them.

@@ -18,7 +18,13 @@ from trainer.storage import Folder
 
 
 def job_of(corpus: Path, root: Path, name: str, steps: int) -> dict[str, Any]:
-    every = {"root": str(root), "name": name, "tracking": {"enabled": False}, "checkpoint": {"every": 2}, "evaluate": {"samples": 0}}
+    every = {
+        "root": str(root),
+        "name": name,
+        "tracking": {"enabled": False},
+        "checkpoint": {"every": 2},
+        "evaluate": {"samples": 0},
+    }
     job = tiny_job(corpus, **every, engine={"name": "deepspeed", "zero": 1, "ep": "auto"}, stop={"steps": steps})
     return job | {"optimizer": {"lr": 0.01, "schedule": {"name": "constant"}}}
 
@@ -31,7 +37,9 @@ def test_workers_come_and_go_over_the_run(corpus: Path, tmp_path: Path) -> None:
     assert sorted(elastic) == list(range(1, 9))
     assert elastic == pytest.approx(still, abs=1e-5)
     run = parse(RunConfig, job_of(corpus, tmp_path, "elastic", 8), "run")
-    verdict = verify(run.objective.data, RunFiles(Folder(str(tmp_path / "elastic"))).ledger(), seed=run.seed, last_step=8)
+    verdict = verify(
+        run.objective.data, RunFiles(Folder(str(tmp_path / "elastic"))).ledger(), seed=run.seed, last_step=8
+    )
     assert (verdict.lost, verdict.repeated, verdict.problems, verdict.attempts) == (0, 0, [], 4)
 
 

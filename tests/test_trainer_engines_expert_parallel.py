@@ -16,11 +16,24 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from models.init import initialise
 from models.moe.layer import MoEConfig, RouteStats, router_loss
-from models.moe.policies import BiasBalancedRouting, ExpertChoiceRouting, NoisyTopKRouting, RoutingConfig, SwitchRouting, TopKRouting
+from models.moe.policies import (
+    BiasBalancedRouting,
+    ExpertChoiceRouting,
+    NoisyTopKRouting,
+    RoutingConfig,
+    SwitchRouting,
+    TopKRouting,
+)
 from models.transformer.model import Transformer, TransformerConfig
 
 EXPERTS, SAMPLES, TOKENS, VOCABULARY, GROUP = 8, 16, 12, 50, 2
-ROUTERS: list[RoutingConfig] = [SwitchRouting(), TopKRouting(k=2), NoisyTopKRouting(k=2), ExpertChoiceRouting(), BiasBalancedRouting(k=2, bias_rate=0.01)]
+ROUTERS: list[RoutingConfig] = [
+    SwitchRouting(),
+    TopKRouting(k=2),
+    NoisyTopKRouting(k=2),
+    ExpertChoiceRouting(),
+    BiasBalancedRouting(k=2, bias_rate=0.01),
+]
 LAYOUTS = {2: [2], 4: [2, 4]}
 """EP sizes for each world."""
 
@@ -47,14 +60,18 @@ def build(moe: MoEConfig, planted: bool, ep: int = 1, rank: int = 0, **options: 
     return network
 
 
-def run(network: Transformer, moe: MoEConfig, samples: range, micro_batch: int) -> tuple[Tensor, list[list[RouteStats]]]:
+def run(
+    network: Transformer, moe: MoEConfig, samples: range, micro_batch: int
+) -> tuple[Tensor, list[list[RouteStats]]]:
     """Logits of `samples` and the statistics of each micro-batch; leaves the gradients of the summed losses in the network."""
     tokens_BT = torch.randint(VOCABULARY, (SAMPLES, TOKENS + 1), generator=torch.Generator().manual_seed(3))
     logits, statistics = [], []
     for first in range(samples.start, samples.stop, micro_batch):
         rows = slice(first, first + micro_batch)
         logits_BTV, stats = network(tokens_BT[rows, :-1], torch.arange(SAMPLES)[rows], seed=7)
-        loss = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT[rows, 1:].flatten(), reduction="sum")
+        loss = torch.nn.functional.cross_entropy(
+            logits_BTV.flatten(0, 1), tokens_BT[rows, 1:].flatten(), reduction="sum"
+        )
         (loss + TOKENS * GROUP * router_loss(moe, stats).sum()).backward()
         logits.append(logits_BTV.detach())
         statistics.append(list(stats))
@@ -99,11 +116,16 @@ def compare_case(world: Any, ep: int, moe: MoEConfig, planted: bool, frugal: boo
         "errors": errors,
         "dropped": float(total(expected_stats, "dropped").sum()),
         "empty_ranks": int((load_LE.view(len(load_LE), ep, -1).sum(-1) == 0).sum()),
-        "gradients": {kind: max(float(reference[n].abs().max()) for n in reference if kind in n) for kind in ("router.weight", "gate_up", "embedding")},
+        "gradients": {
+            kind: max(float(reference[n].abs().max()) for n in reference if kind in n)
+            for kind in ("router.weight", "gate_up", "embedding")
+        },
     }
 
 
-def gradient_error(world: Any, ep: int, name: str, parameter: torch.nn.Parameter, expected: Tensor) -> tuple[str, float]:
+def gradient_error(
+    world: Any, ep: int, name: str, parameter: torch.nn.Parameter, expected: Tensor
+) -> tuple[str, float]:
     """What kind of gradient it is, and its error once summed over the ranks that hold the parameter."""
     import torch.distributed as dist
     from deepspeed.utils import groups
@@ -122,18 +144,35 @@ def gradient_error(world: Any, ep: int, name: str, parameter: torch.nn.Parameter
 
 
 def config(router: RoutingConfig, capacity: float | None, policy: str) -> MoEConfig:
-    return MoEConfig(experts=EXPERTS, ffn=24, router=router, capacity_factor=capacity, drop_policy=policy, jitter=0.1, shared_expert=8, group=GROUP)  # type: ignore[arg-type]
+    return MoEConfig(
+        experts=EXPERTS,
+        ffn=24,
+        router=router,
+        capacity_factor=capacity,
+        drop_policy=policy,
+        jitter=0.1,
+        shared_expert=8,
+        group=GROUP,
+    )  # type: ignore[arg-type]
 
 
 def cases() -> dict[str, tuple[MoEConfig, bool, bool]]:
     table: dict[str, tuple[MoEConfig, bool, bool]] = {}
     for router in ROUTERS:
         chooses = isinstance(router, ExpertChoiceRouting)
-        for drops, capacity, policy in (("dropless", None, "position"), ("position", 0.75, "position"), ("probability", 0.75, "probability")):
+        for drops, capacity, policy in (
+            ("dropless", None, "position"),
+            ("position", 0.75, "position"),
+            ("probability", 0.75, "probability"),
+        ):
             if capacity is not None and chooses:
                 continue  # its room is the routing itself
             for frugal in (False, True):
-                table[f"{router.name}, {drops}{', accumulated and recomputed' * frugal}"] = (config(router, capacity, policy), False, frugal)
+                table[f"{router.name}, {drops}{', accumulated and recomputed' * frugal}"] = (
+                    config(router, capacity, policy),
+                    False,
+                    frugal,
+                )
         if not chooses:  # there every expert takes as many tokens as any other
             table[f"{router.name}, all tokens to one rank"] = (config(router, None, "position"), True, True)
     return table
@@ -147,7 +186,9 @@ def test_sharded_equals_one_process(world: int) -> None:
             for (name, (moe, planted, _)), result in zip(table.items(), results, strict=True):
                 too_large = {kind: value for kind, value in result["errors"].items() if not value <= 1e-5}
                 assert not too_large, (name, ep, rank, too_large)
-                assert (result["dropped"] > 0) == (moe.capacity_factor is not None or isinstance(moe.router, ExpertChoiceRouting)), name
+                assert (result["dropped"] > 0) == (
+                    moe.capacity_factor is not None or isinstance(moe.router, ExpertChoiceRouting)
+                ), name
                 assert result["empty_ranks"] == (2 * (ep - 1) if planted else 0), name
                 assert all(value > 1e-3 for value in result["gradients"].values()), (name, result["gradients"])
 
@@ -173,7 +214,9 @@ def traffic(world: Any, jobs: list[dict[str, Any]]) -> list[list[tuple[str, int]
 
         dist.all_to_all_single = noted
         training = build_training(run, world)
-        share = Share(rank=world.rank, world=world.size, global_batch=run.batch.global_batch, micro_batch=run.batch.micro_batch)
+        share = Share(
+            rank=world.rank, world=world.size, global_batch=run.batch.global_batch, micro_batch=run.batch.micro_batch
+        )
         stream = training.objective.stream(share, None)
         fit(training, stream, 1, [])
         stream.close()
@@ -183,7 +226,9 @@ def traffic(world: Any, jobs: list[dict[str, Any]]) -> list[list[tuple[str, int]
 
 def test_tokens_and_their_gradients_travel_in_bf16(corpus: Path) -> None:
     """Two layers: the sizes go once, the rows to the experts and back, and their gradients the same way."""
-    job = tiny_job(corpus, batch={"global_batch": 8, "micro_batch": 4}, engine={"name": "deepspeed", "zero": 1, "ep": 2})
+    job = tiny_job(
+        corpus, batch={"global_batch": 8, "micro_batch": 4}, engine={"name": "deepspeed", "zero": 1, "ep": 2}
+    )
     job["objective"]["model"]["moe"]["capacity_factor"] = None
     jobs = [job | {"precision": precision} for precision in ("bf16", "fp32")]
     ranks = run_distributed(traffic, 2, copy.deepcopy(jobs))

@@ -21,9 +21,15 @@ def test_cosine_equals_torch() -> None:
 
 
 def test_warm_up_rises_to_the_peak() -> None:
-    for schedule in (Cosine(warmup_steps=10), WarmupStableDecay(warmup_steps=10, decay_steps=5), Constant(warmup_steps=10)):
+    for schedule in (
+        Cosine(warmup_steps=10),
+        WarmupStableDecay(warmup_steps=10, decay_steps=5),
+        Constant(warmup_steps=10),
+    ):
         config = OptimizerConfig(lr=2.0, schedule=schedule)
-        assert [learning_rate(config, step, 100) for step in range(10)] == pytest.approx([0.2 * (step + 1) for step in range(10)])
+        assert [learning_rate(config, step, 100) for step in range(10)] == pytest.approx(
+            [0.2 * (step + 1) for step in range(10)]
+        )
 
 
 def test_warmup_stable_decay_is_flat_then_linear() -> None:
@@ -42,7 +48,9 @@ def test_cosine_after_warm_up_is_half_way_in_the_middle() -> None:
 def test_vectors_and_tagged_parameters_do_not_decay() -> None:
     network = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Embedding(5, 6))
     no_decay(network[2].weight)
-    decaying, steady = sorted(parameter_groups(network, OptimizerConfig(weight_decay=0.3)), key=lambda group: -group["weight_decay"])
+    decaying, steady = sorted(
+        parameter_groups(network, OptimizerConfig(weight_decay=0.3)), key=lambda group: -group["weight_decay"]
+    )
     assert [p.shape for p in decaying["params"]] == [(4, 3)]
     assert decaying["weight_decay"] == 0.3
     assert steady["weight_decay"] == 0.0

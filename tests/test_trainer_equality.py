@@ -14,9 +14,14 @@ LAYOUTS = {1: [1], 2: [1, 2], 4: [1, 2, 4]}
 CASES = [(world, ep, zero) for world, sizes in LAYOUTS.items() for ep in sizes for zero in (0, 1, 2)]
 
 
-def losses(world: Any, job: dict[str, Any], layouts: list[tuple[int, int]]) -> dict[tuple[int, int], list[tuple[float, float]]]:
+def losses(
+    world: Any, job: dict[str, Any], layouts: list[tuple[int, int]]
+) -> dict[tuple[int, int], list[tuple[float, float]]]:
     """Loss and gradient norm of each step, for every (ep, zero) of `layouts`, one after the other in the same processes."""
-    return {(ep, zero): trained(world, job | {"engine": {"name": "deepspeed", "zero": zero, "ep": ep}}, STEPS)[1] for ep, zero in layouts}
+    return {
+        (ep, zero): trained(world, job | {"engine": {"name": "deepspeed", "zero": zero, "ep": ep}}, STEPS)[1]
+        for ep, zero in layouts
+    }
 
 
 @cache

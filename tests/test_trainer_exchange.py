@@ -25,7 +25,11 @@ TOP_2 = {"experts": 4, "ffn": 48, "router": {"name": "top_k", "k": 2}}
 MODELS: dict[str, dict[str, Any]] = {
     "qwen3": {"qk_norm": True, "tie_embeddings": True, "head_dim": 24},
     "qwen3_moe": {"qk_norm": True, "moe": SWITCH, "moe_layers": [0, 2], "rope_theta": 5000.0},
-    "qwen3_moe noisy": {"qk_norm": True, "moe": TOP_2 | {"router": {"name": "noisy_top_k", "k": 2}}, "tie_embeddings": True},
+    "qwen3_moe noisy": {
+        "qk_norm": True,
+        "moe": TOP_2 | {"router": {"name": "noisy_top_k", "k": 2}},
+        "tie_embeddings": True,
+    },
     "llama": {"kv_heads": 1, "norm_eps": 1e-5},
     "mixtral": {"moe": TOP_2, "head_dim": 24},
     "qwen2_moe": {"moe": SWITCH, "moe_layers": "alternate"},
@@ -34,7 +38,9 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_transformers_gives_the_same_logits_and_tokens_and_the_way_back_the_same_bits(name: str, corpus: Path, tmp_path: Path) -> None:
+def test_transformers_gives_the_same_logits_and_tokens_and_the_way_back_the_same_bits(
+    name: str, corpus: Path, tmp_path: Path
+) -> None:
     run, out = save_run(job_of(corpus, tmp_path, "first", MODELS[name])), tmp_path / "out"
     export(Console(), str(run), str(out))
     ours = model_of(run)
@@ -57,15 +63,26 @@ def test_transformers_gives_the_same_logits_and_tokens_and_the_way_back_the_same
 def test_the_byte_tokenizer_in_transformers_gives_our_ids(corpus: Path, tmp_path: Path) -> None:
     export(Console(), str(save_run(job_of(corpus, tmp_path, "run", MODELS["qwen3"]))), str(tmp_path / "out"))
     theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
-    everything = bytes(range(128)).decode() + "".join(map(chr, (*range(128, 0xD800, 7), *range(0xE000, 0x110000, 4001))))
-    for text in (everything, "", "  two  spaces\r\n\ttab ", "<eod> <mask> <0x41> Ġ", "def f(x):\n    return 'né' # 𝄞", "<|endoftext|>"):
+    everything = bytes(range(128)).decode() + "".join(
+        map(chr, (*range(128, 0xD800, 7), *range(0xE000, 0x110000, 4001)))
+    )
+    for text in (
+        everything,
+        "",
+        "  two  spaces\r\n\ttab ",
+        "<eod> <mask> <0x41> Ġ",
+        "def f(x):\n    return 'né' # 𝄞",
+        "<|endoftext|>",
+    ):
         assert theirs(text, add_special_tokens=False).input_ids == list(text.encode())
         assert theirs(text).input_ids == [256, *text.encode()]
         assert theirs.decode(list(text.encode())) == text
     assert (theirs.eos_token_id, theirs.bos_token_id, theirs.mask_token_id, len(theirs)) == (256, 256, 257, 258)
     job = job_of(corpus, tmp_path, "again", MODELS["qwen3"])
     job["objective"]["data"]["tokenizer"] = str(tmp_path / "out")  # our own reader of such files agrees
-    assert build_objective(parse(RunConfig, job, "run").objective, 0).tokenizer.encode([everything])[0].tolist() == list(everything.encode())  # type: ignore[attr-defined]
+    assert build_objective(parse(RunConfig, job, "run").objective, 0).tokenizer.encode([everything])[
+        0
+    ].tolist() == list(everything.encode())  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_moe", "mixtral", "qwen2_moe shared"])
@@ -99,12 +116,21 @@ ROUTERS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 @pytest.mark.parametrize("kind", ["folder", "run"])
 @pytest.mark.parametrize("router", ROUTERS, ids=lambda router: " ".join(map(str, router.values())))
-def test_an_upcycled_mixture_begins_equal_to_the_dense_model(router: dict[str, Any], kind: str, training: bool, corpus: Path, tmp_path: Path) -> None:
+def test_an_upcycled_mixture_begins_equal_to_the_dense_model(
+    router: dict[str, Any], kind: str, training: bool, corpus: Path, tmp_path: Path
+) -> None:
     run = save_run(job_of(corpus, tmp_path, "dense", {"qk_norm": True}))
     export(Console(), str(run), str(tmp_path / "out"))
     start = str(tmp_path / "out" if kind == "folder" else run)
     moe = {"experts": 8, "ffn": 48, "router": router, "shared_expert": 16}
-    job = job_of(corpus, tmp_path, "sparse", {"qk_norm": True, "moe": moe, "moe_layers": "alternate"}, init_from=start, upcycle={"experts": 8})
+    job = job_of(
+        corpus,
+        tmp_path,
+        "sparse",
+        {"qk_norm": True, "moe": moe, "moe_layers": "alternate"},
+        init_from=start,
+        upcycle={"experts": 8},
+    )
     dense, sparse = model_of(run), begun(job).train(training)
     logits, stats = sparse(tokens(16))
     with torch.no_grad():
@@ -114,7 +140,9 @@ def test_an_upcycled_mixture_begins_equal_to_the_dense_model(router: dict[str, A
     logits.square().mean().backward()
     experts = sparse.moe_layers[0].experts
     assert experts.down.grad is not None
-    assert len({tuple(grad.flatten()[:5].tolist()) for grad in experts.down.grad}) >= 6, "they begin equal, and part at the first step"
+    assert len({tuple(grad.flatten()[:5].tolist()) for grad in experts.down.grad}) >= 6, (
+        "they begin equal, and part at the first step"
+    )
 
 
 def test_upcycle_alone_makes_a_normalised_top_2_in_every_layer(corpus: Path, tmp_path: Path) -> None:
@@ -135,8 +163,12 @@ def test_every_engine_and_layout_starts_from_the_same_bits(upcycle: bool, corpus
     more = {"init_from": str(tmp_path / "out")} | ({"upcycle": {"experts": 4}} if upcycle else {})
     job = job_of(corpus, tmp_path, "second", model, **more)
     expected = {f"weight/model/{name}": value.detach().flatten() for name, value in begun(job).named_parameters()}
-    engines: list[dict[str, Any]] = [{"name": "deepspeed", "zero": zero, "ep": ep} for zero, ep in ((0, 2), (1, 1), (1, 2), (2, 2), (3, 1))]
-    for state in run_distributed(started_state, 2, [job | {"engine": engine} for engine in [*engines, {"name": "accelerate"}]])[0]:
+    engines: list[dict[str, Any]] = [
+        {"name": "deepspeed", "zero": zero, "ep": ep} for zero, ep in ((0, 2), (1, 1), (1, 2), (2, 2), (3, 1))
+    ]
+    for state in run_distributed(
+        started_state, 2, [job | {"engine": engine} for engine in [*engines, {"name": "accelerate"}]]
+    )[0]:
         assert state.keys() == expected.keys()
         assert all(torch.equal(state[key], value) for key, value in expected.items())
 
@@ -154,11 +186,18 @@ def test_training_goes_on_from_there_and_a_checkpoint_of_the_run_wins(corpus: Pa
     trained_job = job_of(corpus, tmp_path, "first", MODELS["qwen3_moe"]) | {"stop": {"steps": 30}, "log_every": 1}
     first = run_distributed(trained, 1, trained_job, False)[0]
     export(Console(), str(tmp_path / "first"), str(tmp_path / "out"))
-    job = job_of(corpus, tmp_path, "second", MODELS["qwen3_moe"], init_from=str(tmp_path / "out")) | {"stop": {"steps": 2}, "log_every": 1}
+    job = job_of(corpus, tmp_path, "second", MODELS["qwen3_moe"], init_from=str(tmp_path / "out")) | {
+        "stop": {"steps": 2},
+        "log_every": 1,
+    }
     run_distributed(trained, 1, job, False)
 
     def losses(name: str) -> list[float]:
-        return [row["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines() if "loss" in (row := json.loads(line))]
+        return [
+            row["loss"]
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+            if "loss" in (row := json.loads(line))
+        ]
 
     assert losses("second")[0] < losses("first")[0] - 0.5
     assert losses("second")[0] == pytest.approx(first["training"]["loss"], abs=0.3)
@@ -208,22 +247,48 @@ WRONG: list[tuple[str, list[str], list[str]]] = [
     ("gpt2", [], ["model_type is 'gpt2'", "qwen3_moe"]),
     ("wider", [f"{MODEL}.ffn=96"], ["gate_proj.weight is (48, 64) in its file and (96, 64) by config.json"]),
     ("deeper", [f"{MODEL}.layers=4"], ["no model.layers.3.", "11 missing"]),
-    ("dense", [f"{MODEL}.d_model=32", f"{MODEL}.layers=2"], [f"{MODEL}.layers is 3 there and 2 here", f"{MODEL}.d_model is 64 there and 32 here"]),
+    (
+        "dense",
+        [f"{MODEL}.d_model=32", f"{MODEL}.layers=2"],
+        [f"{MODEL}.layers is 3 there and 2 here", f"{MODEL}.d_model is 64 there and 32 here"],
+    ),
     ("dense", [f"{MODEL}.rope_theta=1e6"], ["rope_theta is 10000.0 there and 1000000.0 here"]),
-    ("dense", [f"{MODEL}.moe={{experts: 4, ffn: 48}}"], ["it is dense", "has 4 experts", "run.objective.upcycle.experts=4"]),
+    (
+        "dense",
+        [f"{MODEL}.moe={{experts: 4, ffn: 48}}"],
+        ["it is dense", "has 4 experts", "run.objective.upcycle.experts=4"],
+    ),
     ("moe", [], ["moe.experts is 4 there and none here"]),
     ("moe", ["run.objective.upcycle={experts: 4}"], ["already", "leave upcycle out"]),
-    ("moe", [f"{MODEL}.moe={{experts: 4, ffn: 48, router: {{name: top_k}}}}"], ["moe.router is switch there and top_k with k 2, normalise true here"]),
-    ("moe", [f"{MODEL}.moe={{experts: 8, ffn: 32}}"], ["moe.experts is 4 there and 8 here", "moe.ffn is 48 there and 32 here"]),
+    (
+        "moe",
+        [f"{MODEL}.moe={{experts: 4, ffn: 48, router: {{name: top_k}}}}"],
+        ["moe.router is switch there and top_k with k 2, normalise true here"],
+    ),
+    (
+        "moe",
+        [f"{MODEL}.moe={{experts: 8, ffn: 32}}"],
+        ["moe.experts is 4 there and 8 here", "moe.ffn is 48 there and 32 here"],
+    ),
     ("dense", ["run.objective.upcycle={experts: 1}"], ["upcycle.experts", "1", "at least 2"]),
-    ("dense", ["run.objective.upcycle={experts: 4}", f"{MODEL}.moe={{experts: 4, ffn: 24}}"], ["ffn 24", "use experts 4 and ffn 48"]),
-    ("dense", ["run.objective.init_from=null", "run.objective.upcycle={experts: 4}"], ["upcycle.experts", "set init_from"]),
+    (
+        "dense",
+        ["run.objective.upcycle={experts: 4}", f"{MODEL}.moe={{experts: 4, ffn: 24}}"],
+        ["ffn 24", "use experts 4 and ffn 48"],
+    ),
+    (
+        "dense",
+        ["run.objective.init_from=null", "run.objective.upcycle={experts: 4}"],
+        ["upcycle.experts", "set init_from"],
+    ),
     ("dense", ["run.objective.vocab_size=300"], ["(258, 64) there and (300, 64) here"]),
     ("dense", ["run.objective.vocab_size=100"], ["vocab_size: 100 is less than the 258 ids"]),
 ]
 
 
-@pytest.mark.parametrize(("folder", "overrides", "words"), WRONG, ids=[" ".join([folder, *overrides]) for folder, overrides, _ in WRONG])
+@pytest.mark.parametrize(
+    ("folder", "overrides", "words"), WRONG, ids=[" ".join([folder, *overrides]) for folder, overrides, _ in WRONG]
+)
 def test_a_start_that_does_not_fit_is_refused_in_one_line(
     folder: str,
     overrides: list[str],
@@ -241,7 +306,9 @@ def test_a_start_that_does_not_fit_is_refused_in_one_line(
         assert word in complaint
 
 
-def test_a_vocabulary_padded_by_its_maker_is_named_with_the_fix(folders: Path, corpus: Path, tmp_path: Path, switchwork: Run) -> None:  # noqa: F811
+def test_a_vocabulary_padded_by_its_maker_is_named_with_the_fix(
+    folders: Path, corpus: Path, tmp_path: Path, switchwork: Run
+) -> None:  # noqa: F811
     job = job_of(corpus, tmp_path, "padded", {"qk_norm": True}, vocab_size=300)
     export(Console(), str(save_run(job)), str(tmp_path / "out"))
     job = job_of(corpus, tmp_path, "run", {"qk_norm": True}, init_from=str(tmp_path / "out"))
@@ -253,8 +320,14 @@ def test_a_vocabulary_padded_by_its_maker_is_named_with_the_fix(folders: Path, c
 
 
 REFUSED: list[tuple[dict[str, Any], list[str]]] = [
-    ({"moe": TOP_2 | {"router": {"name": "bias_balanced", "k": 2}}}, ["run.objective.model.moe.router: bias_balanced", "switch, top_k or noisy_top_k"]),
-    ({"moe": TOP_2 | {"shared_expert": 8}, "qk_norm": True}, ["run.objective.model.moe.shared_expert: 8", "qk_norm: false"]),
+    (
+        {"moe": TOP_2 | {"router": {"name": "bias_balanced", "k": 2}}},
+        ["run.objective.model.moe.router: bias_balanced", "switch, top_k or noisy_top_k"],
+    ),
+    (
+        {"moe": TOP_2 | {"shared_expert": 8}, "qk_norm": True},
+        ["run.objective.model.moe.shared_expert: 8", "qk_norm: false"],
+    ),
     ({"moe": TOP_2 | {"control": "permuted"}}, ["run.objective.model.moe.control: permuted", "frozen"]),
 ]
 
@@ -275,7 +348,9 @@ def test_what_no_layout_holds_is_refused_in_one_line(
 
 
 def test_the_command_writes_to_new_folders_and_urls_only(corpus: Path, tmp_path: Path, switchwork: Run) -> None:  # noqa: F811
-    run = str(save_run(job_of(corpus, tmp_path, "run", {"moe": SWITCH | {"eval_capacity_factor": 2.0}, "qk_norm": True})))
+    run = str(
+        save_run(job_of(corpus, tmp_path, "run", {"moe": SWITCH | {"eval_capacity_factor": 2.0}, "qk_norm": True}))
+    )
     code, printed, _ = switchwork("export", run, "--to", str(tmp_path / "out"))
     assert code == 0
     assert "AutoModelForCausalLM" in printed
@@ -285,5 +360,7 @@ def test_the_command_writes_to_new_folders_and_urls_only(corpus: Path, tmp_path:
     code, _, complaint = switchwork("export", run, "--to", str(tmp_path / "out"))
     assert (code, "is not empty" in complaint) == (2, True)
     assert switchwork("export", run, "--to", "memory://exports/one")[0] == 0
-    state = begun(job_of(corpus, tmp_path, "again", {"moe": SWITCH, "qk_norm": True}, init_from="memory://exports/one")).state_dict()
+    state = begun(
+        job_of(corpus, tmp_path, "again", {"moe": SWITCH, "qk_norm": True}, init_from="memory://exports/one")
+    ).state_dict()
     assert all(torch.equal(state[key], value) for key, value in model_of(Path(run)).state_dict().items())

@@ -11,12 +11,28 @@ from distributed import run_distributed
 STEPS = 5
 DIGITS = {"source": {"name": "sklearn_digits"}, "classes": 10, "lanes": 8, "window": 64, "prefetch": 0}
 GRID = {"name": "gaussian_grid", "held_out": 64}
-MLP_GAN = {"name": "mlp", "generator_hidden": [16, 16], "discriminator_hidden": [16, 16], "batch_norm_group": 4, "data_scale": 2.8}
+MLP_GAN = {
+    "name": "mlp",
+    "generator_hidden": [16, 16],
+    "discriminator_hidden": [16, 16],
+    "batch_norm_group": 4,
+    "data_scale": 2.8,
+}
 
-TOWERS = {"image": {"channels": [8, 16], "norm_groups": 4}, "text": {"layers": 1, "d_model": 16, "heads": 2, "ffn": 16}, "width": 8, "chunk": 5}
+TOWERS = {
+    "image": {"channels": [8, 16], "norm_groups": 4},
+    "text": {"layers": 1, "d_model": 16, "heads": 2, "ffn": 16},
+    "width": 8,
+    "chunk": 5,
+}
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
-    "vae-mlp": {"name": "vae", "data": DIGITS, "network": {"name": "mlp", "latent": 4, "hidden": [32]}, "likelihood": {"name": "bernoulli"}},
+    "vae-mlp": {
+        "name": "vae",
+        "data": DIGITS,
+        "network": {"name": "mlp", "latent": 4, "hidden": [32]},
+        "likelihood": {"name": "bernoulli"},
+    },
     "vae-convolutional": {
         "name": "vae",
         "data": DIGITS,
@@ -26,7 +42,12 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "free_bits_group": 4,
         "kl_warmup_steps": 3,
     },
-    "vae-gaussian": {"name": "vae", "data": DIGITS, "network": {"name": "mlp", "latent": 4, "hidden": [16]}, "likelihood": {"variance": "shared"}},
+    "vae-gaussian": {
+        "name": "vae",
+        "data": DIGITS,
+        "network": {"name": "mlp", "latent": 4, "hidden": [16]},
+        "likelihood": {"variance": "shared"},
+    },
     "ddpm-unet": {
         "name": "ddpm",
         "data": DIGITS,
@@ -34,7 +55,12 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "diffusion": {"loss": {"name": "hybrid"}, "schedule": {"name": "cosine", "steps": 100}},
         "conditional": True,
     },
-    "ddpm-points": {"name": "ddpm", "data": GRID, "network": {"name": "mlp", "hidden": 16, "blocks": 2}, "diffusion": {"prediction": "v"}},
+    "ddpm-points": {
+        "name": "ddpm",
+        "data": GRID,
+        "network": {"name": "mlp", "hidden": 16, "blocks": 2},
+        "diffusion": {"prediction": "v"},
+    },
     "gan-mlp-packed": {"name": "gan", "data": GRID, "network": MLP_GAN, "pack": 2},
     "gan-wasserstein": {
         "name": "gan",
@@ -44,11 +70,23 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "penalty": {"gradient_penalty": 10.0},
         "generator_every": 2,
     },
-    "gan-dcgan": {"name": "gan", "data": DIGITS, "network": {"latent": 8, "channels": [8, 8], "batch_norm_group": 4}, "discriminator_rate": 2.0},
+    "gan-dcgan": {
+        "name": "gan",
+        "data": DIGITS,
+        "network": {"latent": 8, "channels": [8, 8], "batch_norm_group": 4},
+        "discriminator_rate": 2.0,
+    },
     "gan-residual": {
         "name": "gan",
         "data": DIGITS,
-        "network": {"name": "residual", "latent": 8, "channels": [8, 8], "class_embedding": 8, "batch_norm_group": 4, "attention_level": 0},
+        "network": {
+            "name": "residual",
+            "latent": 8,
+            "channels": [8, 8],
+            "class_embedding": 8,
+            "batch_norm_group": 4,
+            "attention_level": 0,
+        },
         "loss": "hinge",
         "conditional": True,
     },
@@ -71,7 +109,13 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "contrastive-siglip": {"name": "siglip", "data": DIGITS, "temperature": 0.1, "bias": -3.0} | TOWERS,
 }
 PENALISED = ("gan-wasserstein", "gan-style")
-CASES = [(name, world, zero) for name in OBJECTIVES for world in (1, 2, 4) for zero in (0, 1, 2, 3) if not (zero == 3 and name in PENALISED)]
+CASES = [
+    (name, world, zero)
+    for name in OBJECTIVES
+    for world in (1, 2, 4)
+    for zero in (0, 1, 2, 3)
+    if not (zero == 3 and name in PENALISED)
+]
 QUICK = ((1, 0), (2, 1), (2, 3), (4, 2))
 """Worlds and stages that `make test` runs; `make test-all` runs all."""
 
@@ -110,7 +154,11 @@ def curves(world: Any, cases: list[tuple[str, int]]) -> dict[tuple[str, int], tu
         def note(training: Any, curve: Curve = curve) -> None:
             sums = over_ranks(training.sums, training.world)
             training.sums = {}
-            losses = {key: value for key, value in training.objective.report(sums).items() if key.startswith(("loss", "gradient_penalty"))}
+            losses = {
+                key: value
+                for key, value in training.objective.report(sums).items()
+                if key.startswith(("loss", "gradient_penalty"))
+            }
             curve.append(losses | {f"norm/{phase}": float(norm) for phase, norm in training.norms.items()})
 
         share = Share(rank=world.rank, world=world.size, global_batch=32, micro_batch=4, group=training.objective.group)
@@ -125,7 +173,9 @@ def curves(world: Any, cases: list[tuple[str, int]]) -> dict[tuple[str, int], tu
 @cache
 def results(world: int, quick: bool) -> list[dict[tuple[str, int], tuple[Curve, Averages]]]:
     """Of all the quick layouts of a world at once, or of all the others."""
-    return run_distributed(curves, world, [(name, zero) for name, w, zero in CASES if w == world and ((w, zero) in QUICK) == quick])
+    return run_distributed(
+        curves, world, [(name, zero) for name, w, zero in CASES if w == world and ((w, zero) in QUICK) == quick]
+    )
 
 
 def whole(parts: list[Averages]) -> Averages:
@@ -135,11 +185,18 @@ def whole(parts: list[Averages]) -> Averages:
         for key, values in part.items():
             name, _, start = key.rpartition("@")
             pieces.setdefault(name, []).append((int(start), values))
-    return {name: np.concatenate([values for _, values in sorted(found, key=lambda each: each[0])]) for name, found in pieces.items()}
+    return {
+        name: np.concatenate([values for _, values in sorted(found, key=lambda each: each[0])])
+        for name, found in pieces.items()
+    }
 
 
 @pytest.mark.parametrize(
-    ("name", "world", "zero"), [pytest.param(*case, marks=[] if case[1:] in QUICK else pytest.mark.slow, id="-".join(map(str, case))) for case in CASES]
+    ("name", "world", "zero"),
+    [
+        pytest.param(*case, marks=[] if case[1:] in QUICK else pytest.mark.slow, id="-".join(map(str, case)))
+        for case in CASES
+    ],
 )
 def test_losses_and_averages_do_not_depend_on_the_layout(name: str, world: int, zero: int) -> None:
     found = results(world, (world, zero) in QUICK)

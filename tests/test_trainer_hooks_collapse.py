@@ -46,11 +46,15 @@ def plant(training: Any) -> None:
     training.engines["model"].refresh()
 
 
-def run(world: Any, jobs: dict[str, dict[str, Any]], layouts: list[tuple[int, int]]) -> dict[str, dict[tuple[int, int], dict[str, Any]]]:
+def run(
+    world: Any, jobs: dict[str, dict[str, Any]], layouts: list[tuple[int, int]]
+) -> dict[str, dict[tuple[int, int], dict[str, Any]]]:
     return {name: run_layouts(world, job, layouts) for name, job in jobs.items()}
 
 
-def run_layouts(world: Any, job: dict[str, Any], layouts: list[tuple[int, int]]) -> dict[tuple[int, int], dict[str, Any]]:
+def run_layouts(
+    world: Any, job: dict[str, Any], layouts: list[tuple[int, int]]
+) -> dict[tuple[int, int], dict[str, Any]]:
     """Losses, loads, what was said and logged, and all of the training state before and after the first event, for every (EP, ZeRO)."""
     from data.share import Share
     from trainer.config import RunConfig
@@ -88,15 +92,29 @@ def run_layouts(world: Any, job: dict[str, Any], layouts: list[tuple[int, int]])
             said.append(text)
 
         hooks = [Hook(1, note), Hook(1, plant), Hook(1, keep), *collapse_hooks(training, tracker, hear), Hook(1, keep)]  # type: ignore[arg-type]
-        share = Share(rank=world.rank, world=world.size, global_batch=config.batch.global_batch, micro_batch=config.batch.micro_batch)
+        share = Share(
+            rank=world.rank,
+            world=world.size,
+            global_batch=config.batch.global_batch,
+            micro_batch=config.batch.micro_batch,
+        )
         stream = training.objective.stream(share, None)
         fit(training, stream, STEPS, hooks)
         stream.close()
-        found[ep, zero] = result | {"stopped": training.stopped, "step": training.step, "raised": training.objective.watch.raised_L.clone()}
+        found[ep, zero] = result | {
+            "stopped": training.stopped,
+            "step": training.step,
+            "raised": training.objective.watch.raised_L.clone(),
+        }
     return found
 
 
-ACTIONS = [{"name": "warn"}, {"name": "raise_balance_loss", "factor": 2.0, "most": 3.0}, {"name": "reinit_dead_experts"}, {"name": "stop"}]
+ACTIONS = [
+    {"name": "warn"},
+    {"name": "raise_balance_loss", "factor": 2.0, "most": 3.0},
+    {"name": "reinit_dead_experts"},
+    {"name": "stop"},
+]
 
 
 @cache
@@ -114,7 +132,9 @@ each_layout = pytest.mark.parametrize("layout", LAYOUTS[2])
 
 @each_layout
 @pytest.mark.parametrize("action", ACTIONS, ids=lambda action: action["name"])
-def test_all_ranks_and_layouts_say_and_do_the_same(action: dict[str, Any], layout: tuple[int, int], corpus: Path) -> None:
+def test_all_ranks_and_layouts_say_and_do_the_same(
+    action: dict[str, Any], layout: tuple[int, int], corpus: Path
+) -> None:
     reference = results(1, corpus, action)[0][1, 0]
     for rank in results(2, corpus, action):
         found = rank[layout]
@@ -128,7 +148,10 @@ def test_all_ranks_and_layouts_say_and_do_the_same(action: dict[str, Any], layou
 def test_warn_speaks_every_so_many_steps(corpus: Path) -> None:
     found = results(1, corpus, ACTIONS[0])[0][1, 0]
     assert [step for step, _ in found["logged"]] == [EVENT_STEP, EVENT_STEP + PATIENCE]
-    assert all(figures.keys() == {f"collapse/layer{LAYER}"} and figures[f"collapse/layer{LAYER}"] > 0.9 for _, figures in found["logged"])
+    assert all(
+        figures.keys() == {f"collapse/layer{LAYER}"} and figures[f"collapse/layer{LAYER}"] > 0.9
+        for _, figures in found["logged"]
+    )
     assert found["said"][0].startswith(
         f"step {EVENT_STEP}: routing collapse in layer {LAYER}: expert {BUSIEST} got over 90% of the tokens for {PATIENCE} steps"
     )
@@ -141,7 +164,9 @@ def test_the_balance_loss_is_raised_up_to_its_bound(corpus: Path) -> None:
     assert "now counts 2 times" in found["said"][0]
     assert "now counts 3 times" in found["said"][1]
     assert found["losses"][:EVENT_STEP] == warned["losses"][:EVENT_STEP]
-    balance = found["losses"][EVENT_STEP] - warned["losses"][EVENT_STEP]  # one more time 0.01 E f P, with f and P near 1
+    balance = (
+        found["losses"][EVENT_STEP] - warned["losses"][EVENT_STEP]
+    )  # one more time 0.01 E f P, with f and P near 1
     assert balance == pytest.approx(0.04, rel=0.1)
 
 
@@ -152,7 +177,9 @@ def test_stop_ends_the_run(corpus: Path) -> None:
     assert "routing collapse in layer 1" in found["stopped"].detail
 
 
-@pytest.mark.parametrize(("world", "layout"), [(world, layout) for world, layouts in LAYOUTS.items() for layout in layouts])
+@pytest.mark.parametrize(
+    ("world", "layout"), [(world, layout) for world, layouts in LAYOUTS.items() for layout in layouts]
+)
 def test_dead_experts_start_anew(world: int, layout: tuple[int, int], corpus: Path) -> None:
     """Weights drawn alike in every layout, no moments left of the old ones, all else untouched, and tokens from the next step on."""
     action = ACTIONS[2]
@@ -205,18 +232,25 @@ def test_an_event_in_a_run_and_counters_that_survive_a_resume(corpus: Path, tmp_
     def job(name: str, steps: int) -> dict[str, Any]:
         tracking = {"uri": f"sqlite:///{tmp_path}/mlflow.db"} if name == "unbroken" else {"enabled": False}
         engine = {"name": "deepspeed", "zero": 1, "ep": 2}
-        return job_of(corpus, ACTIONS[1], root=str(tmp_path), name=name, stop={"steps": steps}, engine=engine, tracking=tracking)
+        return job_of(
+            corpus, ACTIONS[1], root=str(tmp_path), name=name, stop={"steps": steps}, engine=engine, tracking=tracking
+        )
 
     unbroken = run_distributed(whole_run, 2, job("unbroken", STEPS), False)[0]
     run_distributed(whole_run, 2, job("resumed", EVENT_STEP + 1), False)
     run_distributed(whole_run, 2, job("resumed", STEPS), True)
     folders = [tmp_path / name for name in ("unbroken", "resumed")]
-    events = [[json.loads(line)["event"] for line in (folder / "events.jsonl").read_text().splitlines()] for folder in folders]
+    events = [
+        [json.loads(line)["event"] for line in (folder / "events.jsonl").read_text().splitlines()] for folder in folders
+    ]
     collapses = [[event for event in each if "routing collapse" in event] for each in events]
     assert [event.split(":")[0] for event in collapses[0]] == [f"step {EVENT_STEP}", f"step {EVENT_STEP + PATIENCE}"]
     assert collapses[0] == collapses[1]
     assert [line for line in unbroken["printed"] if "routing collapse" in line] == collapses[0]
-    tensors = [json.loads((folder / f"checkpoints/step-{STEPS:08d}/manifest.json").read_text())["tensors"] for folder in folders]
+    tensors = [
+        json.loads((folder / f"checkpoints/step-{STEPS:08d}/manifest.json").read_text())["tensors"]
+        for folder in folders
+    ]
     receipts = [{key: tensor["receipt"] for key, tensor in each.items()} for each in tensors]
     assert receipts[0] == receipts[1]
     assert {f"buffer/model/routing_watch.{name}" for name in ("over_LE", "idle_LE", "raised_L")} <= receipts[0].keys()
@@ -236,7 +270,9 @@ def test_the_watch_counts_steps_in_a_row() -> None:
 
 
 def test_an_equal_share_is_no_collapse() -> None:
-    watch = build_watch(CollapseConfig(share=0.4, steps=1), MoEConfig(experts=2, ffn=4, router=TopKRouting(k=2)), layers=1)
+    watch = build_watch(
+        CollapseConfig(share=0.4, steps=1), MoEConfig(experts=2, ffn=4, router=TopKRouting(k=2)), layers=1
+    )
     assert watch is not None
     watch.count(torch.tensor([[10.0, 10.0]]))
     assert not watch.over_LE.any()
@@ -244,9 +280,18 @@ def test_an_equal_share_is_no_collapse() -> None:
 
 def test_what_cannot_be_watched_or_raised() -> None:
     assert build_watch(CollapseConfig(), None, layers=0) is None
-    assert build_watch(CollapseConfig(), MoEConfig(experts=2, ffn=4, router=ExpertChoiceRouting(experts_per_token=1)), layers=1) is None
+    assert (
+        build_watch(
+            CollapseConfig(), MoEConfig(experts=2, ffn=4, router=ExpertChoiceRouting(experts_per_token=1)), layers=1
+        )
+        is None
+    )
     with pytest.raises(ValueError, match="balance_loss is 0"):
-        build_watch(CollapseConfig(action=RaiseBalanceLoss()), MoEConfig(experts=2, ffn=4, router=SwitchRouting(), balance_loss=0.0), layers=1)
+        build_watch(
+            CollapseConfig(action=RaiseBalanceLoss()),
+            MoEConfig(experts=2, ffn=4, router=SwitchRouting(), balance_loss=0.0),
+            layers=1,
+        )
     for wrong in ({"share": 0.0}, {"share": 1.1}, {"steps": 0}):
         with pytest.raises(ValueError, match="share is"):
             CollapseConfig(**wrong)

@@ -17,7 +17,14 @@ QUALITY = {"samples": 48, "network": {"channels": [8], "features": 8}}
 NETWORK = {"channels": [8, 8], "layers_per_level": 1, "norm_groups": 4}
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "vae": {"name": "vae", "network": {"latent": 4, "channels": [8], "hidden": 16}, "importance_samples": 4},
-    "ddpm": {"name": "ddpm", "network": NETWORK, "conditional": True, "guidance": 2.0, "sampler": {"name": "dpm_solver", "steps": 4}, "bound_timesteps": 4},
+    "ddpm": {
+        "name": "ddpm",
+        "network": NETWORK,
+        "conditional": True,
+        "guidance": 2.0,
+        "sampler": {"name": "dpm_solver", "steps": 4},
+        "bound_timesteps": 4,
+    },
     "gan": {"name": "gan", "network": {"latent": 8, "channels": [8], "batch_norm_group": 4}, "conditional": True},
 }
 
@@ -49,7 +56,9 @@ def resume(world: Any, job: dict[str, Any]) -> dict[str, Any]:
     from trainer.settle import settle
     from trainer.worker.main import _train
 
-    return _train(settle(parse(RunConfig, job, "run"), "job", world.size, resume=True), world, say=lambda line: None, started=0.0)
+    return _train(
+        settle(parse(RunConfig, job, "run"), "job", world.size, resume=True), world, say=lambda line: None, started=0.0
+    )
 
 
 def in_turn(world: Any, fn: Callable[[Any, dict[str, Any]], Any], jobs: list[dict[str, Any]]) -> None:
@@ -65,10 +74,18 @@ def summary(root: Path, name: str) -> dict[str, Any]:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of each objective over 1 and over 2 ranks, six steps each; the former stopped after three and resumed."""
     root = tmp_path_factory.mktemp("runs")
-    whole = {name: {"data": DIGITS | {"max_eval_samples": 40}, "quality": QUALITY} | objective for name, objective in OBJECTIVES.items()}
+    whole = {
+        name: {"data": DIGITS | {"max_eval_samples": 40}, "quality": QUALITY} | objective
+        for name, objective in OBJECTIVES.items()
+    }
     run_distributed(in_turn, 2, train, [job_of(root, f"{name}-2", objective, 6) for name, objective in whole.items()])
     interrupted = [job_of(root, f"{name}-resumed", objective, 3) for name, objective in whole.items()]
-    run_distributed(in_turn, 1, train, [*interrupted, *(job_of(root, f"{name}-1", objective, 6) for name, objective in whole.items())])
+    run_distributed(
+        in_turn,
+        1,
+        train,
+        [*interrupted, *(job_of(root, f"{name}-1", objective, 6) for name, objective in whole.items())],
+    )
     run_distributed(in_turn, 1, resume, [job | {"stop": {"steps": 6}} for job in interrupted])
     return root
 
@@ -96,7 +113,11 @@ def test_a_resumed_run_ends_with_the_same_bits(runs: Path, name: str) -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_there_is_something_to_look_at(runs: Path, name: str) -> None:
     files = {file.name.removeprefix("step-00000006-") for file in (runs / f"{name}-1" / "samples").iterdir()}
-    expected = {"vae": {"prior.png", "reconstructions.png", "interpolations.png"}, "ddpm": {"samples.png", "denoising.png"}, "gan": {"samples.png"}}
+    expected = {
+        "vae": {"prior.png", "reconstructions.png", "interpolations.png"},
+        "ddpm": {"samples.png", "denoising.png"},
+        "gan": {"samples.png"},
+    }
     assert expected[name] <= files
     assert (runs / f"{name}-1" / "curves.png").exists()
 
@@ -110,12 +131,20 @@ def test_a_diffusion_run_is_exported_and_diffusers_makes_the_same_images(runs: P
     from trainer.settle import read_run
     from trainer.storage import Folder
 
-    objective = {"name": "ddpm", "data": DIGITS, "network": NETWORK, "diffusion": {"schedule": {"steps": 12, "beta_end": 0.5}}, "bound_timesteps": 0}
+    objective = {
+        "name": "ddpm",
+        "data": DIGITS,
+        "network": NETWORK,
+        "diffusion": {"schedule": {"steps": 12, "beta_end": 0.5}},
+        "bound_timesteps": 0,
+    }
     run_distributed(train, 1, job_of(runs, "exported", objective | {"sampler": {"name": "ddpm"}}, 3))
     export(Console(quiet=True), str(runs / "exported"), str(tmp_path / "out"))
     pipeline = DDPMPipeline.from_pretrained(tmp_path / "out")
     pipeline.set_progress_bar_config(disable=True)
-    theirs = pipeline(batch_size=3, num_inference_steps=12, generator=torch.Generator().manual_seed(5), output_type="np").images
+    theirs = pipeline(
+        batch_size=3, num_inference_steps=12, generator=torch.Generator().manual_seed(5), output_type="np"
+    ).images
 
     folder = Folder(str(runs / "exported"))
     ours, _ = load_objective(read_run(folder), folder, print)
@@ -123,8 +152,12 @@ def test_a_diffusion_run_is_exported_and_diffusers_makes_the_same_images(runs: P
     start = torch.randn(3, 1, 8, 8, generator=generator)
     denoise = ours._denoiser(None, 1.0)
     with torch.no_grad():
-        x = ddpm(denoise, ours.schedule, start, timesteps(12, 12), lambda t: torch.randn(3, 1, 8, 8, generator=generator))
-    torch.testing.assert_close((x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1), torch.from_numpy(theirs), atol=1e-5, rtol=0)
+        x = ddpm(
+            denoise, ours.schedule, start, timesteps(12, 12), lambda t: torch.randn(3, 1, 8, 8, generator=generator)
+        )
+    torch.testing.assert_close(
+        (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1), torch.from_numpy(theirs), atol=1e-5, rtol=0
+    )
 
 
 def test_a_collapsed_generator_is_an_event_of_the_run(tmp_path: Path) -> None:
@@ -139,6 +172,10 @@ def test_a_classifier_without_classes_is_refused(tmp_path: Path) -> None:
     from trainer.config import RunConfig
     from trainer.parsing import parse
 
-    objective = {"name": "vae", "data": {key: value for key, value in DIGITS.items() if key != "classes"}, "quality": QUALITY}
+    objective = {
+        "name": "vae",
+        "data": {key: value for key, value in DIGITS.items() if key != "classes"},
+        "quality": QUALITY,
+    }
     with pytest.raises(ValueError, match=r"quality\.network: the classifier needs labels"):
         parse(RunConfig, job_of(tmp_path, "refused", objective, 1), "run")

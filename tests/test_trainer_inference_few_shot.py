@@ -16,7 +16,11 @@ from launch.commands.eval import evaluate_harness
 from launch.prove.arithmetic import problem, write_task, write_texts
 from trainer.inference.few_shot import MARK, Answers, Item, answer_in, example, prompt, read_task, wilson
 
-ITEMS = [Item("1+1?", "2", "1+1=2", ("2", "3", "11"), "short"), Item("2+3?", "5", "2+3=5", ("5", "6", "x"), "short"), Item("1+2+3?", "6", "1+2=3 3+3=6")]
+ITEMS = [
+    Item("1+1?", "2", "1+1=2", ("2", "3", "11"), "short"),
+    Item("2+3?", "5", "2+3=5", ("5", "6", "x"), "short"),
+    Item("1+2+3?", "6", "1+2=3 3+3=6"),
+]
 
 
 def test_a_prompt_shows_other_items_with_their_answers_and_then_asks() -> None:
@@ -29,7 +33,12 @@ def test_a_prompt_shows_other_items_with_their_answers_and_then_asks() -> None:
 
 @pytest.mark.parametrize(
     ("written", "style", "answer"),
-    [(" 7 \nQ: more", "direct", "7"), ("b=2 #### 2\n", "chain_of_thought", "2"), ("b=2", "chain_of_thought", ""), ("a #### 1 #### 3", "chain_of_thought", "3")],
+    [
+        (" 7 \nQ: more", "direct", "7"),
+        ("b=2 #### 2\n", "chain_of_thought", "2"),
+        ("b=2", "chain_of_thought", ""),
+        ("a #### 1 #### 3", "chain_of_thought", "3"),
+    ],
 )
 def test_the_answer_is_the_first_line_or_what_follows_the_last_mark(written: str, style: Any, answer: str) -> None:
     assert answer_in(written, style) == answer
@@ -53,7 +62,9 @@ def test_arithmetic_is_right_and_training_texts_ask_nothing_of_the_task(tmp_path
         assert [f"{name}={value % 10}" for name, value in values.items()][1:] == item.steps.split()
     asked = write_task(tmp_path / "task.jsonl", (1, 2), 30, seed=1)
     write_texts(tmp_path / "texts", "chain_of_thought", (1, 2), 20_000, 0, asked)
-    text = "".join(json.loads(line)["text"] for file in (tmp_path / "texts").iterdir() for line in file.read_text().splitlines())
+    text = "".join(
+        json.loads(line)["text"] for file in (tmp_path / "texts").iterdir() for line in file.read_text().splitlines()
+    )
     assert len(asked) == 60 == len(read_task(tmp_path / "task.jsonl", "chain_of_thought"))
     assert len(text) > 20_000
     assert MARK in text
@@ -70,27 +81,50 @@ def test_what_is_written_is_greedy_and_choices_are_scored_by_their_tokens(run: P
     from data.text.tokenizers import ByteTokenizer
 
     model, tokenizer = model_of(run), ByteTokenizer()
-    rows = {row["item"]: row for row in Answers(model, tokenizer, ITEMS, 1, "direct", tokens=5, seed=0).to([0, 1, 2], batch=2)}
+    rows = {
+        row["item"]: row
+        for row in Answers(model, tokenizer, ITEMS, 1, "direct", tokens=5, seed=0).to([0, 1, 2], batch=2)
+    }
     for index, item in enumerate(ITEMS):
         tokens = [tokenizer.eod, *prompt(ITEMS, index, 1, "direct", 0).encode()]
         row = list(tokens)
         for _ in range(5):
             row.append(int(model(torch.tensor([row]))[0][0, -1].argmax()))
-        written = tokenizer.decode([token for token in row[len(tokens) :] if token < tokenizer.vocab_size]).partition("\n")[0]
+        written = tokenizer.decode([token for token in row[len(tokens) :] if token < tokenizer.vocab_size]).partition(
+            "\n"
+        )[0]
         assert rows[index]["written"] == written
         assert rows[index]["right"] == (written.strip() == item.answer)
         if item.choices:
             scores = []
             for choice in item.choices:
                 ids = torch.tensor([[*tokens, *choice.encode()]])
-                scores.append(-float(F.cross_entropy(model(ids[:, :-1])[0][0, len(tokens) - 1 :], ids[0, len(tokens) :], reduction="sum")))
+                scores.append(
+                    -float(
+                        F.cross_entropy(
+                            model(ids[:, :-1])[0][0, len(tokens) - 1 :], ids[0, len(tokens) :], reduction="sum"
+                        )
+                    )
+                )
             assert rows[index]["likeliest"] == item.choices[scores.index(max(scores))]
 
 
 def test_an_evaluation_that_is_cut_off_goes_on(run: Path, tmp_path: Path, switchwork: Run) -> None:  # noqa: F811
     task = tmp_path / "task.jsonl"
     write_task(task, (1, 2), 20, seed=0)
-    arguments = ["eval", str(run), "--task", str(task), "--shots", "1", "--style", "chain_of_thought", "--tokens", "8", "--json"]
+    arguments = [
+        "eval",
+        str(run),
+        "--task",
+        str(task),
+        "--shots",
+        "1",
+        "--style",
+        "chain_of_thought",
+        "--tokens",
+        "8",
+        "--json",
+    ]
     code, printed, _ = switchwork(*arguments)
     assert (code, "1 steps" in printed, "answered already" in printed) == (0, True, False)
     (file,) = (run / "evals").iterdir()
@@ -113,7 +147,9 @@ def test_an_evaluation_that_is_cut_off_goes_on(run: Path, tmp_path: Path, switch
         ('{"question": "q", "answer": "a"}', ["--style", "loud"], ["--style: 'loud'", "chain_of_thought"]),
     ],
 )
-def test_a_wrong_task_is_refused_in_one_line(line: str, options: list[str], words: list[str], run: Path, tmp_path: Path, switchwork: Run) -> None:  # noqa: F811
+def test_a_wrong_task_is_refused_in_one_line(
+    line: str, options: list[str], words: list[str], run: Path, tmp_path: Path, switchwork: Run
+) -> None:  # noqa: F811
     (tmp_path / "task.jsonl").write_text(line + "\n")
     code, _, complaint = switchwork("eval", str(run), "--task", str(tmp_path / "task.jsonl"), *options)
     assert (code, complaint.count("\n")) == (2, 1), complaint

@@ -26,8 +26,14 @@ from trainer.world import free_port
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of an empty bucket."""
     port = free_port()
-    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for name, value in {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any"}.items():
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "any",
+        "AWS_SECRET_ACCESS_KEY": "any",
+    }.items():
         monkeypatch.setenv(name, value)
     try:
         while True:
@@ -46,7 +52,9 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_a_run_at_a_url_is_killed_resumed_damaged_and_verified(bucket: str, corpus: Path, tmp_path: Path) -> None:
-    job = tiny_job(corpus, engine={"name": "deepspeed", "zero": 1, "ep": 2}, checkpoint={"every": 2}, tracking={"enabled": False})
+    job = tiny_job(
+        corpus, engine={"name": "deepspeed", "zero": 1, "ep": 2}, checkpoint={"every": 2}, tracking={"enabled": False}
+    )
     run_distributed(train, 2, job | {"root": str(tmp_path), "name": "here"})
     there = job | {"root": bucket, "name": "there", "faults": [{"name": "kill", "step": 7, "rank": 1}]}
     with ranks(tmp_path, there, 2) as processes:
@@ -68,6 +76,11 @@ def test_a_run_at_a_url_is_killed_resumed_damaged_and_verified(bucket: str, corp
     found, manifest = restore.newest(folder / "checkpoints") or (None, {})
     assert found is not None
     assert (found.url, manifest["step"]) == (last.url, 10)
-    verified = subprocess.run([str(Path(sys.executable).parent / "switchwork"), "verify", folder.url], capture_output=True, text=True, check=False)
+    verified = subprocess.run(
+        [str(Path(sys.executable).parent / "switchwork"), "verify", folder.url],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert verified.returncode == 0, verified.stdout + verified.stderr
     assert "lost 0, repeated 0" in " ".join(verified.stdout.split())

@@ -47,7 +47,10 @@ def gradients(world: Any) -> Found:
             loss.backward()
             total += loss.detach()
         world.sum(total)
-        summed = {key: world.sum(torch.zeros_like(p) if p.grad is None else p.grad) for key, p in objective.model.named_parameters()}
+        summed = {
+            key: world.sum(torch.zeros_like(p) if p.grad is None else p.grad)
+            for key, p in objective.model.named_parameters()
+        }
         found[name, micro_batch, chunk] = (total.item(), summed)
     return found
 
@@ -75,11 +78,15 @@ def by_autograd(name: str) -> tuple[float, dict[str, torch.Tensor]]:
         similar = (views @ views.T).masked_fill(torch.eye(2 * GLOBAL_BATCH, dtype=torch.bool), -torch.inf)
         loss = losses.info_nce(similar, torch.cat([own + GLOBAL_BATCH, own]), 1 / scale).sum() / 2
     elif name == "contrastive-clip":
-        loss = (losses.info_nce(z.a_MP @ z.b_MP.T, own, 1 / scale) + losses.info_nce(z.b_MP @ z.a_MP.T, own, 1 / scale)).sum() / 2
+        loss = (
+            losses.info_nce(z.a_MP @ z.b_MP.T, own, 1 / scale) + losses.info_nce(z.b_MP @ z.a_MP.T, own, 1 / scale)
+        ).sum() / 2
     else:
         loss = losses.binary_cross_entropy(scale * z.a_MP @ z.b_MP.T + z.bias, torch.eye(GLOBAL_BATCH)).sum()
     loss.backward()
-    return loss.item(), {key: torch.zeros_like(p) if p.grad is None else p.grad for key, p in objective.model.named_parameters()}
+    return loss.item(), {
+        key: torch.zeros_like(p) if p.grad is None else p.grad for key, p in objective.model.named_parameters()
+    }
 
 
 @pytest.mark.parametrize(("name", "micro_batch", "chunk"), CASES)
@@ -91,4 +98,6 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(name: str, micro_batch:
     largest = max(gradient.abs().max() for gradient in expected.values())
     assert largest > 0.1
     for key, gradient in expected.items():
-        torch.testing.assert_close(found[key], gradient, atol=1e-5 * float(largest), rtol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            found[key], gradient, atol=1e-5 * float(largest), rtol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
+        )

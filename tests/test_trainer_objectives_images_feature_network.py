@@ -18,7 +18,9 @@ ALONE = Share(rank=0, world=1, global_batch=1, micro_batch=1)
 
 def features_of(weights: Path) -> torch.Tensor:
     digits = Images(ImageConfig(classes=10), seed=0)
-    network = feature_network(InceptionConfig(weights=str(weights)), digits, ALONE, lambda thing: [thing], torch.device("cpu"))
+    network = feature_network(
+        InceptionConfig(weights=str(weights)), digits, ALONE, lambda thing: [thing], torch.device("cpu")
+    )
     with torch.no_grad():
         return network(torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1)
 

@@ -46,7 +46,9 @@ MIXED = {"qk_norm": True, "moe": SWITCH, "moe_layers": [0, 2]}
 """The teacher: experts, a dense layer, experts."""
 
 
-def student_of(corpus: Path, root: Path, name: str, taught_by: Path | str, model: dict[str, Any] | None = None, **objective: Any) -> dict[str, Any]:
+def student_of(
+    corpus: Path, root: Path, name: str, taught_by: Path | str, model: dict[str, Any] | None = None, **objective: Any
+) -> dict[str, Any]:
     job = job_of(corpus, root, name, model or {"qk_norm": True}, **objective)
     job["objective"] |= {"name": "distill", "teacher": str(taught_by)}
     return job
@@ -101,7 +103,9 @@ def test_loss_and_gradient_are_those_of_the_formula(alpha: float, temperature: f
         taught = model_of(root / "teacher")(batch["tokens"][:, :-1])[0].double().numpy()
     p, soft, plain, hit = softmax(taught / temperature), softmax(z / temperature), softmax(z), np.eye(258)[target]
     cross_entropy, kl = -(hit * np.log(plain)).sum(-1), (p * np.log(p / soft)).sum(-1)
-    assert loss.item() == pytest.approx((counts * ((1 - alpha) * cross_entropy + alpha * temperature**2 * kl)).sum(), rel=1e-9)
+    assert loss.item() == pytest.approx(
+        (counts * ((1 - alpha) * cross_entropy + alpha * temperature**2 * kl)).sum(), rel=1e-9
+    )
     assert net.logits_BTV.grad is not None
     expected = counts[..., None] * ((1 - alpha) * (plain - hit) + alpha * temperature * (soft - p))
     np.testing.assert_allclose(net.logits_BTV.grad.numpy(), expected, atol=1e-9)
@@ -109,7 +113,9 @@ def test_loss_and_gradient_are_those_of_the_formula(alpha: float, temperature: f
     figures = objective.report(sums)
     assert figures["cross_entropy"] == pytest.approx((counts * cross_entropy).sum() / counts.sum(), rel=1e-6)
     assert figures["teacher_kl"] == pytest.approx((counts * kl).sum() / counts.sum(), rel=1e-9)
-    assert figures["teacher_agreement"] == pytest.approx((counts * (taught.argmax(-1) == z.argmax(-1))).sum() / counts.sum())
+    assert figures["teacher_agreement"] == pytest.approx(
+        (counts * (taught.argmax(-1) == z.argmax(-1))).sum() / counts.sum()
+    )
     assert objective.weight("model", batch) == counts.sum()
 
 
@@ -134,7 +140,9 @@ def test_held_out_data_are_measured_as_without_a_teacher_even_where_there_is_non
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
-def curves(world: Any, jobs: list[dict[str, Any]], steps: int) -> list[tuple[list[tuple[float, float]], dict[str, torch.Tensor]]]:
+def curves(
+    world: Any, jobs: list[dict[str, Any]], steps: int
+) -> list[tuple[list[tuple[float, float]], dict[str, torch.Tensor]]]:
     """Of each of `jobs`, loss and gradient norm by step, and the weights after the last."""
     found = []
     for job in jobs:
@@ -157,7 +165,13 @@ STEPS = 8
 def switch_student(corpus: Path, root: Path, engine: dict[str, Any], **batch: int) -> dict[str, Any]:
     """A student with experts of its own, whose first weights are the seed's."""
     job = tiny_job(corpus, engine=engine, batch={"global_batch": 16, "micro_batch": 4} | batch)
-    job["objective"] |= {"name": "distill", "teacher": str(root / "teacher"), "alpha": 0.5, "kl_temperature": 2.0, "init_from_teacher": False}
+    job["objective"] |= {
+        "name": "distill",
+        "teacher": str(root / "teacher"),
+        "alpha": 0.5,
+        "kl_temperature": 2.0,
+        "init_from_teacher": False,
+    }
     return job
 
 
@@ -171,10 +185,17 @@ def reference(corpus: Path, root: Path) -> list[tuple[float, float]]:
 @cache
 def of_world(world: int, quick: bool, corpus: Path, root: Path) -> list[list[tuple[float, float]]]:
     engines = [engine for size, engine in (QUICK if quick else ENGINES) if size == world]
-    return [curve for curve, _ in run_distributed(curves, world, [switch_student(corpus, root, engine) for engine in engines], STEPS)[0]]
+    return [
+        curve
+        for curve, _ in run_distributed(
+            curves, world, [switch_student(corpus, root, engine) for engine in engines], STEPS
+        )[0]
+    ]
 
 
-@pytest.mark.parametrize(("world", "quick"), [(2, True), *(pytest.param(world, False, marks=pytest.mark.slow) for world in (1, 2, 4))])
+@pytest.mark.parametrize(
+    ("world", "quick"), [(2, True), *(pytest.param(world, False, marks=pytest.mark.slow) for world in (1, 2, 4))]
+)
 def test_losses_do_not_depend_on_the_layout(world: int, quick: bool, root: Path, corpus: Path) -> None:
     expected = reference(corpus, root)
     assert expected[-1][0] < expected[0][0] - 0.1, "the reference does not learn, so equality would say little"
@@ -196,11 +217,22 @@ def test_without_the_teachers_share_it_is_the_plain_run_to_the_bit(root: Path, c
     assert any(not torch.equal(other[key], value) for key, value in expected.items())
 
 
-@pytest.mark.parametrize(("model", "attention"), [({}, True), ({"heads": 2, "kv_heads": 1}, False)], ids=["same heads", "other heads"])
-def test_a_student_starts_with_the_weights_outside_experts_that_are_alike(model: dict[str, Any], attention: bool, root: Path, corpus: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "attention"), [({}, True), ({"heads": 2, "kv_heads": 1}, False)], ids=["same heads", "other heads"]
+)
+def test_a_student_starts_with_the_weights_outside_experts_that_are_alike(
+    model: dict[str, Any], attention: bool, root: Path, corpus: Path
+) -> None:
     job = student_of(corpus, root, "s", root / "teacher", {"qk_norm": True} | model)
-    own, found, theirs = (each.state_dict() for each in (objective_of(job).model, begun(job), model_of(root / "teacher")))
-    taken = {"embedding.weight", "head.weight", "norm.weight", *(f"blocks.1.ffn.{name}.weight" for name in ("gate", "up", "down"))}
+    own, found, theirs = (
+        each.state_dict() for each in (objective_of(job).model, begun(job), model_of(root / "teacher"))
+    )
+    taken = {
+        "embedding.weight",
+        "head.weight",
+        "norm.weight",
+        *(f"blocks.1.ffn.{name}.weight" for name in ("gate", "up", "down")),
+    }
     for index in range(3):
         taken |= {f"blocks.{index}.{name}.weight" for name in ("attention_norm", "ffn_norm")}
         taken |= {f"blocks.{index}.attention.{name}.weight" for name in ("qkv", "out", "q_norm", "k_norm") if attention}
@@ -213,7 +245,9 @@ def test_a_student_starts_with_the_weights_outside_experts_that_are_alike(model:
 def test_every_engine_starts_from_the_same_bits(root: Path, corpus: Path) -> None:
     job = student_of(corpus, root, "s", root / "teacher", MIXED | {"moe": SWITCH | {"experts": 2}})
     expected = {f"weight/model/{name}": value.detach().flatten() for name, value in begun(job).named_parameters()}
-    engines: list[dict[str, Any]] = [{"name": "deepspeed", "zero": zero, "ep": ep} for zero, ep in ((0, 2), (1, 2), (2, 1), (3, 1))]
+    engines: list[dict[str, Any]] = [
+        {"name": "deepspeed", "zero": zero, "ep": ep} for zero, ep in ((0, 2), (1, 2), (2, 1), (3, 1))
+    ]
     for state in run_distributed(started_state, 2, [job | {"engine": engine} for engine in engines])[0]:
         assert state.keys() == expected.keys()
         assert all(torch.equal(state[key], value) for key, value in expected.items())
@@ -236,11 +270,19 @@ def whole_and_resumed(world: Any, whole: dict[str, Any], parted: dict[str, Any],
     return ""
 
 
-def test_a_resumed_run_ends_with_the_same_bits_and_a_teacher_that_changed_is_refused(root: Path, corpus: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_the_same_bits_and_a_teacher_that_changed_is_refused(
+    root: Path, corpus: Path, tmp_path: Path
+) -> None:
     taught_by = tmp_path / "own_teacher"
     shutil.copytree(root / "teacher", taught_by)
     optimizer = {"lr": 0.01, "schedule": {"name": "constant"}}
-    changes = {"stop": {"steps": 6}, "checkpoint": {"every": 3}, "optimizer": optimizer, "ema": {"decay": 0.9}, "log_every": 1}
+    changes = {
+        "stop": {"steps": 6},
+        "checkpoint": {"every": 3},
+        "optimizer": optimizer,
+        "ema": {"decay": 0.9},
+        "log_every": 1,
+    }
     whole, parted = (student_of(corpus, tmp_path, name, taught_by, alpha=1.0) | changes for name in ("whole", "parted"))
     complaint = run_distributed(whole_and_resumed, 1, whole, parted, str(taught_by))[0]
     assert "teacher was 'step 1, " in complaint
@@ -254,7 +296,9 @@ def test_a_resumed_run_ends_with_the_same_bits_and_a_teacher_that_changed_is_ref
     rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     losses = [(row["loss"], row["teacher_kl"]) for row in rows if "loss" in row]
     assert len(losses) == 6
-    assert all(loss == pytest.approx(kl, rel=1e-6) for loss, kl in losses), "alpha is 1: the teacher's loss is all of it"
+    assert all(loss == pytest.approx(kl, rel=1e-6) for loss, kl in losses), (
+        "alpha is 1: the teacher's loss is all of it"
+    )
     assert "started with the weights outside experts" in (tmp_path / "whole" / "events.jsonl").read_text()
     _looked_at_without_its_teacher(tmp_path, taught_by)
 
@@ -274,7 +318,10 @@ def _looked_at_without_its_teacher(tmp_path: Path, taught_by: Path) -> None:
 
 
 def test_the_plan_counts_the_teacher(root: Path, corpus: Path) -> None:
-    changes: dict[str, Any] = {"engine": {"name": "deepspeed", "zero": 1}, "batch": {"global_batch": 16, "micro_batch": 2}}
+    changes: dict[str, Any] = {
+        "engine": {"name": "deepspeed", "zero": 1},
+        "batch": {"global_batch": 16, "micro_batch": 2},
+    }
     alone = estimate(parse(RunConfig, job_of(corpus, root, "p", {"qk_norm": True}) | changes, "run"), MACHINE)
     taught = estimate(parse(RunConfig, student_of(corpus, root, "s", root / "teacher") | changes, "run"), MACHINE)
     theirs = model_of(root / "teacher")
@@ -319,7 +366,11 @@ WRONG: list[tuple[str, dict[str, Any], dict[str, Any], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("folder", "model", "objective", "said"), WRONG, ids=[f"{folder} {model | objective}" for folder, model, objective, _ in WRONG])
+@pytest.mark.parametrize(
+    ("folder", "model", "objective", "said"),
+    WRONG,
+    ids=[f"{folder} {model | objective}" for folder, model, objective, _ in WRONG],
+)
 def test_what_does_not_fit_is_refused_in_one_line(
     folder: str, model: dict[str, Any], objective: dict[str, Any], said: list[str], root: Path, corpus: Path
 ) -> None:
@@ -328,7 +379,14 @@ def test_what_does_not_fit_is_refused_in_one_line(
         file = root / folder / "tokenizer.json"
         file.write_text(file.read_text().replace("<mask>", "<hole>"))
     with pytest.raises(ValueError) as raised:
-        settle(parse(RunConfig, student_of(corpus, root, "s", root / folder, {"qk_norm": True} | model, **objective), "run"), "job", 1, resume=False)
+        settle(
+            parse(
+                RunConfig, student_of(corpus, root, "s", root / folder, {"qk_norm": True} | model, **objective), "run"
+            ),
+            "job",
+            1,
+            resume=False,
+        )
     complaint = str(raised.value)
     assert "\n" not in complaint
     for word in said:
@@ -345,7 +403,9 @@ def test_a_teacher_that_is_damaged_is_refused(root: Path, tmp_path: Path) -> Non
         teacher.load(str(tmp_path / "cut"))
 
 
-def test_an_absolute_folder_goes_into_the_resolved_job(root: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_absolute_folder_goes_into_the_resolved_job(
+    root: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(root)
     run = settle(parse(RunConfig, student_of(corpus, root, "s", "teacher"), "run"), "job", 1, resume=False)
     assert run.objective.teacher == str(root / "teacher")  # type: ignore[union-attr]

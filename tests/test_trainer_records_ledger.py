@@ -43,7 +43,14 @@ def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[st
     """(job, its folder, its corpus) of a run of four steps on two ranks and two more on one."""
     root = tmp_path_factory.mktemp("runs")
     shutil.copytree(corpus, root / "corpus")
-    job = tiny_job(root / "corpus", root=str(root), name="run", tracking={"enabled": False}, checkpoint={"every": 2}, engine={"name": "accelerate"})
+    job = tiny_job(
+        root / "corpus",
+        root=str(root),
+        name="run",
+        tracking={"enabled": False},
+        checkpoint={"every": 2},
+        engine={"name": "accelerate"},
+    )
     job["objective"]["model"]["moe"] = None
     assert run_distributed(train, 2, job, 4) == ["", ""]
     assert run_distributed(train, 1, job, 6) == [""]
@@ -56,7 +63,9 @@ def verdict(folder: Path, step: int) -> tuple[bool, str]:
     return good, console.export_text()
 
 
-def test_nothing_is_lost_or_repeated_over_two_attempts_of_different_size(run: tuple[dict[str, Any], Path, Path]) -> None:
+def test_nothing_is_lost_or_repeated_over_two_attempts_of_different_size(
+    run: tuple[dict[str, Any], Path, Path],
+) -> None:
     _, folder, _ = run
     lines = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
     assert [(line["attempt"], line["step"]) for line in lines] == [(0, 0), (0, 2), (0, 4), (1, 4), (1, 6)]
@@ -87,7 +96,9 @@ def test_a_changed_source_is_refused_on_resume_by_name(run: tuple[dict[str, Any]
     try:
         part.write_bytes(content + b'{"text": "one more document"}\n')
         for said in run_distributed(train, 2, job, 8):
-            assert said.startswith(f"run.objective.data.source: {part} has changed: {len(content)} bytes when the run began, {len(content) + 30} now; ")
+            assert said.startswith(
+                f"run.objective.data.source: {part} has changed: {len(content)} bytes when the run began, {len(content) + 30} now; "
+            )
         good, said = verdict(folder, 6)
         assert not good
         assert f"{part} has changed" in said

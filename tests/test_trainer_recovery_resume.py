@@ -38,7 +38,14 @@ OBJECTIVES = ["moe_lm", *(pytest.param(name, marks=pytest.mark.slow) for name in
 
 def job_of(objective: str, corpus: Path, root: Path, name: str, **changes: Any) -> dict[str, Any]:
     """A small job of any objective, with a checkpoint every other step."""
-    every = {"root": str(root), "name": name, "tracking": {"enabled": False}, "checkpoint": {"every": 2}, "evaluate": {"samples": 0}, "threads": 1}
+    every = {
+        "root": str(root),
+        "name": name,
+        "tracking": {"enabled": False},
+        "checkpoint": {"every": 2},
+        "evaluate": {"samples": 0},
+        "threads": 1,
+    }
     if objective == "moe_lm":
         return tiny_job(corpus, **every, engine={"name": "deepspeed", "zero": 1, "ep": 2}) | changes
     return image_job(root, name, {"data": DIGITS | {"max_eval_samples": 40}} | IMAGES[objective], 10) | every | changes
@@ -51,10 +58,23 @@ def ranks(folder: Path, job: dict[str, Any], world: int, resume: bool = False) -
     file.write_text(yaml.safe_dump({"run": job}))
     port, started = str(free_port()), []
     for rank in range(world):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        place = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
         command = [sys.executable, "-m", "trainer", str(file), *(["--resume"] if resume else [])]
         started.append(
-            subprocess.Popen(command, env=os.environ | place, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            subprocess.Popen(
+                command,
+                env=os.environ | place,
+                cwd=Path(__file__).parents[1],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
         )
     try:
         yield started
@@ -69,7 +89,9 @@ def ended(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_killed_at_a_random_step_and_asked_to_stop_every_later_loss_is_bit_identical(objective: str, corpus: Path, tmp_path: Path) -> None:
+def test_killed_at_a_random_step_and_asked_to_stop_every_later_loss_is_bit_identical(
+    objective: str, corpus: Path, tmp_path: Path
+) -> None:
     run_distributed(train, 2, job_of(objective, corpus, tmp_path, "unbroken"))
     step, rank = random.randint(3, 8), random.randint(0, 1)
     job = job_of(objective, corpus, tmp_path, "broken", faults=[{"name": "kill", "step": step, "rank": rank}])
@@ -92,7 +114,9 @@ def test_killed_at_a_random_step_and_asked_to_stop_every_later_loss_is_bit_ident
 
 
 def test_a_hang_ends_with_the_stacks_of_those_who_wait(corpus: Path, tmp_path: Path) -> None:
-    job = job_of("moe_lm", corpus, tmp_path, "hung", faults=[{"name": "hang", "step": 3, "rank": 1}], hang_timeout_s=25.0)
+    job = job_of(
+        "moe_lm", corpus, tmp_path, "hung", faults=[{"name": "hang", "step": 3, "rank": 1}], hang_timeout_s=25.0
+    )
     with ranks(tmp_path, job, 2) as processes:
         assert processes[0].wait(200) == HUNG
         assert processes[1].poll() is None, "a stopped process does nothing, so it cannot end by itself"
@@ -109,14 +133,18 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1.5 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(disk)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(disk)], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip(f"cannot mount a small file system: {mounted.stderr.decode().strip()}")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_full_disk_while_saving_costs_checkpoints_but_not_the_run(small_disk: Path, corpus: Path, tmp_path: Path) -> None:
+def test_a_full_disk_while_saving_costs_checkpoints_but_not_the_run(
+    small_disk: Path, corpus: Path, tmp_path: Path
+) -> None:
     reference = run_distributed(train, 2, job_of("moe_lm", corpus, tmp_path, "roomy"))[0]
     each = sum(file.stat().st_size for file in (tmp_path / "roomy" / "checkpoints" / "step-00000010").iterdir())
     assert 0.8e6 < each < 1.4e6, "one checkpoint must fit on the small disk, and two must not"
@@ -124,7 +152,9 @@ def test_a_full_disk_while_saving_costs_checkpoints_but_not_the_run(small_disk: 
     folder = small_disk / "full"
     assert (summary["step"], summary["failed"]) == (10, True)
     assert "No space left" in summary["stopped"]
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000002"], "something half-written is left"
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000002"], (
+        "something half-written is left"
+    )
     assert losses(folder) == losses(tmp_path / "roomy")
     assert "not taken" in (folder / "events.jsonl").read_text()
     shutil.copytree(folder, tmp_path / "full")
@@ -136,7 +166,12 @@ def test_a_full_disk_while_saving_costs_checkpoints_but_not_the_run(small_disk: 
 
 def test_out_of_memory_is_one_line_that_says_what_to_change(corpus: Path) -> None:
     run = parse(RunConfig, tiny_job(corpus), "run")
-    with pytest.raises(OutOfMemory, match=r"on rank 1 .*micro_batch below 4.*zero=2 instead of 1.*offload_optimizer=true"), out_of_memory(run, 1):
+    with (
+        pytest.raises(
+            OutOfMemory, match=r"on rank 1 .*micro_batch below 4.*zero=2 instead of 1.*offload_optimizer=true"
+        ),
+        out_of_memory(run, 1),
+    ):
         torch.empty(1 << 50)
     with pytest.raises(RuntimeError, match="shape"), out_of_memory(run, 1):
         torch.zeros(2).view(3)
@@ -145,7 +180,9 @@ def test_out_of_memory_is_one_line_that_says_what_to_change(corpus: Path) -> Non
 def test_the_cause_of_an_end_is_the_first_that_is_not_a_lost_peer(tmp_path: Path) -> None:
     files = RunFiles(Folder(str(tmp_path)))
     for attempt in range(2):
-        files.add_attempt(AttemptBegan(attempt=attempt, time=0.0, world=2, host="here", pid=1, commit=None, dirty=False))
+        files.add_attempt(
+            AttemptBegan(attempt=attempt, time=0.0, world=2, host="here", pid=1, commit=None, dirty=False)
+        )
     note_end(files, 0, "rank 0", stopped_by_error("RuntimeError on rank 0: gloo: Connection closed by peer"))
     cause = stopped_by_error("OutOfMemory on rank 1: use a smaller micro_batch")
     note_end(files, 0, "rank 1", cause)

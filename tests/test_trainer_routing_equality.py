@@ -15,8 +15,19 @@ STEPS = 5
 LAYOUTS = {1: [(1, 1)], 2: [(2, 0), (2, 2), (1, 3)], 4: [(4, 1), (2, 2), (1, 3)]}
 """(EP, ZeRO) for each world."""
 ROUTINGS: dict[str, dict[str, Any]] = {
-    "switch, global balance": {"router": {"name": "switch"}, "balance": "global", "capacity_factor": 1.25, "balance_loss": 0.1},
-    "top_k": {"router": {"name": "top_k"}, "capacity_factor": 1.0, "drop_policy": "probability", "shared_expert": 16, "jitter": 0.05},
+    "switch, global balance": {
+        "router": {"name": "switch"},
+        "balance": "global",
+        "capacity_factor": 1.25,
+        "balance_loss": 0.1,
+    },
+    "top_k": {
+        "router": {"name": "top_k"},
+        "capacity_factor": 1.0,
+        "drop_policy": "probability",
+        "shared_expert": 16,
+        "jitter": 0.05,
+    },
     "noisy_top_k": {"router": {"name": "noisy_top_k"}, "balance_loss": 0.1},
     "expert_choice": {"router": {"name": "expert_choice"}},
     "bias_balanced": {"router": {"name": "bias_balanced", "bias_rate": 0.05}, "capacity_factor": 1.25},
@@ -33,7 +44,9 @@ def job_of(corpus: Path, routing: str) -> dict[str, Any]:
     return job
 
 
-def train(world: Any, jobs: dict[str, dict[str, Any]], layouts: list[tuple[int, int]]) -> dict[tuple[str, int, int], dict[str, Any]]:
+def train(
+    world: Any, jobs: dict[str, dict[str, Any]], layouts: list[tuple[int, int]]
+) -> dict[tuple[str, int, int], dict[str, Any]]:
     """Losses and norms of all steps, the first step's gradients, the load of every step, and the buffers at the end."""
     from data.share import Share
     from trainer.config import RunConfig
@@ -46,7 +59,10 @@ def train(world: Any, jobs: dict[str, dict[str, Any]], layouts: list[tuple[int, 
     for routing, job in jobs.items():
         for ep, zero in layouts:
             run = parse(RunConfig, job | {"engine": {"name": "deepspeed", "zero": zero, "ep": ep}}, "run")
-            training, result = build_training(run, world), {"losses": [], "norms": [], "loads": [], "gradients": {}, "buffers": {}}
+            training, result = (
+                build_training(run, world),
+                {"losses": [], "norms": [], "loads": [], "gradients": {}, "buffers": {}},
+            )
 
             def note(training: Any, result: Any = result) -> None:
                 sums = over_ranks(training.sums, training.world)
@@ -55,13 +71,22 @@ def train(world: Any, jobs: dict[str, dict[str, Any]], layouts: list[tuple[int, 
                 result["norms"].append(float(training.norms["model"]))
                 result["loads"].append(sums["load_LE"].tolist())
                 if training.step == 1:  # Adam's first moment is then the clipped gradient, times 1 - beta_1
-                    result["gradients"] = {key: value for key, value in whole_state(training).items() if key.startswith("exp_avg/")}
+                    result["gradients"] = {
+                        key: value for key, value in whole_state(training).items() if key.startswith("exp_avg/")
+                    }
 
-            share = Share(rank=world.rank, world=world.size, global_batch=run.batch.global_batch, micro_batch=run.batch.micro_batch)
+            share = Share(
+                rank=world.rank,
+                world=world.size,
+                global_batch=run.batch.global_batch,
+                micro_batch=run.batch.micro_batch,
+            )
             stream = training.objective.stream(share, None)
             fit(training, stream, STEPS, [Hook(1, note)])
             stream.close()
-            result["buffers"] = {key: value for key, value in whole_state(training).items() if key.startswith("buffer/")}
+            result["buffers"] = {
+                key: value for key, value in whole_state(training).items() if key.startswith("buffer/")
+            }
             found[routing, ep, zero] = result
     return found
 
@@ -75,7 +100,9 @@ def results(world: int, corpus: Path) -> dict[tuple[str, int, int], dict[str, An
 @pytest.mark.parametrize(("world", "ep", "zero"), [(world, *layout) for world in (2, 4) for layout in LAYOUTS[world]])
 def test_training_does_not_depend_on_the_layout(world: int, ep: int, zero: int, routing: str, corpus: Path) -> None:
     expected, found = results(1, corpus)[routing, 1, 1], results(world, corpus)[routing, ep, zero]
-    assert expected["losses"][-1] < expected["losses"][0] - 0.05, "the reference does not learn, so equality would say little"
+    assert expected["losses"][-1] < expected["losses"][0] - 0.05, (
+        "the reference does not learn, so equality would say little"
+    )
     assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5)
     assert found["norms"] == pytest.approx(expected["norms"], rel=1e-4)
     assert found["loads"] == expected["loads"]

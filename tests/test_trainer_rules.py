@@ -29,7 +29,11 @@ GOOD: list[tuple[str, str, tuple[Any, ...], list[str], list[str]]] = [
         "1 + 2 = 3, then 12 + 7 = 20.",
         (),
         ['flag_conflict("wrong sum",2)'],
-        ["the sum of equation 2 is wrong [sums.lp, line 5]", "  equation 2 says 12 + 7 = 20 [from the text]", "  (12+7) != 20"],
+        [
+            "the sum of equation 2 is wrong [sums.lp, line 5]",
+            "  equation 2 says 12 + 7 = 20 [from the text]",
+            "  (12+7) != 20",
+        ],
     ),
     ("arithmetic", "3 * 4 = 12, 3 - 5 = -2", (), [], []),
     (
@@ -45,7 +49,13 @@ GOOD: list[tuple[str, str, tuple[Any, ...], list[str], list[str]]] = [
             "  12 != 13",
         ],
     ),
-    ("arithmetic", "words", (), ['flag_conflict("nothing claimed")'], ['flag_conflict("nothing claimed") [arithmetic.lp, line 7]', "  claimed is not known"]),
+    (
+        "arithmetic",
+        "words",
+        (),
+        ['flag_conflict("nothing claimed")'],
+        ['flag_conflict("nothing claimed") [arithmetic.lp, line 7]', "  claimed is not known"],
+    ),
     ("family", "ann is a parent of dan", (), [], []),
     (
         "family",
@@ -99,7 +109,11 @@ GOOD: list[tuple[str, str, tuple[Any, ...], list[str], list[str]]] = [
         "",
         (),
         ['flag_conflict("not measured","loss")'],
-        ["loss was not measured [metrics.lp, line 7]", '  lower_is_better("loss") [metrics.lp, line 9]', '  measured("loss") is not known'],
+        [
+            "loss was not measured [metrics.lp, line 7]",
+            '  lower_is_better("loss") [metrics.lp, line 9]',
+            '  measured("loss") is not known',
+        ],
     ),
     ("count", "a b a b a b", (), [], []),
     ("constants", "9 10", (), [], []),
@@ -111,14 +125,26 @@ GOOD: list[tuple[str, str, tuple[Any, ...], list[str], list[str]]] = [
         ['flag_conflict("too large",11) [constants.lp, line 3]', "  number(2,11) [from the text]", "  11 > limit"],
     ),
     ("intervals", "5", (), [], []),
-    ("intervals", "50", (), ["flag_conflict"], ["flag_conflict [intervals.lp, line 4]", "  number(1,50) [from the text]", "  digit(50) is not known"]),
+    (
+        "intervals",
+        "50",
+        (),
+        ["flag_conflict"],
+        ["flag_conflict [intervals.lp, line 4]", "  number(1,50) [from the text]", "  digit(50) is not known"],
+    ),
     ("bounded", "", (("length", 7),), [], []),
     ("never", "anything", (), [], []),
 ]
 
 
-@pytest.mark.parametrize(("name", "text", "facts", "conflicts", "derivation"), GOOD, ids=[f"{name}-{number}" for number, (name, *_) in enumerate(GOOD)])
-def test_good_rules_decide_and_say_why(name: str, text: str, facts: tuple[Any, ...], conflicts: list[str], derivation: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "text", "facts", "conflicts", "derivation"),
+    GOOD,
+    ids=[f"{name}-{number}" for number, (name, *_) in enumerate(GOOD)],
+)
+def test_good_rules_decide_and_say_why(
+    name: str, text: str, facts: tuple[Any, ...], conflicts: list[str], derivation: list[str], tmp_path: Path
+) -> None:
     graph = tmp_path / "graph.csv"
     graph.write_text(FAMILY)
     (decision,) = gate(name, graph).judge([Candidate(text=text, facts=facts)])
@@ -145,7 +171,9 @@ def test_a_cycle_in_the_graph_is_explained_without_going_round(tmp_path: Path) -
     rules.write_text((FILES / "cyclic_graph.lp").read_text().replace('"above"', '"urn:above"'))
     (decision,) = Gate(RulesConfig(file=str(rules), graph=str(graph))).judge([Candidate()])
     assert len(decision.conflicts) == 3
-    first = decision.derivation[: next(i for i, line in enumerate(decision.derivation[1:], 1) if not line.startswith(" "))]
+    first = decision.derivation[
+        : next(i for i, line in enumerate(decision.derivation[1:], 1) if not line.startswith(" "))
+    ]
     stack: list[str] = []
     for line in first:
         depth = (len(line) - len(line.lstrip())) // 2
@@ -177,7 +205,9 @@ def test_bad_rules_are_refused_with_line_and_reason(name: str, words: list[str])
         assert word in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "words"), [("bad_endless", ["line 2", "bound them"]), ("bad_explosion", ["no conclusion"])])
+@pytest.mark.parametrize(
+    ("name", "words"), [("bad_endless", ["line 2", "bound them"]), ("bad_explosion", ["no conclusion"])]
+)
 def test_rules_that_never_end_are_ended(name: str, words: list[str]) -> None:
     begin = time.monotonic()
     with pytest.raises(ValueError) as error:
@@ -191,10 +221,17 @@ def test_rules_that_never_end_are_ended(name: str, words: list[str]) -> None:
 def test_graphs(tmp_path: Path) -> None:
     file = tmp_path / "g.csv"
     file.write_text(FAMILY + '"d, e",age,41\n')
-    assert read_graph(str(file)) == [("triple", "ann", "parent", "bob"), ("triple", "bob", "parent", "cid"), ("triple", "d, e", "age", 41)]
+    assert read_graph(str(file)) == [
+        ("triple", "ann", "parent", "bob"),
+        ("triple", "bob", "parent", "cid"),
+        ("triple", "d, e", "age", 41),
+    ]
     triples = tmp_path / "g.nt"
     triples.write_text('# a comment\n<http://x/a> <http://x/p> "caf\\u00e9"@fr .\n\n<http://x/a> <http://x/n> "7" .\n')
-    assert read_graph(str(triples)) == [("triple", "http://x/a", "http://x/p", "café"), ("triple", "http://x/a", "http://x/n", 7)]
+    assert read_graph(str(triples)) == [
+        ("triple", "http://x/a", "http://x/p", "café"),
+        ("triple", "http://x/a", "http://x/n", 7),
+    ]
     for name, content, words in (
         ("w.csv", "a,b\n", ["line 1", "2 columns"]),
         ("w.nt", "<urn:a> <urn:b> <urn:c> .\nnonsense\n", ["line 2"]),

@@ -45,7 +45,9 @@ def named_files(tree: ast.AST) -> Iterator[tuple[int, str]]:
             if {part.strip(".,;:()") for part in parts} & (NAMES - WORDS):
                 yield node.lineno, node.value
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in FILE_CALLS:
-            yield from ((node.lineno, word) for word in map(plain_text, node.args[:1]) if word.partition("/")[0] in WORDS)
+            yield from (
+                (node.lineno, word) for word in map(plain_text, node.args[:1]) if word.partition("/")[0] in WORDS
+            )
         elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and is_run_folder(node.left):
             yield from ((node.lineno, word) for word in [plain_text(node.right)] if word.partition("/")[0] in WORDS)
 
@@ -79,8 +81,14 @@ def recognised_words(tree: ast.AST) -> Iterator[int]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in READERS:
             texts = [node.func.value, *node.args]
-        elif isinstance(node, ast.Compare) and any(isinstance(side, ast.Constant) and isinstance(side.value, str) for side in (node.left, *node.comparators)):
-            texts = [side for side in (node.left, *node.comparators) if isinstance(side, ast.Attribute | ast.Subscript | ast.Call)]
+        elif isinstance(node, ast.Compare) and any(
+            isinstance(side, ast.Constant) and isinstance(side.value, str) for side in (node.left, *node.comparators)
+        ):
+            texts = [
+                side
+                for side in (node.left, *node.comparators)
+                if isinstance(side, ast.Attribute | ast.Subscript | ast.Call)
+            ]
         else:
             continue
         if any(names_in(text) & TEXTS for text in texts):
@@ -89,12 +97,16 @@ def recognised_words(tree: ast.AST) -> Iterator[int]:
 
 def test_one_module_names_the_files_of_a_run_folder() -> None:
     others = [module for module in MODULES if module != Path("trainer/run_files.py")]
-    named = [f"{module}:{line} {text!r}" for module in others for line, text in named_files(ast.parse(module.read_text()))]
+    named = [
+        f"{module}:{line} {text!r}" for module in others for line, text in named_files(ast.parse(module.read_text()))
+    ]
     assert not named, "use a method or a name of trainer/run_files.py:\n" + "\n".join(named)
 
 
 def test_a_run_folder_is_put_together_in_one_place() -> None:
-    joined = [f"{module}" for module in MODULES if ".root}/{" in module.read_text() or "['root']}/{" in module.read_text()]
+    joined = [
+        f"{module}" for module in MODULES if ".root}/{" in module.read_text() or "['root']}/{" in module.read_text()
+    ]
     assert not joined, "use run_files(root, name)"
 
 
@@ -213,7 +225,12 @@ def test_a_program_and_a_person_ask_to_stop(files: RunFiles) -> None:
     files.request_stop(pruned)
     assert files.stop_request() == pruned
     stop = Path(files.folder.path) / "stop"
-    for text, detail in (("", "stop requested"), ("the cluster is needed\n", "the cluster is needed"), ("pruned: no", "pruned: no"), ("[1]", "[1]")):
+    for text, detail in (
+        ("", "stop requested"),
+        ("the cluster is needed\n", "the cluster is needed"),
+        ("pruned: no", "pruned: no"),
+        ("[1]", "[1]"),
+    ):
         stop.write_text(text)
         assert files.stop_request() == Stopped(Ending.STOP_REQUESTED, detail)
 
@@ -227,8 +244,16 @@ OLD_SENTENCES = [
     ("the cluster is needed", False, Ending.STOP_REQUESTED),
     ("preemption: the node goes in 30 s", False, Ending.PREEMPTED),
     ("pruned: behind the others at step 5", False, Ending.PRUNED),
-    ("routing collapse in layer 1: expert 2 got over 90% of the tokens for 100 steps, now 95%", False, Ending.COLLAPSED),
-    ("step 7: the loss is nan; look at the data and the learning rate, or raise the budget and use --resume", True, Ending.ANOMALY),
+    (
+        "routing collapse in layer 1: expert 2 got over 90% of the tokens for 100 steps, now 95%",
+        False,
+        Ending.COLLAPSED,
+    ),
+    (
+        "step 7: the loss is nan; look at the data and the learning rate, or raise the budget and use --resume",
+        True,
+        Ending.ANOMALY,
+    ),
     ("[Errno 28] No space left on device: '/x'; make room and use --resume", True, Ending.CHECKPOINT_FAILED),
 ]
 
@@ -252,12 +277,20 @@ def test_attempts_and_events_of_the_old_code_are_read(files: RunFiles) -> None:
         ("no progress for 25 s on rank 0 after step 3: see stacks/rank-0-attempt-0.txt", Ending.HUNG),
         ("OutOfMemory on rank 1 after step 0: out of memory on rank 1 (x); use a smaller network", Ending.ERROR),
         ("rank 0: ValueError: no data", Ending.ERROR),
-        ("RuntimeError on rank 0 after step 3: [gloo/transport/tcp/pair.cc] Connection closed by peer", Ending.PEER_LOST),
+        (
+            "RuntimeError on rank 0 after step 3: [gloo/transport/tcp/pair.cc] Connection closed by peer",
+            Ending.PEER_LOST,
+        ),
     ]
     for attempt, (text, _) in enumerate(ends):
-        files.folder.append_line("attempts.jsonl", {"attempt": attempt, "time": 1.0, "world": 2, "host": "a", "pid": 1, "commit": None, "dirty": False})
+        files.folder.append_line(
+            "attempts.jsonl",
+            {"attempt": attempt, "time": 1.0, "world": 2, "host": "a", "pid": 1, "commit": None, "dirty": False},
+        )
         files.folder.append_line("attempts.jsonl", {"attempt": attempt, "time": 2.0, "ended": text, "by": "rank 0"})
-    files.folder.append_line("events.jsonl", {"time": 1.0, "attempt": 0, "event": "step 3: the loss is nan; passing over step 3"})
+    files.folder.append_line(
+        "events.jsonl", {"time": 1.0, "attempt": 0, "event": "step 3: the loss is nan; passing over step 3"}
+    )
     assert [(str(end.stopped), end.stopped.ending) for end in files.attempts_ended()] == ends
     assert [attempt.world for attempt in files.attempts_begun()] == [2] * len(ends)
     assert [event.kind for event in files.events()] == [EventKind.NOTE]

@@ -24,7 +24,11 @@ from trainer.world import free_port
 
 def test_a_store_whose_making_is_killed_is_made_by_the_next_one(tmp_path: Path) -> None:
     file = tmp_path / "mlflow.db"
-    making = [sys.executable, "-c", f"from pathlib import Path; from trainer.mlflow_run import _make_store; _make_store(Path({str(file)!r}))"]
+    making = [
+        sys.executable,
+        "-c",
+        f"from pathlib import Path; from trainer.mlflow_run import _make_store; _make_store(Path({str(file)!r}))",
+    ]
     first = subprocess.Popen(making, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not any(half.stat().st_size > 0 for half in tmp_path.glob(".mlflow.db-*/mlflow.db")) and first.poll() is None:
         time.sleep(0.005)
@@ -42,8 +46,23 @@ def test_a_store_whose_making_is_killed_is_made_by_the_next_one(tmp_path: Path) 
 @contextlib.contextmanager
 def server(store: Path, port: int) -> Iterator[None]:
     """A real tracking server on `store`, up when the block begins, and killed without notice when it ends."""
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{store}/mlflow.db", "--port", str(port), "--workers", "1"]
-    process = subprocess.Popen([*command, "--default-artifact-root", f"{store}/artifacts"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        f"sqlite:///{store}/mlflow.db",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    process = subprocess.Popen(
+        [*command, "--default-artifact-root", f"{store}/artifacts"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         while True:
             with contextlib.suppress(requests.RequestException):
@@ -65,7 +84,11 @@ def test_a_server_that_is_down_for_30_s_is_not_felt_and_misses_nothing(corpus: P
     port = free_port()
     tracking = {"uri": f"http://127.0.0.1:{port}"}
     job = tiny_job(corpus, root=str(tmp_path / "runs"), name="tracked", stop={"hours": 80 / 3600}, tracking=tracking)
-    job |= {"optimizer": {"schedule": {"name": "constant"}}, "checkpoint": {"every": 0}, "evaluate": {"every": 0, "samples": 0}}
+    job |= {
+        "optimizer": {"schedule": {"name": "constant"}},
+        "checkpoint": {"every": 0},
+        "evaluate": {"every": 0, "samples": 0},
+    }
     folder = tmp_path / "runs" / "tracked"
     training = threading.Thread(target=run_distributed, args=(train, 1, job))
     with server(tmp_path, port):
@@ -79,14 +102,22 @@ def test_a_server_that_is_down_for_30_s_is_not_felt_and_misses_nothing(corpus: P
     up = time.time()
     with server(tmp_path, port):
         training.join()
-        times = np.array([row["time"] for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "loss" in row])
+        times = np.array(
+            [
+                row["time"]
+                for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+                if "loss" in row
+            ]
+        )
         client = MlflowClient(tracking["uri"])
         run = client.get_run((folder / "mlflow_run_id").read_text())
         points = client.get_metric_history(run.info.run_id, "loss")
     ends, seconds = times[1:], np.diff(times)
     before, during = seconds[(ends > begin) & (ends < down)], seconds[(ends > down) & (ends < up)]
     p99 = [float(np.percentile(each, 99)) for each in (before, during)]
-    print(f"{len(before)} steps with the server, {len(during)} without; 99th percentile of their time {1e3 * p99[0]:.1f} ms and {1e3 * p99[1]:.1f} ms")
+    print(
+        f"{len(before)} steps with the server, {len(during)} without; 99th percentile of their time {1e3 * p99[0]:.1f} ms and {1e3 * p99[1]:.1f} ms"
+    )
     assert p99[1] <= 1.25 * p99[0]
     assert [point.step for point in points] == list(range(1, len(times) + 1)), "points are lost or doubled"
     assert run.info.status == "FINISHED"

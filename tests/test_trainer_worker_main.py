@@ -90,7 +90,9 @@ def test_ddp_over_two_ranks_equals_one_process(root: Path, corpus: Path) -> None
 def test_masked_language_model_over_two_ranks_equals_one_process(root: Path, corpus: Path) -> None:
     """The number of masked tokens differs from rank to rank: only a division by the global weight gives the same loss."""
     for world, ep in ((1, 1), (2, 2)):
-        job = with_model(job_of(corpus, root, f"masked-{world}", engine={"name": "deepspeed", "zero": 2, "ep": ep}), causal=False)
+        job = with_model(
+            job_of(corpus, root, f"masked-{world}", engine={"name": "deepspeed", "zero": 2, "ep": ep}), causal=False
+        )
         job["objective"] |= {"name": "masked_lm"}
         del job["objective"]["sample_tokens"]
         run_distributed(train, world, job)
@@ -111,10 +113,14 @@ def test_bf16_is_autocast_over_fp32_weights(root: Path, corpus: Path) -> None:
 def test_the_profiler_leaves_a_trace(root: Path, corpus: Path) -> None:
     run_distributed(train, 1, job_of(corpus, root, "profiled", profile={"first": 2, "steps": 2}))
     trace = json.loads((root / "profiled" / "profile" / "trace.json").read_text())
-    assert any("DeepSpeed" in str(event.get("name")) or "aten::mm" in str(event.get("name")) for event in trace["traceEvents"])
+    assert any(
+        "DeepSpeed" in str(event.get("name")) or "aten::mm" in str(event.get("name")) for event in trace["traceEvents"]
+    )
 
 
-def test_an_attempt_that_finds_all_steps_done_writes_the_summary_that_the_killed_one_could_not(root: Path, corpus: Path) -> None:
+def test_an_attempt_that_finds_all_steps_done_writes_the_summary_that_the_killed_one_could_not(
+    root: Path, corpus: Path
+) -> None:
     job = job_of(corpus, root, "reference")
     before = json.loads((root / "reference" / "summary.json").read_text())
     (root / "reference" / "summary.json").unlink()
@@ -126,7 +132,9 @@ def test_an_attempt_that_finds_all_steps_done_writes_the_summary_that_the_killed
 
 
 def test_hours_end_a_run_with_a_checkpoint(root: Path, corpus: Path) -> None:
-    job = job_of(corpus, root, "timed", stop={"hours": 3 / 3600}, optimizer={"schedule": {"name": "constant"}}, log_every=50)
+    job = job_of(
+        corpus, root, "timed", stop={"hours": 3 / 3600}, optimizer={"schedule": {"name": "constant"}}, log_every=50
+    )
     summary = run_distributed(train, 2, job)[0]
     assert "hours" in summary["stopped"]
     assert summary["step"] > 0
@@ -144,5 +152,7 @@ def test_a_dead_tracking_server_neither_blocks_nor_loses_anything(root: Path, co
 
 @pytest.mark.slow
 def test_compiled_equals_eager(root: Path, corpus: Path) -> None:
-    run_distributed(train, 2, job_of(corpus, root, "compiled", compile=True, engine={"name": "deepspeed", "zero": 1, "ep": 2}))
+    run_distributed(
+        train, 2, job_of(corpus, root, "compiled", compile=True, engine={"name": "deepspeed", "zero": 1, "ep": 2})
+    )
     assert losses(root, "compiled") == pytest.approx(losses(root, "reference"), abs=1e-5)

@@ -33,7 +33,9 @@ def pip(command: str, *arguments: str) -> None:
 
 
 def test_every_module_and_every_data_file_is_in_the_wheel(wheel: Path) -> None:
-    files = {path.relative_to(CHECKOUT).as_posix() for package in PACKAGES for path in (CHECKOUT / package).rglob("*.*")}
+    files = {
+        path.relative_to(CHECKOUT).as_posix() for package in PACKAGES for path in (CHECKOUT / package).rglob("*.*")
+    }
     wanted = {name for name in files if name.endswith((".py", ".yaml"))}
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert held == wanted
@@ -47,7 +49,9 @@ def test_the_installed_command_works_outside_the_checkout(wheel: Path, tmp_path:
 
     def printed(*arguments: str) -> str:
         command = [str(installed / "bin" / "switchwork"), *arguments]
-        done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 

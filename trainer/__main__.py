@@ -19,7 +19,9 @@ def main() -> int:
             raise ValueError("which job? torchrun -m trainer JOB.yaml [a.b=c ...] [--resume]")
         job = read_job(arguments[0], arguments[1:])
         workers = place_in_environment()[1]
-        run = settle(parse(RunConfig, job.get("run") or {}, "run"), Path(arguments[0]).stem, workers, resume, numbered=False)
+        run = settle(
+            parse(RunConfig, job.get("run") or {}, "run"), Path(arguments[0]).stem, workers, resume, numbered=False
+        )
         check(run, workers)
         if place_in_environment()[0] == 0:
             prepare(run, resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0)

@@ -29,7 +29,9 @@ class BatchConfig:
 
     def __post_init__(self) -> None:
         if self.global_batch < 1 or self.micro_batch < 1:
-            raise ValueError(f"global_batch is {self.global_batch} and micro_batch {self.micro_batch}; both must be at least 1")
+            raise ValueError(
+                f"global_batch is {self.global_batch} and micro_batch {self.micro_batch}; both must be at least 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +124,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
-            raise ValueError(f"name is {self.name!r}; use letters, digits, '.', '_' and '-', with a letter or digit first")
+            raise ValueError(
+                f"name is {self.name!r}; use letters, digits, '.', '_' and '-', with a letter or digit first"
+            )
         if self.hang_timeout_s is not None and self.hang_timeout_s <= 0:
             raise ValueError(f"hang_timeout_s is {self.hang_timeout_s}; it must be above 0, or null for no limit")
         if self.log_every < 1:
@@ -151,7 +155,9 @@ class RunConfig:
         bounds = [] if self.stop.steps is None else [self.stop.steps]
         if self.stop.tokens is not None:
             if not tokens_per_sample:
-                raise ValueError(f"stop.tokens is {self.stop.tokens}, but {self.objective.name} has no tokens; use stop.steps")
+                raise ValueError(
+                    f"stop.tokens is {self.stop.tokens}, but {self.objective.name} has no tokens; use stop.steps"
+                )
             bounds.append(-(-self.stop.tokens // (self.batch.global_batch * tokens_per_sample)))
         return min(bounds, default=None)
 
@@ -173,19 +179,31 @@ def check(run: RunConfig, workers: int) -> None:
         )
     lanes = run.objective.lanes
     if lanes is not None and lanes % workers:
-        raise ValueError(f"run.objective.data.lanes: {lanes} is no multiple of {workers} workers; use {-(-lanes // workers) * workers}")
+        raise ValueError(
+            f"run.objective.data.lanes: {lanes} is no multiple of {workers} workers; use {-(-lanes // workers) * workers}"
+        )
     if ep > 1:
         if moe is None:
             raise ValueError(f"run.engine.ep: {ep}, but the model has no experts; use 1")
         if moe.experts % ep:
-            raise ValueError(f"run.engine.ep: {ep} does not divide the {moe.experts} experts; use a divisor of both {moe.experts} and {workers} workers")
+            raise ValueError(
+                f"run.engine.ep: {ep} does not divide the {moe.experts} experts; use a divisor of both {moe.experts} and {workers} workers"
+            )
         if workers % ep:
-            raise ValueError(f"run.engine.ep: {ep} does not divide the {workers} workers; use a divisor of both {moe.experts} experts and {workers}")
+            raise ValueError(
+                f"run.engine.ep: {ep} does not divide the {workers} workers; use a divisor of both {moe.experts} experts and {workers}"
+            )
     if isinstance(engine, DeepSpeedConfig) and engine.zero == 3 and ep > 1:
-        raise ValueError(f"run.engine.zero: 3 with ep {ep}: DeepSpeed has no ZeRO 3 for experts over ranks; use zero 2, or ep 1")
+        raise ValueError(
+            f"run.engine.zero: 3 with ep {ep}: DeepSpeed has no ZeRO 3 for experts over ranks; use zero 2, or ep 1"
+        )
     if isinstance(engine, DeepSpeedConfig) and engine.zero == 3 and run.objective.needs_second_derivatives:
-        raise ValueError("run.engine.zero: 3 with a gradient penalty: DeepSpeed takes no second derivatives of sharded weights; use zero 2, or penalty 0")
+        raise ValueError(
+            "run.engine.zero: 3 with a gradient penalty: DeepSpeed takes no second derivatives of sharded weights; use zero 2, or penalty 0"
+        )
     schedule = run.optimizer.schedule
     if run.steps(run.objective.tokens_per_sample) is None and not isinstance(schedule, Constant):
         fix = "set stop.steps or stop.tokens, or use the schedule constant"
-        raise ValueError(f"run.optimizer.schedule: {schedule.name} needs a last step, but stop has only hours {run.stop.hours}; {fix}")
+        raise ValueError(
+            f"run.optimizer.schedule: {schedule.name} needs a last step, but stop has only hours {run.stop.hours}; {fix}"
+        )

@@ -47,7 +47,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def one_line(problem: object, longest: int | None = None) -> str:
@@ -59,13 +61,17 @@ def read_job(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The job file at `path` as nested dicts, with each `a.b=c` of `overrides` put in (c is read as YAML)."""
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"job file {path}: no such file; name a YAML file such as launch/configs/switch_lm_quickstart.yaml")
+        raise ValueError(
+            f"job file {path}: no such file; name a YAML file such as launch/configs/switch_lm_quickstart.yaml"
+        )
     try:
         job = yaml.load(file.read_text(), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"job file {path}: not YAML: {one_line(error)}") from None
     if not isinstance(job, dict):
-        raise ValueError(f"job file {path}: holds {type(job).__name__}; it must be a mapping with the keys run and cluster")
+        raise ValueError(
+            f"job file {path}: holds {type(job).__name__}; it must be a mapping with the keys run and cluster"
+        )
     for override in overrides:
         _override(job, override)
     return job
@@ -104,12 +110,16 @@ def parse(cls: type[T], values: Any, where: str = "") -> T:
     for key in values:
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1)
-            raise ValueError(f"{prefix}{key}: unknown key; {f'did you mean {near[0]}?' if near else 'known keys: ' + ', '.join(fields)}")
+            raise ValueError(
+                f"{prefix}{key}: unknown key; {f'did you mean {near[0]}?' if near else 'known keys: ' + ', '.join(fields)}"
+            )
     inner = {key: _nested(hints[key], value, _default(fields[key]), f"{prefix}{key}") for key, value in values.items()}
     try:
         return _adapter(cls).validate_python(inner)
     except ValidationError as error:
-        raise ValueError("; ".join(dict.fromkeys(_explain(problem, prefix) for problem in error.errors(include_url=False)))) from None
+        raise ValueError(
+            "; ".join(dict.fromkeys(_explain(problem, prefix) for problem in error.errors(include_url=False)))
+        ) from None
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -116,7 +116,9 @@ class AttemptEnded:
     def from_row(row: Mapping[str, Any]) -> "AttemptEnded":
         """From JSON."""
         stopped = Stopped.read(row["ended"], row.get("ending"))
-        return AttemptEnded(attempt=row["attempt"], time=row.get("time", 0.0), by=row.get("by", "nobody"), stopped=stopped)
+        return AttemptEnded(
+            attempt=row["attempt"], time=row.get("time", 0.0), by=row.get("by", "nobody"), stopped=stopped
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

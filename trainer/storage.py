@@ -94,7 +94,9 @@ class Folder:
         """The rows of `name` from byte `start` on, and the byte where the next row will begin."""
         if not self.exists(name):
             return [], start
-        content = self.read(name, start) if self.is_local else self.read(name)[start:]  # object stores refuse a range at the end
+        content = (
+            self.read(name, start) if self.is_local else self.read(name)[start:]
+        )  # object stores refuse a range at the end
         whole = content.rfind(b"\n") + 1
         return [json.loads(line) for line in content[:whole].splitlines()], start + whole
 
@@ -142,4 +144,6 @@ def check_writable(url: str, field: str) -> None:
         folder.write(".writable", b"")
         folder.delete(".writable")
     except (OSError, ImportError, ValueError) as error:
-        raise ValueError(f"{field}: cannot write to {url} ({one_line(error)}); name a folder that you may write to") from None
+        raise ValueError(
+            f"{field}: cannot write to {url} ({one_line(error)}); name a folder that you may write to"
+        ) from None

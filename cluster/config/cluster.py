@@ -41,11 +41,19 @@ class ClusterConfig:
         if self.min_workers < 1:
             raise ValueError(f"workers is {self.min_workers}; it must be at least 1")
         if self.min_workers > self.max_workers:
-            raise ValueError(f"workers is [{self.min_workers}, {self.max_workers}]; the first must not be above the second")
+            raise ValueError(
+                f"workers is [{self.min_workers}, {self.max_workers}]; the first must not be above the second"
+            )
         if self.cpus_per_worker <= 0:
             raise ValueError(f"cpus_per_worker is {self.cpus_per_worker}; it must be above 0")
-        if self.workers_multiple < 1 or self.min_workers % self.workers_multiple or self.max_workers % self.workers_multiple:
-            raise ValueError(f"workers is {self.workers}, and workers_multiple {self.workers_multiple}; use numbers of workers that are multiples of it")
+        if (
+            self.workers_multiple < 1
+            or self.min_workers % self.workers_multiple
+            or self.max_workers % self.workers_multiple
+        ):
+            raise ValueError(
+                f"workers is {self.workers}, and workers_multiple {self.workers_multiple}; use numbers of workers that are multiples of it"
+            )
         for name in self.env:
             check_variable(name, "env")
             if name in _OURS:

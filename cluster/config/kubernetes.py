@@ -6,7 +6,16 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cluster.config.pods import Claim, ObjectStore, SecretEnv, SecretVolume, Toleration, check_name, check_variable, size_in_bytes
+from cluster.config.pods import (
+    Claim,
+    ObjectStore,
+    SecretEnv,
+    SecretVolume,
+    Toleration,
+    check_name,
+    check_variable,
+    size_in_bytes,
+)
 
 _INT32 = 2**31 - 1
 
@@ -24,7 +33,9 @@ class Autoscaling:
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_workers <= self.max_workers or self.max_workers < 1:
-            raise ValueError(f"min_workers is {self.min_workers} and max_workers {self.max_workers}; use 0 <= min_workers <= max_workers, and at least one")
+            raise ValueError(
+                f"min_workers is {self.min_workers} and max_workers {self.max_workers}; use 0 <= min_workers <= max_workers, and at least one"
+            )
         if self.idle_timeout_s < 1:
             raise ValueError(f"idle_timeout_s is {self.idle_timeout_s}; it must be at least 1")
 
@@ -124,14 +135,22 @@ class KubernetesConfig:
 
     def _check_sizes(self) -> None:
         if self.workers_per_pod < 1 or self.head_cpus < 1:
-            raise ValueError(f"workers_per_pod is {self.workers_per_pod} and head_cpus {self.head_cpus}; both must be at least 1")
+            raise ValueError(
+                f"workers_per_pod is {self.workers_per_pod} and head_cpus {self.head_cpus}; both must be at least 1"
+            )
         memory, shared = size_in_bytes(self.memory, "memory"), size_in_bytes(self.shared_memory, "shared_memory")
         if shared >= memory:
-            raise ValueError(f"shared_memory: {self.shared_memory} is a part of the pod's memory of {self.memory}, and must be less; raise memory")
+            raise ValueError(
+                f"shared_memory: {self.shared_memory} is a part of the pod's memory of {self.memory}, and must be less; raise memory"
+            )
         if shared < 2**28:
-            raise ValueError(f"shared_memory: {self.shared_memory} is too little for Ray's object store and NCCL; use at least 256Mi")
+            raise ValueError(
+                f"shared_memory: {self.shared_memory} is too little for Ray's object store and NCCL; use at least 256Mi"
+            )
         if size_in_bytes(self.head_memory, "head_memory") < 2**30:
-            raise ValueError(f"head_memory: {self.head_memory} is too little for Ray's head and the driver; use at least 1Gi")
+            raise ValueError(
+                f"head_memory: {self.head_memory} is too little for Ray's head and the driver; use at least 1Gi"
+            )
 
     def _check_paths(self) -> None:
         paths = [*(each.path for each in self.claims), *(each.path for each in self.secret_volumes)]
@@ -140,21 +159,43 @@ class KubernetesConfig:
                 raise ValueError(f"claims: two volumes are mounted at {path}; give each a path of its own")
 
     def _check_times(self) -> None:
-        for name, least in (("backoff_limit", 0), ("deadline_s", 1), ("start_deadline_s", 1), ("delete_after_s", 0), ("start_timeout_s", 1)):
+        for name, least in (
+            ("backoff_limit", 0),
+            ("deadline_s", 1),
+            ("start_deadline_s", 1),
+            ("delete_after_s", 0),
+            ("start_timeout_s", 1),
+        ):
             value = getattr(self, name)
             if value is not None and not least <= value <= _INT32:
                 raise ValueError(f"{name} is {value}; it must be at least {least} and at most {_INT32}")
-        if self.deadline_s is not None and self.start_deadline_s is not None and self.start_deadline_s >= self.deadline_s:
-            raise ValueError(f"start_deadline_s is {self.start_deadline_s}, and the whole job ends after deadline_s {self.deadline_s}; use less")
+        if (
+            self.deadline_s is not None
+            and self.start_deadline_s is not None
+            and self.start_deadline_s >= self.deadline_s
+        ):
+            raise ValueError(
+                f"start_deadline_s is {self.start_deadline_s}, and the whole job ends after deadline_s {self.deadline_s}; use less"
+            )
 
     def _check_together(self) -> None:
         if self.delete_after_s is None and (self.queue or self.suspend):
-            name, reason = ("queue", "Kueue admits no job that keeps its pods") if self.queue else ("suspend", "KubeRay suspends no job that keeps its pods")
-            raise ValueError(f"delete_after_s is null with {name} {getattr(self, name)!r}: {reason}; set delete_after_s")
+            name, reason = (
+                ("queue", "Kueue admits no job that keeps its pods")
+                if self.queue
+                else ("suspend", "KubeRay suspends no job that keeps its pods")
+            )
+            raise ValueError(
+                f"delete_after_s is null with {name} {getattr(self, name)!r}: {reason}; set delete_after_s"
+            )
         if self.queue and self.autoscaling:
-            raise ValueError(f"autoscaling with queue {self.queue!r}: Kueue admits no job whose size changes; leave one of them out")
+            raise ValueError(
+                f"autoscaling with queue {self.queue!r}: Kueue admits no job whose size changes; leave one of them out"
+            )
         if self.queue and self.gang:
-            raise ValueError(f"gang with queue {self.queue!r}: Kueue admits all of the job or nothing by itself; leave gang out")
+            raise ValueError(
+                f"gang with queue {self.queue!r}: Kueue admits all of the job or nothing by itself; leave gang out"
+            )
         if self.queue and self.suspend:
             raise ValueError(
                 f"suspend with queue {self.queue!r}: Kueue wakes the job when the quota admits it; leave suspend out, and use `switchwork suspend`"

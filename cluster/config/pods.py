@@ -6,7 +6,11 @@ from typing import Literal
 
 _DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?")
-_UNITS = {None: 1} | {f"{letter}i": 1024**n for n, letter in enumerate("KMGTP", 1)} | {letter: 1000**n for n, letter in enumerate("kMGTP", 1)}
+_UNITS = (
+    {None: 1}
+    | {f"{letter}i": 1024**n for n, letter in enumerate("KMGTP", 1)}
+    | {letter: 1000**n for n, letter in enumerate("kMGTP", 1)}
+)
 
 
 def size_in_bytes(text: str, field: str) -> float:
@@ -19,7 +23,9 @@ def size_in_bytes(text: str, field: str) -> float:
 
 def check_name(value: str | None, field: str) -> None:
     if value is not None and not _DNS_1123.fullmatch(value):
-        raise ValueError(f"{field}: {value!r} can name nothing in Kubernetes; use lower-case letters, digits, '-' and '.', a letter or digit at both ends")
+        raise ValueError(
+            f"{field}: {value!r} can name nothing in Kubernetes; use lower-case letters, digits, '-' and '.', a letter or digit at both ends"
+        )
 
 
 def check_variable(name: str, field: str) -> None:
@@ -30,8 +36,14 @@ def check_variable(name: str, field: str) -> None:
 
 
 def check_path(path: str, field: str) -> None:
-    if not re.fullmatch(r"(/[^/:]+)+", path) or path.split("/")[1] in ("dev", "proc", "sys", "app") or path in ("/tmp", "/tmp/ray"):
-        raise ValueError(f"{field}: {path!r} is no place for a volume; use an absolute path such as /storage, outside /app, /dev, /proc, /sys, and not /tmp")
+    if (
+        not re.fullmatch(r"(/[^/:]+)+", path)
+        or path.split("/")[1] in ("dev", "proc", "sys", "app")
+        or path in ("/tmp", "/tmp/ray")
+    ):
+        raise ValueError(
+            f"{field}: {path!r} is no place for a volume; use an absolute path such as /storage, outside /app, /dev, /proc, /sys, and not /tmp"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +61,9 @@ class Toleration:
 
     def __post_init__(self) -> None:
         if self.operator == "Exists" and self.value is not None:
-            raise ValueError(f"value is {self.value!r} with operator Exists, which compares no value; use operator Equal, or leave value out")
+            raise ValueError(
+                f"value is {self.value!r} with operator Exists, which compares no value; use operator Equal, or leave value out"
+            )
         if self.operator == "Equal" and not self.key:
             raise ValueError("key: missing; name the taint's key, or use operator Exists for every taint")
 

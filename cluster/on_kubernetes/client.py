@@ -40,13 +40,21 @@ class Namespace:
     def create(self, group: tuple[str, str], plural: str, body: Json) -> Json:
         """Create an object; fields that its kind does not have are refused, not dropped."""
         with one_line(self, f"create {plural}"):
-            return dict(self.custom.create_namespaced_custom_object(*group, self.name, plural, body, field_validation="Strict", _request_timeout=_TIMEOUT_S))
+            return dict(
+                self.custom.create_namespaced_custom_object(
+                    *group, self.name, plural, body, field_validation="Strict", _request_timeout=_TIMEOUT_S
+                )
+            )
 
     def get(self, group: tuple[str, str], plural: str, name: str) -> Json | None:
         """An object, or None if there is none of that name."""
         with one_line(self, f"read {plural}"):
             try:
-                return dict(self.custom.get_namespaced_custom_object(*group, self.name, plural, name, _request_timeout=_TIMEOUT_S))
+                return dict(
+                    self.custom.get_namespaced_custom_object(
+                        *group, self.name, plural, name, _request_timeout=_TIMEOUT_S
+                    )
+                )
             except ApiException as error:
                 if error.status == 404 and "not found" in _said(error):
                     return None
@@ -54,36 +62,50 @@ class Namespace:
 
     def objects(self, group: tuple[str, str], plural: str, **how: object) -> Json:
         """Objects of one kind, with the list's resourceVersion; `how` are selectors, or a watch's arguments, for which the answer is the watch's own."""
-        listed: Json = self.custom.list_namespaced_custom_object(*group, self.name, plural, **{"_request_timeout": _TIMEOUT_S} | how)
+        listed: Json = self.custom.list_namespaced_custom_object(
+            *group, self.name, plural, **{"_request_timeout": _TIMEOUT_S} | how
+        )
         return listed
 
     def patch(self, group: tuple[str, str], plural: str, name: str, change: Json) -> None:
         """Merge `change` into an object."""
         with one_line(self, f"change {plural}"):
-            self.custom.patch_namespaced_custom_object(*group, self.name, plural, name, change, field_validation="Strict", _request_timeout=_TIMEOUT_S)
+            self.custom.patch_namespaced_custom_object(
+                *group, self.name, plural, name, change, field_validation="Strict", _request_timeout=_TIMEOUT_S
+            )
 
     def delete(self, group: tuple[str, str], plural: str, name: str, uid: str) -> None:
         """Delete an object and, in the background, all that it owns; only if it is still the one with this `uid`."""
         options = client.V1DeleteOptions(propagation_policy="Background", preconditions=client.V1Preconditions(uid=uid))
         with one_line(self, f"delete {plural}"):
-            self.custom.delete_namespaced_custom_object(*group, self.name, plural, name, body=options, _request_timeout=_TIMEOUT_S)
+            self.custom.delete_namespaced_custom_object(
+                *group, self.name, plural, name, body=options, _request_timeout=_TIMEOUT_S
+            )
 
     def pods(self, **how: object) -> Json:
         """Pods with the list's resourceVersion, as plain dicts; with a watch's arguments the answer is the watch's own."""
-        answer = self.core.list_namespaced_pod(self.name, **{"_request_timeout": _TIMEOUT_S} | how | {"_preload_content": False})
+        answer = self.core.list_namespaced_pod(
+            self.name, **{"_request_timeout": _TIMEOUT_S} | how | {"_preload_content": False}
+        )
         listed: Json = answer if how.get("watch") else json.loads(accepted(answer).data)
         return listed
 
     def events(self, about: str) -> list[Event]:
         """What was noted about the object named `about`, the oldest first."""
         with one_line(self, "list events"):
-            how: Json = {"field_selector": f"involvedObject.name={about}", "_request_timeout": _TIMEOUT_S, "_preload_content": False}
+            how: Json = {
+                "field_selector": f"involvedObject.name={about}",
+                "_request_timeout": _TIMEOUT_S,
+                "_preload_content": False,
+            }
             events: list[Event] = json.loads(accepted(self.core.list_namespaced_event(self.name, **how)).data)["items"]
         return sorted(events, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
 
     def log(self, pod: str, container: str, **how: object) -> urllib3.BaseHTTPResponse:
         """The response with a container's log, to be read as it comes. Raises ApiException if there is none."""
-        answer = self.core.read_namespaced_pod_log(pod, self.name, container=container, **{"_request_timeout": _TIMEOUT_S} | how | {"_preload_content": False})
+        answer = self.core.read_namespaced_pod_log(
+            pod, self.name, container=container, **{"_request_timeout": _TIMEOUT_S} | how | {"_preload_content": False}
+        )
         return accepted(answer)
 
 
@@ -100,13 +122,21 @@ def connect(address: str) -> Namespace:
     try:
         contexts, _ = config.list_kube_config_contexts()
     except (config.ConfigException, OSError, yaml.YAMLError) as error:
-        raise ValueError(f"--to: no contexts for {address} ({_line(error)}); put a kubeconfig at ~/.kube/config, or name it in KUBECONFIG") from None
+        raise ValueError(
+            f"--to: no contexts for {address} ({_line(error)}); put a kubeconfig at ~/.kube/config, or name it in KUBECONFIG"
+        ) from None
     own = {each["name"]: each["context"].get("namespace") or "default" for each in contexts}
-    context, namespace = (wanted, own[wanted]) if wanted in own else (wanted.rpartition("/")[0], wanted.rpartition("/")[2])
+    context, namespace = (
+        (wanted, own[wanted]) if wanted in own else (wanted.rpartition("/")[0], wanted.rpartition("/")[2])
+    )
     if context not in own:
-        raise ValueError(f"--to: the kubeconfig has no context {context or wanted}; use k8s://CONTEXT/NAMESPACE with one of {', '.join(sorted(own))}")
+        raise ValueError(
+            f"--to: the kubeconfig has no context {context or wanted}; use k8s://CONTEXT/NAMESPACE with one of {', '.join(sorted(own))}"
+        )
     settings = client.Configuration()
-    settings.retries = urllib3.Retry(total=1, redirect=0, status=0)  # its own three, for each address, take minutes when nobody is there
+    settings.retries = urllib3.Retry(
+        total=1, redirect=0, status=0
+    )  # its own three, for each address, take minutes when nobody is there
     try:
         api = config.new_client_from_config(context=context, client_configuration=settings)
     except (config.ConfigException, OSError) as error:
@@ -141,7 +171,9 @@ def changes(cluster: Namespace, call: Listing, quiet_s: int = 5) -> Iterator[tup
 
 def _watch(call: Listing, version: str, quiet_s: int) -> Iterator[tuple[str, list[Json]]]:
     while True:
-        stream = watch.Watch(return_type="object").stream(call, resource_version=version, timeout_seconds=quiet_s, allow_watch_bookmarks=True)
+        stream = watch.Watch(return_type="object").stream(
+            call, resource_version=version, timeout_seconds=quiet_s, allow_watch_bookmarks=True
+        )
         for event in stream:
             version = event["raw_object"]["metadata"]["resourceVersion"]
             if event["type"] != "BOOKMARK":
@@ -157,7 +189,9 @@ def one_line(cluster: Namespace, deed: str) -> Iterator[None]:
     except ApiException as error:
         raise ValueError(f"--to: {cluster.address}: {_meaning(error, deed, cluster.name)}") from None
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise ValueError(f"--to: {cluster.address} does not answer ({_line(error)}); is the API server up, and this machine in its network?") from None
+        raise ValueError(
+            f"--to: {cluster.address} does not answer ({_line(error)}); is the API server up, and this machine in its network?"
+        ) from None
 
 
 def _meaning(error: ApiException, deed: str, namespace: str) -> str:

@@ -49,7 +49,14 @@ def listing(address: str) -> list[dict[str, str]]:
     with one_line(cluster, "list rayjobs"):
         jobs: list[RayJob] = cluster.objects(RAY, "rayjobs", label_selector=_OURS)["items"]
     newest = sorted(jobs, key=lambda job: job["metadata"]["creationTimestamp"], reverse=True)
-    return [{"id": job["metadata"]["name"], "state": state(job, None), "message": line(job_status(job).get("message") or "")} for job in newest]
+    return [
+        {
+            "id": job["metadata"]["name"],
+            "state": state(job, None),
+            "message": line(job_status(job).get("message") or ""),
+        }
+        for job in newest
+    ]
 
 
 def status(address: str, job_id: str) -> dict[str, str]:
@@ -68,7 +75,9 @@ def logs(address: str, job_id: str, follow: bool) -> Iterator[str]:
     printed = print_driver(cluster, job_id)
     if printed is None:
         facts = _facts(cluster, job)
-        raise ValueError(f"job {job_id}: it has no log: {facts['state']}, {facts['message']}; what it wrote down is in {_run_of(job)}/{EVENTS}")
+        raise ValueError(
+            f"job {job_id}: it has no log: {facts['state']}, {facts['message']}; what it wrote down is in {_run_of(job)}/{EVENTS}"
+        )
     yield printed
 
 
@@ -78,12 +87,16 @@ def stop(address: str, job_id: str) -> None:
     uid = _job(cluster, job_id)["metadata"]["uid"]
     cluster.delete(RAY, "rayjobs", job_id, uid)
     deadline = time.monotonic() + _REMOVAL_S
-    for _ in changes(cluster, lambda **how: cluster.objects(RAY, "rayjobs", field_selector=f"metadata.name={job_id}", **how)):
+    for _ in changes(
+        cluster, lambda **how: cluster.objects(RAY, "rayjobs", field_selector=f"metadata.name={job_id}", **how)
+    ):
         job = _find(cluster, job_id)
         if job is None or job["metadata"]["uid"] != uid:
             return
         if time.monotonic() > deadline:
-            raise ValueError(f"job {job_id}: still being removed after {_REMOVAL_S} s; is the KubeRay operator running? It has to let go of the job first")
+            raise ValueError(
+                f"job {job_id}: still being removed after {_REMOVAL_S} s; is the KubeRay operator running? It has to let go of the job first"
+            )
 
 
 def suspend(address: str, job_id: str) -> None:
@@ -100,7 +113,9 @@ def _set_suspended(cluster: Namespace, job_id: str, asleep: bool) -> None:
     """Through Kueue where it manages the job: it owns the RayJob's own `suspend`."""
     job = _job(cluster, job_id)
     if job["spec"].get("shutdownAfterJobFinishes") is not True:
-        raise ValueError(f"job {job_id}: KubeRay suspends no job that keeps its pods; set cluster.kubernetes.delete_after_s and submit it again")
+        raise ValueError(
+            f"job {job_id}: KubeRay suspends no job that keeps its pods; set cluster.kubernetes.delete_after_s and submit it again"
+        )
     if not is_queued(job):
         cluster.patch(RAY, "rayjobs", job_id, {"spec": {"suspend": asleep}})
     elif (workload := _workload(cluster, job)) is not None:
@@ -117,7 +132,9 @@ def _job(cluster: Namespace, job_id: str) -> RayJob:
     """The job of that id. Raises ValueError if there is none, or if somebody else made it."""
     job = _find(cluster, job_id)
     if job is None:
-        raise ValueError(f"job {job_id}: {cluster.address} does not know it; `switchwork jobs --to {cluster.address}` lists those it knows")
+        raise ValueError(
+            f"job {job_id}: {cluster.address} does not know it; `switchwork jobs --to {cluster.address}` lists those it knows"
+        )
     if not MANAGER.items() <= job["metadata"].get("labels", {}).items():
         raise ValueError(f"job {job_id}: not made by switchwork submit, so not touched; use kubectl")
     return job

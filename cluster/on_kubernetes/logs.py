@@ -45,7 +45,9 @@ def follow_driver(cluster: Namespace, job_id: str, facts: Callable[[], dict[str,
                 finished.add(pod["metadata"]["uid"])
         if kind in ("QUIET", "LISTED"):
             now = facts()
-            if now["state"] in ENDED and not any(pod["metadata"]["uid"] not in finished for pod in _started(list(pods.values()))):
+            if now["state"] in ENDED and not any(
+                pod["metadata"]["uid"] not in finished for pod in _started(list(pods.values()))
+            ):
                 yield f"[{now['state']}: {now['message']}]\n"
                 return
             waits = f"[{now['state']}: {now['message']}]\n"
@@ -101,7 +103,9 @@ def _selector(job_id: str) -> str:
 def _ray_job(pod: Pod) -> str:
     """The Ray job that a submitter follows: KubeRay tells it in its environment."""
     container = pod["spec"]["containers"][0]
-    return next((str(each.get("value")) for each in container.get("env") or [] if each["name"] == "RAY_JOB_SUBMISSION_ID"), "")
+    return next(
+        (str(each.get("value")) for each in container.get("env") or [] if each["name"] == "RAY_JOB_SUBMISSION_ID"), ""
+    )
 
 
 def _stream(cluster: Namespace, pod: str) -> Iterator[str]:

@@ -21,7 +21,9 @@ def worker_pod(config: KubernetesConfig, cpus: int, gpus: int) -> Json:
     container = _container("ray-worker", config, resources, {})
     container["volumeMounts"].append({"name": "shared-memory", "mountPath": "/dev/shm"})
     spec = _pod_spec(config, container) | {"automountServiceAccountToken": False}
-    spec["volumes"].append({"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": config.shared_memory}})
+    spec["volumes"].append(
+        {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": config.shared_memory}}
+    )
     if config.node_selector:
         spec["nodeSelector"] = dict(config.node_selector)
     if config.tolerations:
@@ -40,12 +42,19 @@ def submitter_pod(config: KubernetesConfig) -> Json:
         "securityContext": container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
-    spec = _identity(config) | {"containers": [container], "restartPolicy": "Never", "automountServiceAccountToken": False}
+    spec = _identity(config) | {
+        "containers": [container],
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+    }
     return _template(spec, "submitter")
 
 
 def _template(spec: Json, component: str) -> Json:
-    return {"metadata": {"labels": {"app.kubernetes.io/name": "switchwork", "app.kubernetes.io/component": component}}, "spec": spec}
+    return {
+        "metadata": {"labels": {"app.kubernetes.io/name": "switchwork", "app.kubernetes.io/component": component}},
+        "spec": spec,
+    }
 
 
 def _pod_spec(config: KubernetesConfig, container: Json) -> Json:
@@ -85,27 +94,45 @@ def container_security() -> Json:
 
 
 def _environment(config: KubernetesConfig, own: dict[str, str]) -> list[Json]:
-    values = {"PYTHONUNBUFFERED": "1", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(config.start_timeout_s)} | config.env | own
+    values = (
+        {"PYTHONUNBUFFERED": "1", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(config.start_timeout_s)}
+        | config.env
+        | own
+    )
     references = [(each.name, each.secret, each.key) for each in config.secret_env]
     if (store := config.object_store) is not None:
         references += [(key, store.secret, key) for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
         values |= {"AWS_ENDPOINT_URL": store.endpoint} if store.endpoint else {}
     plain = [{"name": name, "value": value} for name, value in values.items()]
-    return plain + [{"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}} for name, secret, key in references]
+    return plain + [
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}} for name, secret, key in references
+    ]
 
 
 def _volumes(config: KubernetesConfig) -> list[Json]:
     claims = [
-        {"name": f"claim-{n}", "persistentVolumeClaim": {"claimName": each.claim} | ({"readOnly": True} if each.read_only else {})}
+        {
+            "name": f"claim-{n}",
+            "persistentVolumeClaim": {"claimName": each.claim} | ({"readOnly": True} if each.read_only else {}),
+        }
         for n, each in enumerate(config.claims)
     ]
-    secrets = [{"name": f"secret-{n}", "secret": {"secretName": each.secret, "defaultMode": 0o440}} for n, each in enumerate(config.secret_volumes)]
+    secrets = [
+        {"name": f"secret-{n}", "secret": {"secretName": each.secret, "defaultMode": 0o440}}
+        for n, each in enumerate(config.secret_volumes)
+    ]
     return claims + secrets
 
 
 def _mounts(config: KubernetesConfig) -> list[Json]:
-    claims = [{"name": f"claim-{n}", "mountPath": each.path, "readOnly": each.read_only} for n, each in enumerate(config.claims)]
-    return claims + [{"name": f"secret-{n}", "mountPath": each.path, "readOnly": True} for n, each in enumerate(config.secret_volumes)]
+    claims = [
+        {"name": f"claim-{n}", "mountPath": each.path, "readOnly": each.read_only}
+        for n, each in enumerate(config.claims)
+    ]
+    return claims + [
+        {"name": f"secret-{n}", "mountPath": each.path, "readOnly": True}
+        for n, each in enumerate(config.secret_volumes)
+    ]
 
 
 def _without_nulls(values: Json) -> Json:

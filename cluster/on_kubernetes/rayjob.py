@@ -30,10 +30,14 @@ def job_name(name: str, stamp: str) -> str:
     """A RayJob's name from the run's and the time: a DNS-1035 label of at most 47 characters. Raises ValueError if it cannot be one."""
     label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     if not label or not label[0].isalpha():
-        raise ValueError(f"run.name: {name!r} gives no name for a job in Kubernetes, which begins with a letter; set another run.name")
+        raise ValueError(
+            f"run.name: {name!r} gives no name for a job in Kubernetes, which begins with a letter; set another run.name"
+        )
     if len(label) + _STAMP > LONGEST_NAME:
         long = f"{name!r} and the time make a job name of {len(label) + _STAMP} characters"
-        raise ValueError(f"run.name: {long}, and KubeRay takes {LONGEST_NAME}; use a run.name of at most {LONGEST_NAME - _STAMP}")
+        raise ValueError(
+            f"run.name: {long}, and KubeRay takes {LONGEST_NAME}; use a run.name of at most {LONGEST_NAME - _STAMP}"
+        )
     return f"{label}-{stamp}"
 
 
@@ -41,7 +45,9 @@ def rayjob(job_id: str, namespace: str, job: "Submission", ray_version: str) -> 
     """The manifest of `job`, whose run is named. Raises ValueError for what cannot run on Kubernetes."""
     config = job.cluster.kubernetes
     check_job(job.run, job.cluster)
-    own_env = {"SWITCHWORK_JOB": _carried(job_id, job)} | ({"SWITCHWORK_AUTOSCALING": "1"} if config.autoscaling else {})
+    own_env = {"SWITCHWORK_JOB": _carried(job_id, job)} | (
+        {"SWITCHWORK_AUTOSCALING": "1"} if config.autoscaling else {}
+    )
     spec: Json = {
         "entrypoint": "python -m launch.pod",
         "submissionMode": "K8sJobMode",  # the submitter's log is the driver's, and outlives the head
@@ -64,9 +70,13 @@ def rayjob(job_id: str, namespace: str, job: "Submission", ray_version: str) -> 
 
 def _carried(job_id: str, job: "Submission") -> str:
     """The job as launch/pod.py reads it from the environment. Raises ValueError if it is too long for that."""
-    text = json.dumps({"id": job_id, "resume": job.resume, "job": job.values}).replace("$", "\\u0024")  # Kubernetes would replace $(NAME)
+    text = json.dumps({"id": job_id, "resume": job.resume, "job": job.values}).replace(
+        "$", "\\u0024"
+    )  # Kubernetes would replace $(NAME)
     if len(text) > _LARGEST_JOB:
-        raise ValueError(f"the job: {len(text)} characters do not fit into a pod's environment; keep it below {_LARGEST_JOB}, with long lists in files")
+        raise ValueError(
+            f"the job: {len(text)} characters do not fit into a pod's environment; keep it below {_LARGEST_JOB}, with long lists in files"
+        )
     return text
 
 
@@ -93,25 +103,36 @@ def _check_autoscaling(cluster: ClusterConfig) -> None:
     if not scaling.min_workers <= fewest <= most <= scaling.max_workers:
         bounds = f"{scaling.min_workers} to {scaling.max_workers}"
         asked = f"{fewest}" if fewest == most else f"[{fewest}, {most}]"
-        raise ValueError(f"cluster.kubernetes.autoscaling: cluster.workers is {asked}, outside {bounds}; widen min_workers and max_workers")
+        raise ValueError(
+            f"cluster.kubernetes.autoscaling: cluster.workers is {asked}, outside {bounds}; widen min_workers and max_workers"
+        )
     if scaling.min_workers % config.workers_per_pod or scaling.max_workers % config.workers_per_pod:
         bounds = f"{scaling.min_workers} and {scaling.max_workers}"
-        raise ValueError(f"cluster.kubernetes.autoscaling: {bounds} workers do not fill pods of {config.workers_per_pod}; use multiples of it")
+        raise ValueError(
+            f"cluster.kubernetes.autoscaling: {bounds} workers do not fill pods of {config.workers_per_pod}; use multiples of it"
+        )
 
 
 def _check_tracking(run: "RunConfig", config: KubernetesConfig) -> None:
     uri = run.tracking.uri or config.env.get("MLFLOW_TRACKING_URI") or ""
     if run.tracking.enabled and not uri:
-        raise ValueError("run.tracking.uri: missing; pods need an MLflow server, such as http://mlflow:5000 of k8s/base, or run.tracking.enabled=false")
+        raise ValueError(
+            "run.tracking.uri: missing; pods need an MLflow server, such as http://mlflow:5000 of k8s/base, or run.tracking.enabled=false"
+        )
     if uri.startswith("sqlite:") and not _on_claim(uri.removeprefix("sqlite:///"), config):
-        raise ValueError(f"run.tracking.uri: {uri} is on the pod's own disk, which goes with the pod; name a server, such as http://mlflow:5000")
+        raise ValueError(
+            f"run.tracking.uri: {uri} is on the pod's own disk, which goes with the pod; name a server, such as http://mlflow:5000"
+        )
 
 
 def _check_storage(root: str, config: KubernetesConfig) -> None:
     if "://" in root or _on_claim(root, config):
         return
     retry = f", and backoff_limit {config.backoff_limit} would start again from nothing" if config.backoff_limit else ""
-    paths = " or ".join(claim.path for claim in config.claims if not claim.read_only) or "the path of one of cluster.kubernetes.claims"
+    paths = (
+        " or ".join(claim.path for claim in config.claims if not claim.read_only)
+        or "the path of one of cluster.kubernetes.claims"
+    )
     raise ValueError(
         f"run.root: {root} is on the pod's own disk, which goes with the pod{retry}; use a URL such as s3://bucket/runs, or a folder below {paths}"
     )
@@ -125,7 +146,9 @@ def _gpus(cluster: ClusterConfig, device: "Device") -> int:
     """GPUs of a pod: Kubernetes wants to be told, and gives whole ones."""
     each = cluster.gpus_per_worker
     if each is None and device != "cpu":
-        raise ValueError("cluster.gpus_per_worker: null leaves it to the cluster, but a pod must ask; set 1, or 0 for CPU workers")
+        raise ValueError(
+            "cluster.gpus_per_worker: null leaves it to the cluster, but a pod must ask; set 1, or 0 for CPU workers"
+        )
     if each is not None and (each < 0 or each != int(each)):
         raise ValueError(f"cluster.gpus_per_worker: {each:g}; Kubernetes gives whole GPUs: use a whole number")
     return int(each or 0) * cluster.kubernetes.workers_per_pod
@@ -141,7 +164,11 @@ def _ray_cluster(cluster: ClusterConfig, own_env: dict[str, str], ray_version: s
     }
     if (scaling := config.autoscaling) is not None:
         spec["enableInTreeAutoscaling"] = True
-        spec["autoscalerOptions"] = {"version": "v2", "idleTimeoutSeconds": scaling.idle_timeout_s, "securityContext": container_security()}
+        spec["autoscalerOptions"] = {
+            "version": "v2",
+            "idleTimeoutSeconds": scaling.idle_timeout_s,
+            "securityContext": container_security(),
+        }
     return spec
 
 
@@ -175,7 +202,9 @@ def _labels(job_id: str, config: KubernetesConfig) -> dict[str, str]:
             case "volcano":
                 labels |= {"volcano.sh/queue-name": config.gang.queue} if config.gang.queue else {}
             case "yunikorn":
-                labels |= {"yunikorn.apache.org/app-id": job_id} | ({"yunikorn.apache.org/queue": config.gang.queue} if config.gang.queue else {})
+                labels |= {"yunikorn.apache.org/app-id": job_id} | (
+                    {"yunikorn.apache.org/queue": config.gang.queue} if config.gang.queue else {}
+                )
             case "kai-scheduler":
                 labels |= {"kai.scheduler/queue": config.gang.queue} if config.gang.queue else {}
             case "scheduler-plugins":

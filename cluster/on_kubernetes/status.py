@@ -72,9 +72,13 @@ def explain(job: RayJob, pods: Sequence[Pod], events: Sequence[Event], workload:
         case "SUSPENDED":
             return _quota(workload) or "suspended; `switchwork resume` lets it go on"
         case "RUNNING":
-            return "; ".join(filter(None, [f"{_tries(job)} on RayCluster {status.get('rayClusterName')}", _pods(pods, events)]))
+            return "; ".join(
+                filter(None, [f"{_tries(job)} on RayCluster {status.get('rayClusterName')}", _pods(pods, events)])
+            )
         case _:
-            return _quota(workload) or _pods(pods, events) or _not_picked_up(status, events) or "the RayCluster comes up"
+            return (
+                _quota(workload) or _pods(pods, events) or _not_picked_up(status, events) or "the RayCluster comes up"
+            )
 
 
 def _tries(job: RayJob) -> str:
@@ -126,10 +130,18 @@ def _stuck(pod: Pod, events: Sequence[Event]) -> str:
     for event in reversed(own):
         if event.get("reason") in _MOUNT and status.get("phase") == "Pending":
             return f"waits for its storage: {line(event.get('message'))}"
-        if event.get("reason") == "FailedScheduling" and status.get("phase") == "Pending" and not status.get("containerStatuses"):
+        if (
+            event.get("reason") == "FailedScheduling"
+            and status.get("phase") == "Pending"
+            and not status.get("containerStatuses")
+        ):
             return f"cannot be scheduled: {line(event.get('message'))}"
     if status.get("phase") == "Pending":
-        return "is starting: its image is fetched" if any(event.get("reason") == "Pulling" for event in own[-1:]) else "is starting"
+        return (
+            "is starting: its image is fetched"
+            if any(event.get("reason") == "Pulling" for event in own[-1:])
+            else "is starting"
+        )
     return ""
 
 
@@ -160,7 +172,9 @@ def _last_words(pod: Pod) -> str:
 
 def _words(ended: Stage) -> str:
     """`OOMKilled` and its kin, the exit code, and what the container wrote last."""
-    reason = {"OOMKilled": "out of memory (OOMKilled; raise memory)"}.get(ended.get("reason", ""), f"exit code {ended.get('exitCode')}")
+    reason = {"OOMKilled": "out of memory (OOMKilled; raise memory)"}.get(
+        ended.get("reason", ""), f"exit code {ended.get('exitCode')}"
+    )
     last = [text for text in str(ended.get("message") or "").splitlines() if text.strip()]
     return f"{reason}: {line(last[-1])}" if last else reason
 
@@ -169,7 +183,11 @@ def _failure(status: RayJobStatus, pods: Sequence[Pod]) -> str:
     """Why a job failed: a pod's own words if one failed, else the driver's last error, else the operator's."""
     message = str(status.get("message") or "")
     errors = re.findall(r"^(?:error: .*|\w*(?:Error|Exception): .*)$", message, re.MULTILINE)
-    dead = [pod for pod in pods if pod_status(pod).get("phase") == "Failed" and "ray.io/cluster" in pod["metadata"].get("labels", {})]
+    dead = [
+        pod
+        for pod in pods
+        if pod_status(pod).get("phase") == "Failed" and "ray.io/cluster" in pod["metadata"].get("labels", {})
+    ]
     words = [f"{status['reason']}" if status.get("reason") else "failed"]
     words += [f"pod {dead[0]['metadata']['name']}: {_last_words(dead[0])}"] if dead else []
     words += [line(errors[-1] if errors else message)] if message else []
@@ -180,12 +198,18 @@ def _not_picked_up(status: RayJobStatus, events: Sequence[Event]) -> str:
     """Why a job waits that no operator has looked at yet; "": one has."""
     if not status.get("jobDeploymentStatus"):
         warnings = [event for event in events if event.get("type") == "Warning"]
-        return line(warnings[-1].get("message")) if warnings else "no operator has looked at it yet; is KubeRay running, and does it watch this namespace?"
+        return (
+            line(warnings[-1].get("message"))
+            if warnings
+            else "no operator has looked at it yet; is KubeRay running, and does it watch this namespace?"
+        )
     return ""
 
 
 def _condition(status: PodStatus, kind: str, value: str) -> Condition | None:
-    return next((each for each in status.get("conditions") or [] if each["type"] == kind and each["status"] == value), None)
+    return next(
+        (each for each in status.get("conditions") or [] if each["type"] == kind and each["status"] == value), None
+    )
 
 
 def line(text: object) -> str:

@@ -43,7 +43,9 @@ def client(address: str) -> "JobSubmissionClient":
     try:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        raise ValueError(f"--to: no Ray cluster at {address} ({_line(error)}); is the head up, its port 8265 open, and RAY_AUTH_TOKEN right?") from None
+        raise ValueError(
+            f"--to: no Ray cluster at {address} ({_line(error)}); is the head up, its port 8265 open, and RAY_AUTH_TOKEN right?"
+        ) from None
 
 
 def submit(address: str, job: "Submission") -> str:
@@ -97,7 +99,9 @@ def status(address: str, job_id: str) -> dict[str, str]:
     try:
         return _facts(client(address).get_job_info(job_id))
     except RuntimeError:
-        raise ValueError(f"job {job_id}: {address} does not know it; `switchwork jobs --to {address}` lists those it knows") from None
+        raise ValueError(
+            f"job {job_id}: {address} does not know it; `switchwork jobs --to {address}` lists those it knows"
+        ) from None
 
 
 def logs(address: str, job_id: str, follow: bool) -> Iterator[str]:
@@ -122,7 +126,9 @@ def stop(address: str, job_id: str) -> None:
 
 def suspend(address: str, job_id: str) -> None:
     """Ray's Jobs API has no such thing. Raises ValueError."""
-    raise ValueError(f"job {job_id}: a Ray head suspends no jobs; use `switchwork stop`, and later `switchwork submit --resume`")
+    raise ValueError(
+        f"job {job_id}: a Ray head suspends no jobs; use `switchwork stop`, and later `switchwork submit --resume`"
+    )
 
 
 def resume(address: str, job_id: str) -> None:
@@ -131,7 +137,11 @@ def resume(address: str, job_id: str) -> None:
 
 
 def _facts(details: "JobDetails") -> dict[str, str]:
-    return {"id": str(details.submission_id), "state": str(details.status.value), "message": _line(details.message or "")}
+    return {
+        "id": str(details.submission_id),
+        "state": str(details.status.value),
+        "message": _line(details.message or ""),
+    }
 
 
 def _line(text: object) -> str:

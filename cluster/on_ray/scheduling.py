@@ -31,7 +31,9 @@ _NODE_ID = "ray.io/node-id"
 
 def fitting_nodes(labels: Mapping[str, str]) -> dict[str, dict[str, float]]:
     """The resources of the nodes that Ray takes to be alive and that have the `labels`, by node id."""
-    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"] and matches(node["Labels"], labels)}
+    return {
+        node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"] and matches(node["Labels"], labels)
+    }
 
 
 def silent_nodes() -> set[str]:
@@ -66,14 +68,18 @@ class Placement(ControllerCallback, WorkerGroupCallback):
         self.nodes: list[str] = []  # of each rank
         self.missed: dict[str, int] = {}
 
-    def on_controller_start_worker_group(self, *, scaling_config: ScalingConfig, num_workers: int) -> dict[str, str] | None:
+    def on_controller_start_worker_group(
+        self, *, scaling_config: ScalingConfig, num_workers: int
+    ) -> dict[str, str] | None:
         """What labels the workers' nodes must have."""
         silent = ",".join(sorted(silent_nodes()))
         return {**self.cluster.selector, _NODE_ID: f"!in({silent})"} if silent else None
 
     def before_init_train_context(self, workers: list["Worker"]) -> dict[str, list[object]]:
         """Ray's list of workers is in the order of their ranks, and grouped by node; here it gets ours, in place."""
-        order = rank_order([worker.metadata.node_id for worker in workers], self.expert_ranks[len(workers)], self.cluster.ranks)
+        order = rank_order(
+            [worker.metadata.node_id for worker in workers], self.expert_ranks[len(workers)], self.cluster.ranks
+        )
         workers[:] = [workers[place] for place in order]
         for rank, worker in enumerate(workers):
             assert worker.distributed_context is not None, "Ray has just set it"
@@ -107,7 +113,13 @@ class Elastic(ElasticScalingPolicy):
     def _count_possible_workers(self, reserved_resources: dict[str, dict[str, float]]) -> int:
         fitting, silent = fitting_nodes(self.cluster.node_labels), silent_nodes()
         # Ray reserves without a look at labels, on nodes that may not have them: with labels all of the fitting nodes count.
-        offered = fitting if self.cluster.node_labels else {node: resources for node, resources in reserved_resources.items() if node in fitting}
+        offered = (
+            fitting
+            if self.cluster.node_labels
+            else {node: resources for node, resources in reserved_resources.items() if node in fitting}
+        )
         each = self.scaling_config._resources_per_worker_not_none
-        fit = room({node: resources for node, resources in offered.items() if node not in silent}, each, self.cluster.placement)
+        fit = room(
+            {node: resources for node, resources in offered.items() if node not in silent}, each, self.cluster.placement
+        )
         return min(fit, self.cluster.max_workers) // self.cluster.workers_multiple * self.cluster.workers_multiple

@@ -41,10 +41,17 @@ def connect(cluster: ClusterConfig) -> None:
     try:
         _knock(address)
         # "local" and not None: with None Ray would look for a cluster that was once started here, and wait for it if it is gone.
-        ray.init(address=address or "local", include_dashboard=None if address else False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address=address or "local",
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     except (OSError, RuntimeError) as error:
         cause = one_line(error, 200)
-        raise ValueError(f"cluster.address: cannot reach Ray at {address} ({cause}); is it up, and is RAY_AUTH_TOKEN right?") from None
+        raise ValueError(
+            f"cluster.address: cannot reach Ray at {address} ({cause}); is it up, and is RAY_AUTH_TOKEN right?"
+        ) from None
 
 
 def _knock(address: str | None) -> None:
@@ -79,7 +86,9 @@ def check_room(cluster: ClusterConfig) -> None:
         wanted = " and ".join(f"{name.lower()}s_per_worker {amount:g}" for name, amount in resources.items())
         nodes = _describe_nodes(cluster, list(resources))
         where = " on one node (placement STRICT_PACK)" if cluster.placement == "STRICT_PACK" else ""
-        raise ValueError(f"cluster.workers: {cluster.min_workers} with {wanted}, and {nodes} have room for {fit}{where}; use fewer workers, or smaller ones")
+        raise ValueError(
+            f"cluster.workers: {cluster.min_workers} with {wanted}, and {nodes} have room for {fit}{where}; use fewer workers, or smaller ones"
+        )
 
 
 def _describe_nodes(cluster: ClusterConfig, kinds: Sequence[str]) -> str:
@@ -121,8 +130,12 @@ class _Trainer(DataParallelTrainer):
         return super()._initialize_and_run_controller(**options)
 
     def _create_default_callbacks(self) -> list[Any]:
-        callbacks = [each for each in super()._create_default_callbacks() if not isinstance(each, PlacementGroupCleanerCallback)]
-        return sorted(callbacks, key=lambda each: not isinstance(each, Placement))  # first: the others are to hear of the nodes that it gives up
+        callbacks = [
+            each for each in super()._create_default_callbacks() if not isinstance(each, PlacementGroupCleanerCallback)
+        ]
+        return sorted(
+            callbacks, key=lambda each: not isinstance(each, Placement)
+        )  # first: the others are to hear of the nodes that it gives up
 
 
 def train(values: Json, cluster: ClusterConfig, started: float, expert_ranks: Mapping[int, int]) -> None:
@@ -138,7 +151,9 @@ def audit(values: Json, cluster: ClusterConfig, expert_ranks: Mapping[int, int])
     _run(_audit_worker, {"run": values}, values, cluster, expert_ranks)
 
 
-def _run(work: WorkerFunction, config: Json, values: Json, cluster: ClusterConfig, expert_ranks: Mapping[int, int]) -> None:
+def _run(
+    work: WorkerFunction, config: Json, values: Json, cluster: ClusterConfig, expert_ranks: Mapping[int, int]
+) -> None:
     files = run_files(values["root"], values["name"])
     try:
         start_workers(work, config, cluster, files, expert_ranks)
@@ -146,7 +161,9 @@ def _run(work: WorkerFunction, config: Json, values: Json, cluster: ClusterConfi
         raise WorkersFailed(_cause(error, files)) from error
 
 
-def start_workers(work: WorkerFunction, config: Json, cluster: ClusterConfig, files: RunFiles, expert_ranks: Mapping[int, int]) -> None:
+def start_workers(
+    work: WorkerFunction, config: Json, cluster: ClusterConfig, files: RunFiles, expert_ranks: Mapping[int, int]
+) -> None:
     """Call `work` with `config` on each worker of the connected cluster, and again after failures, until all are through.
 
     `files` are the run's; `expert_ranks` has the number of ranks that share a set of experts, by the number of workers.
@@ -202,22 +219,34 @@ def _set_rendezvous_environment() -> None:
     ip = ray.util.get_node_ip_address()
     host, port = broadcast_from_rank_zero((ip, free_port()))
     if interface := _interface(ip):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)  # else that of the host's name, which other nodes may not reach
-    ranks = {"RANK": context.get_world_rank(), "WORLD_SIZE": context.get_world_size(), "LOCAL_RANK": context.get_local_rank()}
+        os.environ.setdefault(
+            "GLOO_SOCKET_IFNAME", interface
+        )  # else that of the host's name, which other nodes may not reach
+    ranks = {
+        "RANK": context.get_world_rank(),
+        "WORLD_SIZE": context.get_world_size(),
+        "LOCAL_RANK": context.get_local_rank(),
+    }
     os.environ |= {name: str(value) for name, value in ranks.items()} | {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
 
 
 def _interface(ip: str) -> str:
     """The network interface that has the address `ip`; "": none, as behind a translated address."""
-    return next((name for name, addresses in psutil.net_if_addrs().items() if ip in [each.address for each in addresses]), "")
+    return next(
+        (name for name, addresses in psutil.net_if_addrs().items() if ip in [each.address for each in addresses]), ""
+    )
 
 
 def _cause(error: BaseException, files: RunFiles) -> str:
     """What the first failed worker raised, with its traceback above it, and why the attempt ended."""
     failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
-    said = [f"{failure}\nworker {rank} failed, see above" for rank, failure in sorted(failures.items())][:1] or [str(error)]
+    said = [f"{failure}\nworker {rank} failed, see above" for rank, failure in sorted(failures.items())][:1] or [
+        str(error)
+    ]
     if lacking := re.findall(r"(?:ModuleNotFoundError|ImportError): (.+)", said[0]):
-        said.append(f"a worker's node has not what workers need ({lacking[-1]}); give every node the environment of this checkout")
+        said.append(
+            f"a worker's node has not what workers need ({lacking[-1]}); give every node the environment of this checkout"
+        )
     attempt = current_attempt(files)
     if attempt >= 0:
         said.append(f"attempt {attempt} ended: {close_attempt(files, attempt)}")

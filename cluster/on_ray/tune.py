@@ -65,7 +65,13 @@ def places(clusters: Iterable[ClusterConfig]) -> int:
 
 
 def run_trials(
-    work: Mapping[str, Work], root: str, metric: str, mode: str, concurrent: int, rungs: Rungs | None, past: Mapping[str, list[tuple[int, float]]]
+    work: Mapping[str, Work],
+    root: str,
+    metric: str,
+    mode: str,
+    concurrent: int,
+    rungs: Rungs | None,
+    past: Mapping[str, list[tuple[int, float]]],
 ) -> None:
     """Run all of `work` (by name, the folder below `root`) to their ends, in order, `concurrent` at a time; a trial that fails does not end the others.
 
@@ -79,9 +85,15 @@ def run_trials(
         _run_trial(work[config["trial"]], root, config["trial"], metric)
 
     tune.Tuner(
-        tune.with_resources(trainable, tune.PlacementGroupFactory([{"memory": 1}])),  # the workers have a placement group of their own; Tune wants one, too
+        tune.with_resources(
+            trainable, tune.PlacementGroupFactory([{"memory": 1}])
+        ),  # the workers have a placement group of their own; Tune wants one, too
         param_space={"trial": tune.grid_search(list(work))},
-        tune_config=tune.TuneConfig(scheduler=_Asha(root, mode, rungs, past) if rungs else None, max_concurrent_trials=concurrent, reuse_actors=True),
+        tune_config=tune.TuneConfig(
+            scheduler=_Asha(root, mode, rungs, past) if rungs else None,
+            max_concurrent_trials=concurrent,
+            reuse_actors=True,
+        ),
         run_config=tune.RunConfig(name="tune", storage_path=sweep.ray.url, verbose=0, callbacks=[_NoTuneOutput()]),
     ).fit()
     for name in work:

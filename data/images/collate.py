@@ -30,9 +30,3 @@ class ImageCollate:
             image_MCHW[flipped_M] = image_MCHW[flipped_M, :, :, ::-1]
         arrays = {"image": image_MCHW, "label": records["label"].copy(), "sample": numbers}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-
-
-
-

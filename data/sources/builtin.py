@@ -59,8 +59,6 @@ def _table(files: list[tuple[str, bytes]]) -> "pa.Table":
     return pa.Table.from_pylist([{"key": key, "text": text.decode()} for key, text in files], schema)
 
 
-
-
 def digits_shards() -> list[Path]:
     """The shards (columns `image`: 8 x 8 uint8, `label`: 0 to 9), written first if missing."""
     import numpy as np

@@ -28,7 +28,3 @@ class TextCollate:
         if self.eod is not None:
             batch["segments"] = torch.from_numpy(segments(tokens, self.eod))
         return batch
-
-
-
-

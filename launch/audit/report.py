@@ -35,9 +35,15 @@ def suspects(findings: Findings) -> list[str]:
         judged = [each for each in findings.judged if each.step == step]
         bad = [each for each in judged if not each.good]
         said += [_alone(each) for what in _BY_THEMSELVES for each in bad if each.what == what]
-        said += _gradients([each for each in bad if each.what is Subject.GRADIENT], [each for each in judged if each.what is Subject.GRADIENT])
+        said += _gradients(
+            [each for each in bad if each.what is Subject.GRADIENT],
+            [each for each in judged if each.what is Subject.GRADIENT],
+        )
         off = [each for each in bad if each.what in (Subject.NORM, Subject.LOSS)]
-        said += [f"step {step}: the {each.what} of {each.name} is off by {each.error:.1e}, {each.allowed:.1e} allowed" for each in off]
+        said += [
+            f"step {step}: the {each.what} of {each.name} is off by {each.error:.1e}, {each.allowed:.1e} allowed"
+            for each in off
+        ]
     return list(dict.fromkeys(said))
 
 
@@ -72,10 +78,14 @@ def _gradients(bad: Sequence[Judged], judged: Sequence[Judged]) -> list[str]:
         these = [each for each in scaled if f"{each.factor:.3g}" == factor]
         everywhere = len(these) >= len({each.name for each in judged if each.size})
         names = "every parameter" if everywhere else _names(these)
-        said.append(f"{names}: the gradient is {factor} times what it should be (accumulation, reduction over ranks or the loss's weight)")
+        said.append(
+            f"{names}: the gradient is {factor} times what it should be (accumulation, reduction over ranks or the loss's weight)"
+        )
     if others:
         worst = max(others, key=lambda each: each.error / max(each.allowed, 1e-300))
-        said.append(f"{_names(others)}: the gradient is off by up to {worst.error:.1e} ({worst.name}), {worst.allowed:.1e} allowed")
+        said.append(
+            f"{_names(others)}: the gradient is off by up to {worst.error:.1e} ({worst.name}), {worst.allowed:.1e} allowed"
+        )
     return said
 
 
@@ -92,7 +102,9 @@ def unusual_signals(findings: Findings) -> list[str]:
         middle = median(norms.values()) if norms else 0.0
         for layer, norm in norms.items():
             if norm < middle / _FAR or norm > middle * _FAR:
-                said.append(f"{phase}/{layer}: the error signal {'vanishes' if norm < middle else 'explodes'} ({norm:.1e}, median layer {middle:.1e})")
+                said.append(
+                    f"{phase}/{layer}: the error signal {'vanishes' if norm < middle else 'explodes'} ({norm:.1e}, median layer {middle:.1e})"
+                )
     return said
 
 
@@ -102,7 +114,9 @@ def show(console: Console, name: str, findings: Findings, evidence: Evidence, re
     where = f"{evidence.world} rank{'s' * (evidence.world > 1)} on {evidence.device}, unit roundoff {evidence.roundoff:.1e}, steps {steps}"
     console.print(_table(findings))
     if findings.decisions:
-        console.print(f"routing: {findings.flips} of {findings.decisions:,} decisions are near ties that float64 would have made otherwise")
+        console.print(
+            f"routing: {findings.flips} of {findings.decisions:,} decisions are near ties that float64 would have made otherwise"
+        )
     for line in unusual_signals(findings):
         console.print(line, markup=False)
     console.print(f"all comparisons  {report}\nerror signal     {picture}", soft_wrap=True)
@@ -120,7 +134,9 @@ def _table(findings: Findings) -> Table:
             groups.setdefault(group_of(judged.name).removesuffix("[*]"), []).append(judged)
     rows = []
     for group, members in groups.items():
-        worst = max(members, key=lambda judged: judged.error / judged.allowed if judged.allowed else float(judged.error > 0))
+        worst = max(
+            members, key=lambda judged: judged.error / judged.allowed if judged.allowed else float(judged.error > 0)
+        )
         share = f"{worst.error / worst.allowed:.0%}" if worst.allowed else ""
         numbers = "" if worst.name == group else _numbers(worst.name)
         seen = [f"{errors[group]:.0e}" if group in errors else "" for errors in witnesses]
@@ -141,7 +157,11 @@ def _worst_of_groups(findings: Findings, witness: Subject) -> dict[str, float]:
 
 def _numbers(name: str) -> str:
     """The numbers that the group's name leaves out, with what they number."""
-    return " ".join(part for part in name.replace("[", ".[").replace("/", ".").split(".") if any(character.isdigit() for character in part))
+    return " ".join(
+        part
+        for part in name.replace("[", ".[").replace("/", ".").split(".")
+        if any(character.isdigit() for character in part)
+    )
 
 
 def draw(findings: Findings, file: Path, title: str) -> Path:
@@ -153,8 +173,20 @@ def draw(findings: Findings, file: Path, title: str) -> Path:
         figure.suptitle(f"{title}: the error signal, layer by layer", color=INK)
         for axis, (phase, signals) in zip(axes[:, 0], findings.signals.items(), strict=True):
             layers = [layer for layer, signal in signals.items() if signal.size and signal.squares]
-            axis.semilogy([signals[layer].norm for layer in layers], color="#1f4e79", marker="o", markersize=3, label="|dL / d output|")
-            axis.semilogy([_gradient(findings, f"{phase}/{layer}") for layer in layers], color="#ca6f1e", marker="s", markersize=3, label="|dL / d weights|")
+            axis.semilogy(
+                [signals[layer].norm for layer in layers],
+                color="#1f4e79",
+                marker="o",
+                markersize=3,
+                label="|dL / d output|",
+            )
+            axis.semilogy(
+                [_gradient(findings, f"{phase}/{layer}") for layer in layers],
+                color="#ca6f1e",
+                marker="s",
+                markersize=3,
+                label="|dL / d weights|",
+            )
             for place, layer in enumerate(layers):
                 if f"{phase}/{layer}" in marked:
                     axis.axvline(place, color="#d64545", linestyle=":")
@@ -169,6 +201,10 @@ def draw(findings: Findings, file: Path, title: str) -> Path:
 
 def _gradient(findings: Findings, layer: str) -> float:
     """Norm of all gradients of one layer in the last step."""
-    mine = [each for each in findings.judged if each.what is Subject.GRADIENT and each.name.partition("[")[0].rpartition(".")[0] == layer]
+    mine = [
+        each
+        for each in findings.judged
+        if each.what is Subject.GRADIENT and each.name.partition("[")[0].rpartition(".")[0] == layer
+    ]
     last = max((each.step for each in mine), default=0)
     return sum(each.size**2 for each in mine if each.step == last) ** 0.5 or float("nan")

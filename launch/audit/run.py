@@ -71,7 +71,10 @@ def _report(findings: Findings, evidence: Evidence) -> dict[str, object]:
         "roundoff": evidence.roundoff,
         "steps": [step.facts.number for step in evidence.steps],
         "routing": {"decisions": findings.decisions, "near_ties_decided_otherwise": findings.flips},
-        "signals": {phase: {layer: signal.norm for layer, signal in signals.items()} for phase, signals in findings.signals.items()},
+        "signals": {
+            phase: {layer: signal.norm for layer, signal in signals.items()}
+            for phase, signals in findings.signals.items()
+        },
         "unusual_signals": unusual_signals(findings),
         "judged": [asdict(each) | {"good": each.good} for each in findings.judged],
     }

@@ -63,7 +63,10 @@ def report(console: Console, root: Path, struck: list[Struck], planned: int) -> 
     ends = [end.time for end in files.attempts_ended()]
     alarms = [event.time for event in files.events() if event.kind.is_alarm]
     found = costs(struck, metrics, sorted([*ends, *alarms]))
-    rows = [(cost.name, str(cost.step), _seconds(cost.detected_s), _seconds(cost.recovered_s), str(cost.replayed)) for cost in found]
+    rows = [
+        (cost.name, str(cost.step), _seconds(cost.detected_s), _seconds(cost.recovered_s), str(cost.replayed))
+        for cost in found
+    ]
     console.print(table("the drill", ("fault", "step", "detected, s", "recovered, s", "steps again"), rows))
     missing = planned - len(struck)
     if missing:
@@ -84,10 +87,21 @@ def _compared(console: Console, files: RunFiles, other: RunFiles) -> dict[str, A
     assert summary is not None, "the caller has looked"
     last, passed = max(theirs), sum(each["last"] - each["first"] + 1 for each in summary["anomalies"])
     first_other = next((step for step in sorted(theirs) if not _same(mine.get(step), theirs[step])), None)
-    same = "every loss is bit-identical" if first_other is None else f"the losses are bit-identical until step {first_other - 1}"
-    console.print(f"final loss {mine.get(last, float('nan')):.6f}, undisturbed {theirs[last]:.6f}; {same}; {passed} steps passed over")
+    same = (
+        "every loss is bit-identical"
+        if first_other is None
+        else f"the losses are bit-identical until step {first_other - 1}"
+    )
+    console.print(
+        f"final loss {mine.get(last, float('nan')):.6f}, undisturbed {theirs[last]:.6f}; {same}; {passed} steps passed over"
+    )
     time_table(console, summary["goodput"])
-    figures = {"final_loss": mine.get(last), "undisturbed_loss": theirs[last], "first_different_step": first_other, "passed_over": passed}
+    figures = {
+        "final_loss": mine.get(last),
+        "undisturbed_loss": theirs[last],
+        "first_different_step": first_other,
+        "passed_over": passed,
+    }
     return figures | {"step": summary["step"], "goodput": summary["goodput"], "attempts": summary["attempt"] + 1}
 
 

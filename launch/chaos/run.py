@@ -69,11 +69,18 @@ def chaos(console: Console, job_file: str, faults_file: str, overrides: Sequence
             raise ValueError(f"--folder: {root / name} is there from an earlier drill; name another folder")
     with _Server(root) as server:
         job = read_job(job_file, [*drill.overrides, *overrides])
-        settings = {"root": str(root), "log_every": 1, "tracking": {**job["run"].get("tracking", {}), "uri": server.uri}}
+        settings = {
+            "root": str(root),
+            "log_every": 1,
+            "tracking": {**job["run"].get("tracking", {}), "uri": server.uri},
+        }
         restarts = {"max_failures": len(drill.faults)}
         inner = [plain(fault) for fault in drill.faults if not isinstance(fault, Terminate | TrackingAway)]
         for name, more in (("undisturbed", {}), ("drill", {"faults": inner})):
-            whole = {"run": {**job["run"], **settings, "name": name, **more}, "cluster": {**job.get("cluster", {}), **restarts}}
+            whole = {
+                "run": {**job["run"], **settings, "name": name, **more},
+                "cluster": {**job.get("cluster", {}), **restarts},
+            }
             parse(JobConfig, whole)
             (root / f"{name}.yaml").write_text(yaml.safe_dump(whole, sort_keys=False))
         console.print(f"a run without faults, then one with {len(drill.faults)}; their output is in {root}")
@@ -119,7 +126,8 @@ class _Command:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=root,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))},
+                env=os.environ
+                | {"PYTHONPATH": os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))},
             )
 
     def wait(self) -> int:
@@ -147,11 +155,21 @@ class _Server:
 
     def _start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1"]
-        store = ["--backend-store-uri", f"sqlite:///{self.root}/mlflow.db", "--artifacts-destination", str(self.root / "artifacts")]
+        store = [
+            "--backend-store-uri",
+            f"sqlite:///{self.root}/mlflow.db",
+            "--artifacts-destination",
+            str(self.root / "artifacts"),
+        ]
         quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         with (self.root / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, *store], stdout=log, stderr=subprocess.STDOUT, cwd=self.root, env=os.environ | quiet, start_new_session=True
+                [*command, *store],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.root,
+                env=os.environ | quiet,
+                start_new_session=True,
             )
 
     def _kill(self) -> None:

@@ -27,7 +27,9 @@ def train(
     job: JobFile,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check, print the resolved job, and stop")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint, in the same MLflow run")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on from the last checkpoint, in the same MLflow run")
+    ] = False,
 ) -> None:
     """Train here: start or join Ray, show progress, until done."""
     from launch.commands.train import dry_run as show_job
@@ -40,7 +42,9 @@ def train(
 
 
 @app.command()
-def data(job: JobFile, overrides: Overrides = None, n: Annotated[int, typer.Option("--n", help="how many")] = 3) -> None:
+def data(
+    job: JobFile, overrides: Overrides = None, n: Annotated[int, typer.Option("--n", help="how many")] = 3
+) -> None:
     """Print the first decoded training samples: what the model will see."""
     from launch.commands.data import show_data
 
@@ -52,12 +56,22 @@ def plan(
     job: JobFile,
     overrides: Overrides = None,
     gpus: Annotated[int | None, typer.Option("--gpus", help="how many; else the job's workers")] = None,
-    gpu: Annotated[str | None, typer.Option("--gpu", metavar="h100-80gb", help="which; else this machine's, or cpu")] = None,
-    per_node: Annotated[int | None, typer.Option("--per-node", help="GPUs that share a node; else as usual for this GPU")] = None,
-    efficiency: Annotated[float, typer.Option("--efficiency", help="share of the peak that matrix products reach")] = 0.45,
-    notice: Annotated[float, typer.Option("--notice", help="seconds from the notice of a preemption to its end")] = 30.0,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", metavar="h100-80gb", help="which; else this machine's, or cpu")
+    ] = None,
+    per_node: Annotated[
+        int | None, typer.Option("--per-node", help="GPUs that share a node; else as usual for this GPU")
+    ] = None,
+    efficiency: Annotated[
+        float, typer.Option("--efficiency", help="share of the peak that matrix products reach")
+    ] = 0.45,
+    notice: Annotated[
+        float, typer.Option("--notice", help="seconds from the notice of a preemption to its end")
+    ] = 30.0,
     storage: Annotated[float, typer.Option("--storage", help="GB/s that all workers together write to run.root")] = 2.0,
-    picture: Annotated[str | None, typer.Option("--picture", metavar="FILE.png", help="draw the memory of each layout")] = None,
+    picture: Annotated[
+        str | None, typer.Option("--picture", metavar="FILE.png", help="draw the memory of each layout")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Will it fit, divide and end in time? Before any GPU is asked for; exit code 1 for no."""

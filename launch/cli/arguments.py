@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
+console = Console(
+    soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
+)
 
 JobFile = Annotated[str, typer.Argument(metavar="JOB.yaml", help="the job file")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=c ...]", help="fields of the job, set from here")]

@@ -18,7 +18,9 @@ def submit(
     job: JobFile,
     to: To,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the run of that name, from its last checkpoint")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with the run of that name, from its last checkpoint")
+    ] = False,
     render: Annotated[bool, typer.Option("--render", help="Kubernetes: print the manifest instead")] = False,
     as_json: Json = False,
 ) -> None:
@@ -54,13 +56,20 @@ def status(job_id: JobId, to: To, as_json: Json = False) -> None:
 
 @app.command()
 def logs(
-    job_id: JobId, to: To, follow: Annotated[bool, typer.Option("-f", "--follow", help="until the job ends, over its restarts")] = False, as_json: Json = False
+    job_id: JobId,
+    to: To,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="until the job ends, over its restarts")] = False,
+    as_json: Json = False,
 ) -> None:
     """What a job has printed."""
     from cluster.jobs import jobs_at
 
     for text in jobs_at(to).logs(to, job_id, follow):
-        print("\n".join(json.dumps({"line": line}) for line in text.splitlines()) if as_json else text, end="\n" if as_json and text else "", flush=True)
+        print(
+            "\n".join(json.dumps({"line": line}) for line in text.splitlines()) if as_json else text,
+            end="\n" if as_json and text else "",
+            flush=True,
+        )
 
 
 @app.command()

@@ -22,7 +22,9 @@ def sample(
     seed: Annotated[int, typer.Option("--seed")] = 0,
     prompt: Annotated[str | None, typer.Option("--prompt", help="how the text begins")] = None,
     tokens: Annotated[int | None, typer.Option("--tokens", help="how long")] = None,
-    temperature: Annotated[float | None, typer.Option("--temperature", help="0 for the most probable token each time")] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="0 for the most probable token each time")
+    ] = None,
     rules: Rules = None,
     graph: Graph = None,
 ) -> None:
@@ -57,12 +59,25 @@ def promote(
 @app.command("eval")
 def evaluate(
     run: RunFolder,
-    task: Annotated[str | None, typer.Option("--task", metavar="FILE.jsonl", help="questions with answers, instead of the held-out data")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", metavar="FILE.jsonl", help="questions with answers, instead of the held-out data"),
+    ] = None,
     shots: Annotated[int, typer.Option("--shots", help="of the task, worked examples before each question")] = 0,
-    style: Annotated[str, typer.Option("--style", metavar="direct|chain_of_thought", help="of the task, the answer at once or after its steps")] = "direct",
+    style: Annotated[
+        str,
+        typer.Option(
+            "--style", metavar="direct|chain_of_thought", help="of the task, the answer at once or after its steps"
+        ),
+    ] = "direct",
     tokens: Annotated[int, typer.Option("--tokens", help="of the task, the longest answer")] = 128,
-    harness: Annotated[str | None, typer.Option("--harness", metavar="TASK,...", help="tasks of EleutherAI's lm-eval, which must be installed")] = None,
-    harness_tasks: Annotated[str | None, typer.Option("--harness-tasks", metavar="FOLDER", help="more tasks for it (YAML)")] = None,
+    harness: Annotated[
+        str | None,
+        typer.Option("--harness", metavar="TASK,...", help="tasks of EleutherAI's lm-eval, which must be installed"),
+    ] = None,
+    harness_tasks: Annotated[
+        str | None, typer.Option("--harness-tasks", metavar="FOLDER", help="more tasks for it (YAML)")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """A run's last checkpoint, in one process: the objective's own measures on its held-out data, a few-shot task, or lm-eval's tasks."""
@@ -81,7 +96,9 @@ def evaluate(
 
 
 @app.command()
-def export(run: RunFolder, to: Annotated[str, typer.Option("--to", metavar="FOLDER", help="a new folder or URL")]) -> None:
+def export(
+    run: RunFolder, to: Annotated[str, typer.Option("--to", metavar="FOLDER", help="a new folder or URL")]
+) -> None:
     """The weights of a run's last checkpoint as a folder that Hugging Face transformers loads."""
     from launch.commands.export import export as write
 
@@ -89,7 +106,9 @@ def export(run: RunFolder, to: Annotated[str, typer.Option("--to", metavar="FOLD
 
 
 @app.command()
-def verify(target: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="a run, or one of its checkpoints")]) -> None:
+def verify(
+    target: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="a run, or one of its checkpoints")],
+) -> None:
     """Derive again, offline, the receipts of checkpoints, and of a run all the data that its weights have seen."""
     from launch.commands.verify import verify as derive_again
 
@@ -121,4 +140,8 @@ def ui(host: str = "127.0.0.1", port: int = 5000) -> None:
     console.print(f"MLflow on {uri} at http://{host}:{port}; stop it with Ctrl-C")
     sys.stdout.flush()
     server = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
-    os.execve(sys.executable, server, os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"})
+    os.execve(
+        sys.executable,
+        server,
+        os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+    )

@@ -35,4 +35,6 @@ def show_data(console: Console, path: str, overrides: Sequence[str], n: int) -> 
                 console.print(f"wrote {file}")
         case None:
             made = job.run.objective.dataset
-            raise ValueError(f"run.objective.data: {made} is made while training and has no rows to show; train, and look at the samples")
+            raise ValueError(
+                f"run.objective.data: {made} is made while training and has no rows to show; train, and look at the samples"
+            )

@@ -89,10 +89,16 @@ def flat(prefix: str, node: object) -> Iterator[tuple[str, object]]:
         yield prefix, node
 
 
-def differences(ours: Mapping[str, object], theirs: Mapping[str, object], leave_out: tuple[str, ...] = ()) -> dict[str, Pair]:
+def differences(
+    ours: Mapping[str, object], theirs: Mapping[str, object], leave_out: tuple[str, ...] = ()
+) -> dict[str, Pair]:
     """What differs between two flat mappings: name to the two values."""
     names = [*ours, *(name for name in theirs if name not in ours)]
-    return {name: (ours.get(name), theirs.get(name)) for name in names if name not in leave_out and ours.get(name) != theirs.get(name)}
+    return {
+        name: (ours.get(name), theirs.get(name))
+        for name in names
+        if name not in leave_out and ours.get(name) != theirs.get(name)
+    }
 
 
 def _shown(value: object) -> str:

@@ -41,20 +41,28 @@ def evaluate_task(console: Console, run: str, task: str, shots: int, style: Styl
     for group, each in figures.items():
         cells = [group, str(each["items"])]
         for name in ("exact_match", "choice"):
-            cells += [f"{each[name]:.3f}", f"{each[f'{name}_low']:.3f} to {each[f'{name}_high']:.3f}"] if name in each else ["", ""]
+            cells += (
+                [f"{each[name]:.3f}", f"{each[f'{name}_low']:.3f} to {each[f'{name}_high']:.3f}"]
+                if name in each
+                else ["", ""]
+            )
         lines.append(cells)
     headings = ("", "items", "exact match", "95 %", "likeliest choice", "95 %")
     console.print(table(f"{task}: {style}, {shots} examples in context", headings, lines))
     return {"task": task, "style": style, "shots": shots, "accuracy": figures}
 
 
-def answer_task(console: Console, folder: Folder, task: Path, shots: int, style: Style, tokens: int = 128) -> list[Answer]:
+def answer_task(
+    console: Console, folder: Folder, task: Path, shots: int, style: Style, tokens: int = 128
+) -> list[Answer]:
     """A row for each item of `task`; those that `evals/` in the run's folder has already, of this checkpoint and task, are kept."""
     config = read_run(folder)
     if not isinstance(config.objective, CausalConfig):
         raise ValueError(f"--task: a {config.objective.name} run answers no questions; name a run of moe_lm")
     items = read_task(task, style)
-    objective, step = load_objective(replace(config, objective=replace(config.objective, init_from=None)), folder, console.print)
+    objective, step = load_objective(
+        replace(config, objective=replace(config.objective, init_from=None)), folder, console.print
+    )
     assert isinstance(objective, LanguageObjective)
     answers = Answers(objective.model, objective.tokenizer, items, shots, style, tokens, seed=0)
     name = f"{task.stem}-{digest_of(items)}-{style}-{shots}-{tokens}-step-{step:08d}.jsonl"
@@ -122,12 +130,25 @@ def evaluate_harness(console: Console, run: str, tasks: str, more: str | None, s
     manager = TaskManager(include_path=more)
     names = tasks.split(",")
     if unknown := [name for name in names if not manager.match_tasks([name])]:
-        raise ValueError(f"--harness: lm-eval knows no task {unknown[0]!r}; `lm-eval ls tasks` lists them, and --harness-tasks adds a folder of your own")
+        raise ValueError(
+            f"--harness: lm-eval knows no task {unknown[0]!r}; `lm-eval ls tasks` lists them, and --harness-tasks adds a folder of your own"
+        )
     with TemporaryDirectory() as scratch:
         export(console, run, f"{scratch}/model")
         arguments = {"pretrained": f"{scratch}/model", "dtype": "float32", "max_length": config.objective.data.seq_len}
-        found = simple_evaluate(model="hf", model_args=arguments, tasks=names, num_fewshot=shots or None, task_manager=manager, device="cpu", batch_size=16)
-    figures: dict[str, Any] = {task: {key: value for key, value in each.items() if isinstance(value, float | int)} for task, each in found["results"].items()}
+        found = simple_evaluate(
+            model="hf",
+            model_args=arguments,
+            tasks=names,
+            num_fewshot=shots or None,
+            task_manager=manager,
+            device="cpu",
+            batch_size=16,
+        )
+    figures: dict[str, Any] = {
+        task: {key: value for key, value in each.items() if isinstance(value, float | int)}
+        for task, each in found["results"].items()
+    }
     RunFiles(folder).write_lm_eval(figures)
     rows = []
     for task, each in figures.items():

@@ -39,7 +39,9 @@ def export(console: Console, run: str, to: str) -> None:
         raise ValueError(f"--to: {to} is not empty; name a new folder")
     kind = config.objective.export_format
     if kind is None:
-        raise ValueError(f"run {folder}: no format elsewhere holds a {config.objective.name}; read its checkpoints (safetensors and JSON)")
+        raise ValueError(
+            f"run {folder}: no format elsewhere holds a {config.objective.name}; read its checkpoints (safetensors and JSON)"
+        )
     writer = WRITERS[kind]
     writer.check(config.objective)
     objective, step = load_objective(config, folder, console.print)

@@ -48,11 +48,17 @@ class MachineOptions:
 
 def machine_of(options: MachineOptions, count: int) -> Machine:
     """The machine with `count` GPUs that the options mean; without --gpu, this machine's device. Raises ValueError for what is unknown or out of range."""
-    for name, value, least in (("--gpus", count, 1), ("--per-node", options.per_node or 1, 1), ("--notice", options.notice_s, 0)):
+    for name, value, least in (
+        ("--gpus", count, 1),
+        ("--per-node", options.per_node or 1, 1),
+        ("--notice", options.notice_s, 0),
+    ):
         if value < least:
             raise ValueError(f"{name}: {value} is below {least}; use {least} or more")
     if not 0 < options.efficiency <= 1 or not options.storage_gb > 0:
-        raise ValueError(f"--efficiency {options.efficiency} and --storage {options.storage_gb}: the first is a share in (0, 1], the second is above 0")
+        raise ValueError(
+            f"--efficiency {options.efficiency} and --storage {options.storage_gb}: the first is a share in (0, 1], the second is above 0"
+        )
     key = options.gpu or _this_gpu() or "cpu"
     gpu = this_cpu(count) if key == "cpu" else find_gpu(key)
     return Machine(
@@ -72,7 +78,15 @@ def _this_gpu() -> str | None:
     return next((key for key, gpu in gpus().items() if gpu == known), None)
 
 
-def plan(console: Console, path: str, overrides: Sequence[str], workers: int | None, options: MachineOptions, as_json: bool, picture: str | None) -> bool:
+def plan(
+    console: Console,
+    path: str,
+    overrides: Sequence[str],
+    workers: int | None,
+    options: MachineOptions,
+    as_json: bool,
+    picture: str | None,
+) -> bool:
     """Print the plan of the job at `path`; True if it can run."""
     job = parse(JobConfig, read_job(path, overrides))
     machine = machine_of(options, job.cluster.max_workers if workers is None else workers)
@@ -113,13 +127,20 @@ def _forecast_as_json(forecast: Forecast, machine: Machine) -> dict[str, object]
     layout, checkpoint, choice = forecast.layout, forecast.checkpoint, forecast.choice
     memory, step, rates = layout.memory, None, forecast.rates
     if layout.step is not None and rates is not None:
-        step = asdict(layout.step) | {"total": layout.step.total} | {name: rate for name, rate in asdict(rates).items() if rate is not None}
+        step = (
+            asdict(layout.step)
+            | {"total": layout.step.total}
+            | {name: rate for name, rate in asdict(rates).items() if rate is not None}
+        )
     times = {"copy_s": checkpoint.copy_s, "write_s": checkpoint.write_s, "notice_s": checkpoint.notice_s}
     return {
         "memory": {"parts": memory.parts, "parts_worst": memory.parts_worst}
         | {"balanced": memory.balanced, "worst": memory.worst, "usable": memory.usable}
         | {"fits_balanced": memory.fits_balanced, "fits_worst": memory.fits_worst, "host": memory.host},
-        "exchanges": [asdict(exchange) | {"moved": exchange.moved, "seconds": exchange.seconds(machine.gpu)} for exchange in layout.exchanges],
+        "exchanges": [
+            asdict(exchange) | {"moved": exchange.moved, "seconds": exchange.seconds(machine.gpu)}
+            for exchange in layout.exchanges
+        ],
         "step": step,
         "target": None if forecast.target is None else asdict(forecast.target),
         "checkpoint": {"bytes": checkpoint.size} | times | {"in_time": checkpoint.in_time},
@@ -153,7 +174,9 @@ def show(console: Console, name: str, planned: Plan) -> None:
     console.print(f"{'YES' if planned.verdict else 'NO'}: {name} on {machine.gpus} x {machine.key}", style="bold")
     for reason in planned.reasons:
         console.print(f"  {reason}", markup=False)
-    rows = [[row.what, str(row.number), str(row.divisor), row.by, "yes" if row.good else "NO"] for row in planned.divisions]
+    rows = [
+        [row.what, str(row.number), str(row.divisor), row.by, "yes" if row.good else "NO"] for row in planned.divisions
+    ]
     _print_table(console, "What must divide", ("", "number", "by", "", "divides"), rows)
     _show_parameters(console, planned.parameters)
     if forecast is not None:
@@ -175,7 +198,11 @@ def _print_table(console: Console, title: str, headings: Sequence[str], rows: Se
 
 def _show_parameters(console: Console, counted: ParameterCounts) -> None:
     sizes, cost = ", ".join(f"{name} {size:,}" for name, size in counted.networks.items()), counted.transformer
-    active = "" if cost is None else f"; {cost.active:,.0f} active for a token, {cost.flops_per_token:.3g} FLOPs a token in training"
+    active = (
+        ""
+        if cost is None
+        else f"; {cost.active:,.0f} active for a token, {cost.flops_per_token:.3g} FLOPs a token in training"
+    )
     console.print(f"Parameters: {sizes}{active}")
 
 
@@ -185,7 +212,9 @@ def _show_memory(console: Console, memory: MemoryPlan) -> None:
         balanced, worst = memory.parts.get(part, 0.0), memory.parts_worst.get(part, 0.0)
         if balanced or worst:
             rows.append([name, f"{balanced / 1e9:.3f}", f"{worst / 1e9:.3f}", source])
-    rows.append(["sum", f"{memory.balanced / 1e9:.3f}", f"{memory.worst / 1e9:.3f}", f"of {memory.usable / 1e9:.2f} GB usable"])
+    rows.append(
+        ["sum", f"{memory.balanced / 1e9:.3f}", f"{memory.worst / 1e9:.3f}", f"of {memory.usable / 1e9:.2f} GB usable"]
+    )
     _print_table(console, "Memory of a GPU, GB", ("part", "balanced", "worst load", "formula"), rows)
     console.print(f"CPU memory for each GPU (offloaded state, staged checkpoint): {memory.host / 1e9:.3f} GB")
 
@@ -196,7 +225,14 @@ def _show_exchanges(console: Console, moving: Sequence[Exchange], machine: Machi
     rows = []
     for exchange in moving:
         ring = f"{exchange.ranks} ranks, {'inside a node' if exchange.inside else 'over the network'}"
-        rows.append([f"{exchange.what}: {exchange.kind}", f"{exchange.moved / 1e9:.3f}", f"{exchange.seconds(machine.gpu):.4f}", ring])
+        rows.append(
+            [
+                f"{exchange.what}: {exchange.kind}",
+                f"{exchange.moved / 1e9:.3f}",
+                f"{exchange.seconds(machine.gpu):.4f}",
+                ring,
+            ]
+        )
     _print_table(console, "Communication of a step", ("", "GB sent", "seconds", "ring over the slowest link"), rows)
 
 
@@ -206,7 +242,11 @@ def _show_step(console: Console, forecast: Forecast) -> None:
         return
     parts = f"arithmetic {step.arithmetic:.4f} + exchange {step.exchange:.4f} + update {step.update:.4f}"
     console.print(f"Step: {step.total:.4f} s ({parts}), MFU {step.mfu:.1%}")
-    rate = f"{rates.samples_per_s:.3g} samples/s" if rates.tokens_per_day is None else f"{rates.tokens_per_day:.3g} tokens a day"
+    rate = (
+        f"{rates.samples_per_s:.3g} samples/s"
+        if rates.tokens_per_day is None
+        else f"{rates.tokens_per_day:.3g} tokens a day"
+    )
     seen = f"{target.tokens:.3g} tokens" if target.tokens else f"{target.samples:.3g} samples"
     console.print(f"Target: {seen} in {clock(target.hours * 3600)}, {target.gpu_hours:.2f} GPU hours, at {rate}")
 
@@ -214,7 +254,9 @@ def _show_step(console: Console, forecast: Forecast) -> None:
 def _show_checkpoint(console: Console, checkpoint: CheckpointPlan) -> None:
     seconds = f"{checkpoint.copy_s:.2f} s to copy, {checkpoint.write_s:.1f} s to write in the background"
     late = "in time" if checkpoint.in_time else "NOT in time"
-    console.print(f"Checkpoint: {checkpoint.size / 1e9:.3f} GB, {seconds}; {late} for a notice of {checkpoint.notice_s:.0f} s")
+    console.print(
+        f"Checkpoint: {checkpoint.size / 1e9:.3f} GB, {seconds}; {late} for a notice of {checkpoint.notice_s:.0f} s"
+    )
 
 
 def _show_choice(console: Console, forecast: Forecast) -> None:
@@ -223,7 +265,15 @@ def _show_choice(console: Console, forecast: Forecast) -> None:
     rows = []
     for candidate in forecast.candidates:
         memory, seconds = candidate.memory, f"{candidate.seconds:.4f}" if candidate.seconds else ""
-        rows.append([f"zero {candidate.zero}, ep {candidate.ep}", f"{memory.balanced / 1e9:.2f}", f"{memory.worst / 1e9:.2f}", _fit(memory), seconds])
+        rows.append(
+            [
+                f"zero {candidate.zero}, ep {candidate.ep}",
+                f"{memory.balanced / 1e9:.2f}",
+                f"{memory.worst / 1e9:.2f}",
+                _fit(memory),
+                seconds,
+            ]
+        )
     _print_table(console, "Layouts", ("", "GB balanced", "GB worst", "fits", "s a step"), rows)
     choice = forecast.choice
     chosen = f"zero {choice.zero}, ep {choice.ep}" if choice else "none: nothing fits"
@@ -234,7 +284,19 @@ def _fit(memory: MemoryPlan) -> str:
     return "yes" if memory.fits_worst else "balanced only" if memory.fits_balanced else "no"
 
 
-COLOURS = ("#1f4e79", "#2e86c1", "#85c1e9", "#aed6f1", "#d6dbdf", "#ca6f1e", "#e59866", "#f5cba7", "#a9dfbf", "#27ae60", "#7d6608")
+COLOURS = (
+    "#1f4e79",
+    "#2e86c1",
+    "#85c1e9",
+    "#aed6f1",
+    "#d6dbdf",
+    "#ca6f1e",
+    "#e59866",
+    "#f5cba7",
+    "#a9dfbf",
+    "#27ae60",
+    "#7d6608",
+)
 
 
 def draw(plan: Plan, file: Path, title: str) -> Path:

@@ -36,7 +36,9 @@ def passing(console: Console, config: RulesConfig, folder: Folder, texts: dict[s
         if not decision.accepted:
             console.print(f"{name} is refused:")
             _print_derivation(console, decision)
-    accepted = {name: text for (name, text), decision in zip(texts.items(), decisions, strict=True) if decision.accepted}
+    accepted = {
+        name: text for (name, text), decision in zip(texts.items(), decisions, strict=True) if decision.accepted
+    }
     console.print(f"{len(texts) - len(accepted)} of {len(texts)} samples refused by {config.file}")
     return accepted
 
@@ -48,7 +50,9 @@ def _print_derivation(console: Console, decision: Decision) -> None:
         console.print(f"  {printable(line)}", markup=False)
 
 
-def promote(console: Console, folder: Folder, run: RunConfig, config: RulesConfig, name: str, samples: int, seed: int) -> bool:
+def promote(
+    console: Console, folder: Folder, run: RunConfig, config: RulesConfig, name: str, samples: int, seed: int
+) -> bool:
     """Register the run's last checkpoint as a version of `name`; it becomes champion only if the rules hold. True if it did."""
     objective, step = load_objective(run, folder, console.print)
     figures = _figures(run, folder, objective, step)
@@ -56,7 +60,9 @@ def promote(console: Console, folder: Folder, run: RunConfig, config: RulesConfi
     champion = registry.champion()
     facts = (*measures("metric", figures), *measures("champion_metric", champion[1] if champion else {}))
     candidates = [Candidate(facts=(("candidate", "run"), *facts))]
-    candidates += [Candidate(text=text, facts=(("candidate", "text"), *facts)) for text in _texts(objective, samples, seed)]
+    candidates += [
+        Candidate(text=text, facts=(("candidate", "text"), *facts)) for text in _texts(objective, samples, seed)
+    ]
     decisions = judged(config, folder, candidates, "promote")
     refused = [decision for decision in decisions if not decision.accepted]
     found = restore.newest(RunFiles(folder).checkpoints, lambda line: None)
@@ -66,7 +72,9 @@ def promote(console: Console, folder: Folder, run: RunConfig, config: RulesConfi
     version = registry.register(folder, {"step": step, "digest": digest}, figures, gate_tags)
     before = f"version {champion[0]}" if champion else "none"
     if refused:
-        console.print(f"{name} version {version} is registered, and does NOT become champion (still {before}): rules failed")
+        console.print(
+            f"{name} version {version} is registered, and does NOT become champion (still {before}): rules failed"
+        )
         for decision in refused:
             _print_derivation(console, decision)
         return False
@@ -82,7 +90,11 @@ def _figures(run: RunConfig, folder: Folder, objective: Objective, step: int) ->
         figures = summary["eval"]
     else:
         figures = measure(objective, list(objective.held_out(run.evaluation_share(ALONE))))
-    return {key: value for key, value in figures.items() if "/expert" not in key and isinstance(value, float | int) and math.isfinite(value)}
+    return {
+        key: value
+        for key, value in figures.items()
+        if "/expert" not in key and isinstance(value, float | int) and math.isfinite(value)
+    }
 
 
 def _texts(objective: Objective, samples: int, seed: int) -> list[str]:

@@ -15,14 +15,20 @@ from trainer.rules import RulesConfig
 from trainer.settle import find_run, read_run
 
 
-def show_samples(console: Console, run: str, n: int, seed: int, changes: dict[str, Any], rules: RulesConfig | None = None) -> None:
+def show_samples(
+    console: Console, run: str, n: int, seed: int, changes: dict[str, Any], rules: RulesConfig | None = None
+) -> None:
     """Print (texts) or write (images) `n` samples from the last checkpoint of `run`, of texts those that `rules` accept; `changes` are its objective's."""
     folder = find_run(run)
     config = read_run(folder)
     unknown = set(changes) - {field.name for field in fields(config.objective)}
     if unknown:
-        raise ValueError(f"--{min(unknown).replace('sample_', '')}: a {config.objective.name} run has no such choice; leave it out")
-    objective, step = load_objective(replace(config, objective=replace(config.objective, **changes)), folder, console.print)
+        raise ValueError(
+            f"--{min(unknown).replace('sample_', '')}: a {config.objective.name} run has no such choice; leave it out"
+        )
+    objective, step = load_objective(
+        replace(config, objective=replace(config.objective, **changes)), folder, console.print
+    )
     with evaluating(objective.networks):
         samples = objective.sample(objective.networks, n, torch.Generator().manual_seed(seed))
     texts = samples.text
@@ -38,5 +44,3 @@ def show_samples(console: Console, run: str, n: int, seed: int, changes: dict[st
     if samples.images:
         for file in write_samples(samples, Path("samples"), f"{config.name}-step-{step:08d}"):
             console.print(f"wrote {file}")
-
-

@@ -50,7 +50,10 @@ def _name_the_choices(node: object, definitions: JsonSchemaValue) -> None:
     names = [_name(choice, definitions) for choice in node.get("anyOf", [])]
     if sum(name is not None for name in names) > 1:
         default = (node.get("default") or {}).get("name")
-        node["anyOf"] = [{**choice, "required": ["name"]} if name not in (None, default) else choice for choice, name in zip(node["anyOf"], names)]
+        node["anyOf"] = [
+            {**choice, "required": ["name"]} if name not in (None, default) else choice
+            for choice, name in zip(node["anyOf"], names)
+        ]
     for each in node.values():
         _name_the_choices(each, definitions)
 

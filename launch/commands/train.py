@@ -57,9 +57,3 @@ def train(console: Console, path: str, overrides: Sequence[str], resume: bool, s
 def _workers(cluster: ClusterConfig) -> str:
     fewest, most = cluster.min_workers, cluster.max_workers
     return f"{'' if fewest == most else f'{fewest} to '}{most} worker{'s' * (most > 1)}"
-
-
-
-
-
-

@@ -19,7 +19,9 @@ from trainer.storage import Folder, absolute
 def verify(console: Console, target: str) -> bool:
     """Check every file and every receipt of a checkpoint, or of all checkpoints of a run and its data as well; True if all are as written."""
     folder = Folder(absolute(target))
-    is_checkpoint = not RunFiles(folder).has_job and (folder.exists("manifest.json") or any(name.endswith(".safetensors") for name in folder.names()))
+    is_checkpoint = not RunFiles(folder).has_job and (
+        folder.exists("manifest.json") or any(name.endswith(".safetensors") for name in folder.names())
+    )
     if is_checkpoint:
         return verify_checkpoint(console, folder)
     run = find_run(target)

@@ -26,13 +26,22 @@ def progress(console: Console, runs: Sequence[RunConfig], what: str, ended: Ende
         return _steps(run) if run.name in over else _steps_done(run)
 
     total, begin, first = sum(map(_steps, runs)), time.monotonic(), sum(map(done, runs))
-    columns = (TextColumn(what), BarColumn(), TextColumn("{task.completed}/{task.total} steps"), TextColumn("{task.fields[left]}"))
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} steps"),
+        TextColumn("{task.fields[left]}"),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total, completed=first, left="")
 
         def show() -> None:
             so_far = sum(map(done, runs))
-            left = f"{clock((time.monotonic() - begin) * (total - so_far) / (so_far - first))} left" if so_far > first else ""
+            left = (
+                f"{clock((time.monotonic() - begin) * (total - so_far) / (so_far - first))} left"
+                if so_far > first
+                else ""
+            )
             bar.update(task, completed=so_far, left=left)
             for run in runs:
                 if run.name not in over and (words := ended(run)):

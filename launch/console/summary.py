@@ -16,7 +16,10 @@ def summary(console: Console, folder: Folder, facts: Summary, tracking: Tracking
     """Print the summary of the run in `folder`."""
     rate = facts["training"].get("tokens_per_s")
     speed = f", {rate:,.0f} tokens/s" if rate else ""
-    console.print(f"\n{facts['name']}: {facts['step']} steps in {clock(facts['train_seconds'])}{speed} ({facts['stopped']})", style="bold")
+    console.print(
+        f"\n{facts['name']}: {facts['step']} steps in {clock(facts['train_seconds'])}{speed} ({facts['stopped']})",
+        style="bold",
+    )
     if "seconds_to_first_step" in facts:
         console.print(f"first optimiser step {facts['seconds_to_first_step']:.1f} s after the command")
     figures(console, facts)
@@ -42,10 +45,19 @@ def figures(console: Console, facts: Summary) -> None:
     """Held-out measures, beside the baselines they are to be read against."""
     evaluation, baselines = facts["eval"], facts["baselines"]
     if "bits_per_byte" in evaluation:
-        rows = {"bits per byte": evaluation["bits_per_byte"]} | {name.replace("_bits_per_byte_", " -9, "): value for name, value in baselines.items()}
+        rows = {"bits per byte": evaluation["bits_per_byte"]} | {
+            name.replace("_bits_per_byte_", " -9, "): value for name, value in baselines.items()
+        }
     else:
         rows = {name: value for name, value in evaluation.items() if "/" not in name}
-    console.print(table("held out", ("", ""), [(name.replace("_", " "), f"{value:.3f}") for name, value in rows.items()], left=(0, 1)))
+    console.print(
+        table(
+            "held out",
+            ("", ""),
+            [(name.replace("_", " "), f"{value:.3f}") for name, value in rows.items()],
+            left=(0, 1),
+        )
+    )
 
 
 def quality_table(console: Console, quality: dict[str, float]) -> None:
@@ -57,7 +69,9 @@ def quality_table(console: Console, quality: dict[str, float]) -> None:
     for name, value in quality.items():
         if "/" not in name:
             others = [quality.get(f"{each}/{name}") for each in beside]
-            rows.append((name.replace("_", " "), f"{value:.3f}", *("" if other is None else f"{other:.3f}" for other in others)))
+            rows.append(
+                (name.replace("_", " "), f"{value:.3f}", *("" if other is None else f"{other:.3f}" for other in others))
+            )
     console.print(table("quality", ("", "this run", *(column.replace("_", " ") for column in beside)), rows))
 
 

@@ -23,11 +23,20 @@ def table(
     Columns hold numbers, right-justified, except those whose positions are in `left`; a negative position counts from the end.
     Without any heading there is no heading row. A row may have fewer cells than there are columns.
     """
-    made = Table(title=title, title_justify="left", title_style="bold" if bold else None, box=None, show_header=any(headings), pad_edge=False)
+    made = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold" if bold else None,
+        box=None,
+        show_header=any(headings),
+        pad_edge=False,
+    )
     aligned = {position % len(headings) for position in left}
     for position, heading in enumerate(headings):
         justify: Literal["left", "right"] = "left" if position in aligned else "right"
-        made.add_column(heading, justify=justify, overflow="fold" if cells == "fold" else "ellipsis", no_wrap=cells == "cut")
+        made.add_column(
+            heading, justify=justify, overflow="fold" if cells == "fold" else "ellipsis", no_wrap=cells == "cut"
+        )
     for row in rows:
         made.add_row(*row)
     return made

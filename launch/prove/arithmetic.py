@@ -26,7 +26,11 @@ def problem(draw: random.Random, steps: int) -> Item:
         program.append(f"{name}={before}{operator}{number}")
         worked.append(f"{name}={value}")
     return Item(
-        question=" ".join(program) + f" {_NAMES[steps]}?", steps=" ".join(worked), answer=str(value), choices=tuple("0123456789"), group=f"{steps} steps"
+        question=" ".join(program) + f" {_NAMES[steps]}?",
+        steps=" ".join(worked),
+        answer=str(value),
+        choices=tuple("0123456789"),
+        group=f"{steps} steps",
     )
 
 
@@ -42,7 +46,9 @@ def write_task(file: Path, steps: Sequence[int], per_count: int, seed: int) -> s
     return set(items)
 
 
-def write_texts(folder: Path, style: Style, steps: Sequence[int], characters: int, seed: int, without: set[str], shards: int = 8) -> None:
+def write_texts(
+    folder: Path, style: Style, steps: Sequence[int], characters: int, seed: int, without: set[str], shards: int = 8
+) -> None:
     """Training documents of problems in `style`, `characters` of them in all, none of which asks what is in `without`."""
     folder.mkdir(parents=True, exist_ok=True)
     for shard in range(shards):
@@ -56,7 +62,9 @@ def write_texts(folder: Path, style: Style, steps: Sequence[int], characters: in
         (folder / f"part-{shard}.jsonl").write_text("".join(lines))
 
 
-def _problems(draw: random.Random, style: Style, steps: Sequence[int], without: set[str], count: int = 20) -> Iterator[str]:
+def _problems(
+    draw: random.Random, style: Style, steps: Sequence[int], without: set[str], count: int = 20
+) -> Iterator[str]:
     while count:
         item = problem(draw, draw.choice(steps))
         if item.question not in without:

@@ -20,7 +20,20 @@ from launch.console.progress import clock
 from launch.prove.moe_report import draw, sentence, table_of
 from launch.prove.paired import CONFIDENCE, Difference, share
 from launch.prove.side_by_side import default_processes, summaries
-from launch.prove.variants import EXPERTS, Lead, Leads, Outcome, checked, language_of, leads_between, outcome_of, rows_of, seeded, switch_name, variants
+from launch.prove.variants import (
+    EXPERTS,
+    Lead,
+    Leads,
+    Outcome,
+    checked,
+    language_of,
+    leads_between,
+    outcome_of,
+    rows_of,
+    seeded,
+    switch_name,
+    variants,
+)
 from models.moe.layer import MoEConfig
 from trainer.config import RunConfig
 from trainer.objectives.language.config import DistillConfig
@@ -57,7 +70,9 @@ class Options:
         if self.processes is not None and self.processes < 1:
             raise ValueError(f"--processes: {self.processes}; use at least 1")
         if not 0 < self.alpha <= 1 or not self.kl_temperature > 0:
-            raise ValueError(f"--alpha: {self.alpha} and --temperature {self.kl_temperature}; use an alpha above 0 and up to 1, and a temperature above 0")
+            raise ValueError(
+                f"--alpha: {self.alpha} and --temperature {self.kl_temperature}; use an alpha above 0 and up to 1, and a temperature above 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +129,9 @@ def prove(console: Console, path: str, overrides: Sequence[str], options: Option
     console.print(f"{clock(60 * minutes / processes)} of training; {where}", highlight=False)
 
 
-def _show(console: Console, outcomes: Sequence[Outcome], leads: Leads, kept: Mapping[str, Difference], teacher: str) -> None:
+def _show(
+    console: Console, outcomes: Sequence[Outcome], leads: Leads, kept: Mapping[str, Difference], teacher: str
+) -> None:
     """Print the table, the leads of and over the distilled model, and the shares."""
     console.print(table_of(outcomes, leads))
     for (ours, theirs), difference in leads.items():
@@ -130,13 +147,19 @@ def _told(part: Difference) -> Share:
     return Share(mean=mean, low=low, high=high, n=part.n)
 
 
-def _trained(console: Console, run: RunConfig, moe: MoEConfig, processes: int, options: Options) -> tuple[dict[str, list[RunConfig]], float]:
+def _trained(
+    console: Console, run: RunConfig, moe: MoEConfig, processes: int, options: Options
+) -> tuple[dict[str, list[RunConfig]], float]:
     """The runs of each variant by seed, all done, and the minutes that they took one after the other."""
     prepare_data(language_of(run).data)
-    root, teachers_root = (f"{absolute(folder)}/runs" for folder in (options.folder, options.teachers or options.folder))
+    root, teachers_root = (
+        f"{absolute(folder)}/runs" for folder in (options.folder, options.teachers or options.folder)
+    )
     seeds = range(run.seed, run.seed + options.seeds)
     teacher = switch_name(moe.experts)
-    of_moe = variants(run, moe, [int(number) for number in EXPERTS.split(",")])  # to the letter those of `switchwork prove moe`
+    of_moe = variants(
+        run, moe, [int(number) for number in EXPERTS.split(",")]
+    )  # to the letter those of `switchwork prove moe`
     dense = of_moe["dense"]
     taught = list(students(dense, "", options))
     count = f"{2 + len(taught)} variants x {len(seeds)} seeds, {run.stop.steps} steps each, {processes} at a time"
@@ -144,7 +167,10 @@ def _trained(console: Console, run: RunConfig, moe: MoEConfig, processes: int, o
     runs = {name: [seeded(of_moe[name], name, seed, teachers_root) for seed in seeds] for name in ("dense", teacher)}
     seconds = _seconds_of(console, runs, processes, "teachers")
     lessons = [students(dense, run_files(trained.root, trained.name).folder.url, options) for trained in runs[teacher]]
-    later = {name: [seeded(lesson[name], name, seed, root) for seed, lesson in zip(seeds, lessons, strict=True)] for name in taught}
+    later = {
+        name: [seeded(lesson[name], name, seed, root) for seed, lesson in zip(seeds, lessons, strict=True)]
+        for name in taught
+    }
     seconds += _seconds_of(console, later, processes, "students")
     return runs | later, seconds / 60
 
@@ -158,10 +184,14 @@ def _seconds_of(console: Console, runs: Mapping[str, Sequence[RunConfig]], proce
 def students(dense: RunConfig, teacher: str, options: Options) -> Mapping[str, RunConfig]:
     """Name -> the run `dense` with a teacher in the folder `teacher`: with its weights and its loss, or with one of the two alone."""
     objective = language_of(dense)
-    same: dict[str, Any] = {field.name: getattr(objective, field.name) for field in fields(objective) if field.name != "name"}
+    same: dict[str, Any] = {
+        field.name: getattr(objective, field.name) for field in fields(objective) if field.name != "name"
+    }
 
     def student(alpha: float, start: bool) -> RunConfig:
-        lesson = DistillConfig(**same, teacher=teacher, alpha=alpha, kl_temperature=options.kl_temperature, init_from_teacher=start)
+        lesson = DistillConfig(
+            **same, teacher=teacher, alpha=alpha, kl_temperature=options.kl_temperature, init_from_teacher=start
+        )
         return replace(dense, objective=lesson)
 
     runs = {DISTILLED: student(options.alpha, True)}
@@ -172,7 +202,9 @@ def students(dense: RunConfig, teacher: str, options: Options) -> Mapping[str, R
 
 def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
     """Each variant against the dense model, then the distilled one against the others and its teacher."""
-    return [(name, "dense") for name in names if name != "dense"] + [(DISTILLED, name) for name in names if name not in ("dense", DISTILLED)]
+    return [(name, "dense") for name in names if name != "dense"] + [
+        (DISTILLED, name) for name in names if name not in ("dense", DISTILLED)
+    ]
 
 
 def _kept(outcomes: Sequence[Outcome], teacher: str) -> dict[str, Difference]:

@@ -18,7 +18,20 @@ from data.prepare import prepare as prepare_data
 from launch.config import JobConfig
 from launch.prove.moe_report import show
 from launch.prove.side_by_side import default_processes, named, summaries
-from launch.prove.variants import CURVE, Lead, Outcome, checked, language_of, leads_between, outcome_of, rows_of, seeded, slug, switch_name, variants
+from launch.prove.variants import (
+    CURVE,
+    Lead,
+    Outcome,
+    checked,
+    language_of,
+    leads_between,
+    outcome_of,
+    rows_of,
+    seeded,
+    slug,
+    switch_name,
+    variants,
+)
 from trainer.checkout import CHECKOUT
 from trainer.config import RunConfig, StopConfig
 from trainer.parsing import Json, parse, plain, read_job
@@ -50,7 +63,9 @@ class Options:
         if self.processes is not None and self.processes < 1:
             raise ValueError(f"--processes: {self.processes}; use at least 1")
         if not re.fullmatch(r"\d+(,\d+)*", self.experts) or min(self.numbers) < 2:
-            raise ValueError(f"--experts: {self.experts!r}; give numbers from 2 on, such as 4,8,16 (the dense model is there in any case)")
+            raise ValueError(
+                f"--experts: {self.experts!r}; give numbers from 2 on, such as 4,8,16 (the dense model is there in any case)"
+            )
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -81,16 +96,28 @@ def prove(console: Console, path: str, overrides: Sequence[str], options: Option
     processes = options.processes or default_processes(run)
     runs = variants(run, moe, options.numbers)
     if options.minutes is not None:
-        run = replace(run, stop=StopConfig(steps=_steps_in(console, options.minutes, runs, options.seeds, processes, root)))
+        run = replace(
+            run, stop=StopConfig(steps=_steps_in(console, options.minutes, runs, options.seeds, processes, root))
+        )
         runs = variants(run, moe, options.numbers)
     seeds = range(run.seed, run.seed + options.seeds)
-    console.print(f"{len(runs)} variants x {len(seeds)} seeds, {run.stop.steps} steps each, {processes} at a time, in {options.folder}", highlight=False)
+    console.print(
+        f"{len(runs)} variants x {len(seeds)} seeds, {run.stop.steps} steps each, {processes} at a time, in {options.folder}",
+        highlight=False,
+    )
     by_variant = {name: [seeded(variant, name, seed, root) for seed in seeds] for name, variant in runs.items()}
     seed_by_seed = list(chain.from_iterable(zip(*by_variant.values(), strict=True)))
     minutes = sum(summary["train_seconds"] for summary in summaries(console, seed_by_seed, processes, "proof")) / 60
     outcomes = [outcome_of(name, runs[name], by_seed) for name, by_seed in by_variant.items()]
     leads = leads_between(outcomes, _pairs(list(runs), switch_name(moe.experts)))
-    results = Results(job=plain(run), seeds=list(seeds), processes=processes, minutes_of_runs=minutes, variants=outcomes, leads=rows_of(leads))
+    results = Results(
+        job=plain(run),
+        seeds=list(seeds),
+        processes=processes,
+        minutes_of_runs=minutes,
+        variants=outcomes,
+        leads=rows_of(leads),
+    )
     Folder(absolute(options.folder)).write("results.json", json.dumps(asdict(results), indent=1).encode())
     show(console, outcomes, leads, switch_name(moe.experts), options.folder, minutes / processes)
 
@@ -100,10 +127,14 @@ def _pairs(names: Sequence[str], ours: str) -> list[tuple[str, str]]:
     return [(name, "dense") for name in names if name != "dense"] + [(ours, "permuted router"), (ours, "frozen router")]
 
 
-def _steps_in(console: Console, minutes: float, runs: dict[str, RunConfig], seeds: int, processes: int, root: str) -> int:
+def _steps_in(
+    console: Console, minutes: float, runs: dict[str, RunConfig], seeds: int, processes: int, root: str
+) -> int:
     """The steps that fit into `minutes`, from a short run of every variant, whose own time is taken off as well."""
     short = [named(short_run(run), f"speed-{slug(name)}", root) for name, run in runs.items()]
-    return steps_that_fit(minutes, [Speed.of(summary) for summary in summaries(console, short, processes, "speed")], seeds, processes)
+    return steps_that_fit(
+        minutes, [Speed.of(summary) for summary in summaries(console, short, processes, "speed")], seeds, processes
+    )
 
 
 def short_run(run: RunConfig) -> RunConfig:
@@ -147,5 +178,7 @@ def steps_that_fit(minutes: float, speeds: Sequence[Speed], seeds: int, processe
     steps = math.floor(((0.95 * 60 * minutes - spent_s) * processes / seeds - around_s) / step_s)
     if steps < _SPEED_STEPS:
         least = math.ceil(((around_s + _SPEED_STEPS * step_s) * seeds / processes + spent_s) / 0.95 / 60)
-        raise ValueError(f"--minutes: {minutes:g} is too short for {len(speeds)} variants and {seeds} seeds on {processes} processes; use {least} or more")
+        raise ValueError(
+            f"--minutes: {minutes:g} is too short for {len(speeds)} variants and {seeds} seeds on {processes} processes; use {least} or more"
+        )
     return steps

@@ -26,7 +26,10 @@ def show(console: Console, outcomes: Sequence[Outcome], leads: Leads, ours: str,
     for theirs in ("dense", "permuted router", "frozen router"):
         console.print(sentence(ours, theirs, leads[ours, theirs]), style="bold", highlight=False)
     draw(outcomes, leads, TITLE, Path(Folder(absolute(folder)).path) / "proof.png")
-    console.print(f"{clock(60 * minutes)} of training; figures in {folder}/results.json, picture in {folder}/proof.png", highlight=False)
+    console.print(
+        f"{clock(60 * minutes)} of training; figures in {folder}/results.json, picture in {folder}/proof.png",
+        highlight=False,
+    )
 
 
 def sentence(ours: str, theirs: str, lead: Difference) -> str:
@@ -48,7 +51,12 @@ def table_of(outcomes: Sequence[Outcome], leads: Leads) -> Table:
     for heading in ("", "parameters", "MFLOPs", "loss", "lead", f"{CONFIDENCE:.0%} interval", "verdict"):
         table.add_column(heading, justify="left" if heading in ("", "verdict") else "right", no_wrap=True)
     for outcome in outcomes:
-        cells = [outcome.name, f"{outcome.parameters:,}", f"{outcome.flops_per_token / 1e6:.3f}", f"{sum(outcome.losses) / seeds:.4f}"]
+        cells = [
+            outcome.name,
+            f"{outcome.parameters:,}",
+            f"{outcome.flops_per_token / 1e6:.3f}",
+            f"{sum(outcome.losses) / seeds:.4f}",
+        ]
         if lead := leads.get((outcome.name, "dense")):
             cells += [f"{lead.mean:+.4f}", f"{lead.low:+.4f} to {lead.high:+.4f}", lead.verdict]
         table.add_row(*cells)
@@ -81,7 +89,9 @@ def _leads_panel(axis: "Axes", outcomes: Sequence[Outcome], leads: Leads, colour
         lead = leads[outcome.name, "dense"]
         gaps = [their - our for their, our in zip(dense.losses, outcome.losses, strict=True)]
         axis.plot([column + 0.2] * len(gaps), gaps, "o", color=SOFT, markersize=3)
-        axis.errorbar(column, lead.mean, yerr=lead.mean - lead.low, fmt="o", color=colours[outcome.name], capsize=4, markersize=5)
+        axis.errorbar(
+            column, lead.mean, yerr=lead.mean - lead.low, fmt="o", color=colours[outcome.name], capsize=4, markersize=5
+        )
     axis.set_xticks(range(len(others)), [outcome.name.replace(" ", "\n") for outcome in others])
     axis.set_title(f"lead over dense at the end, {CONFIDENCE:.0%} intervals")
     axis.set_ylabel("nats a token")

@@ -46,10 +46,20 @@ def summaries(console: Console, runs: Sequence[RunConfig], processes: int, what:
     """
     missing = [run for run in runs if _summary(run) is None]
     context = multiprocessing.get_context("forkserver")  # which imports once what takes seconds to import
-    context.set_forkserver_preload(["trainer.worker.main", "data.text.collate", *(f"trainer.engines.{run.engine.name}_engine" for run in missing[:1])])
+    context.set_forkserver_preload(
+        [
+            "trainer.worker.main",
+            "data.text.collate",
+            *(f"trainer.engines.{run.engine.name}_engine" for run in missing[:1]),
+        ]
+    )
     waiting, under_way = list(reversed(missing)), dict[Future[None], RunConfig]()
     asked = stopping(lambda: [run_files(run.root, run.name) for run in under_way.values()], console)
-    with asked, progress(console, runs, what, _ended) as show, ProcessPoolExecutor(processes, context, max_tasks_per_child=1) as pool:
+    with (
+        asked,
+        progress(console, runs, what, _ended) as show,
+        ProcessPoolExecutor(processes, context, max_tasks_per_child=1) as pool,
+    ):
         while waiting or under_way:
             while waiting and len(under_way) < processes:
                 run = waiting.pop()
@@ -58,7 +68,9 @@ def summaries(console: Console, runs: Sequence[RunConfig], processes: int, what:
                 run = under_way.pop(done)
                 done.result()
                 if _summary(run) is None:  # and so will be the others: of themselves, or as they were asked to
-                    raise ValueError(f"run {run_files(run.root, run.name)}: stopped before its last step; give the same command again to go on with it")
+                    raise ValueError(
+                        f"run {run_files(run.root, run.name)}: stopped before its last step; give the same command again to go on with it"
+                    )
             show()
     found = [_summary(run) for run in runs]
     return [summary for summary in found if summary is not None]

@@ -48,7 +48,9 @@ class Options:
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_steps <= 12 or self.problems < 20:
-            raise ValueError(f"--steps {self.max_steps} and --problems {self.problems}: use 1 to 12 steps, and at least 20 problems of each")
+            raise ValueError(
+                f"--steps {self.max_steps} and --problems {self.problems}: use 1 to 12 steps, and at least 20 problems of each"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,9 @@ def prove(console: Console, path: str, overrides: Sequence[str], options: Option
     """Make the texts, train what is not trained yet, answer the problems, and show who is right how often."""
     run = parse(JobConfig, read_job(path, overrides)).run
     if not isinstance(run.objective, LanguageConfig) or run.stop.steps is None:
-        raise ValueError(f"{path}: the proof trains a language model for a number of steps; use the objective moe_lm, and set run.stop.steps")
+        raise ValueError(
+            f"{path}: the proof trains a language model for a number of steps; use the objective moe_lm, and set run.stop.steps"
+        )
     root = Path(absolute(options.folder))
     check_writable(str(root), "--folder")
     task = root / "task.jsonl"
@@ -93,7 +97,10 @@ def prove(console: Console, path: str, overrides: Sequence[str], options: Option
     asked = write_task(task, steps, options.problems, seed=run.seed + 1)
     runs = {style: _run(run, run.objective, style, root, steps, asked) for style in _STYLES}
     trained = summaries(console, list(runs.values()), options.processes, "training")
-    answers = {style: answer_task(console, run_files(own.root, own.name).folder, task, options.shots, style) for style, own in runs.items()}
+    answers = {
+        style: answer_task(console, run_files(own.root, own.name).folder, task, options.shots, style)
+        for style, own in runs.items()
+    }
     results = Results(
         job=plain(run),
         tokens=run.stop.steps * run.batch.global_batch * run.objective.data.seq_len,
@@ -106,10 +113,19 @@ def prove(console: Console, path: str, overrides: Sequence[str], options: Option
     draw(results.levels, root / "proof.png")
 
 
-def _run(run: RunConfig, objective: LanguageConfig, style: Style, root: Path, steps: Sequence[int], asked: set[str]) -> RunConfig:
+def _run(
+    run: RunConfig, objective: LanguageConfig, style: Style, root: Path, steps: Sequence[int], asked: set[str]
+) -> RunConfig:
     """The run on texts of `style`, which are made: as many characters as the run reads, and some more."""
     texts = root / "texts" / f"{style}-{len(steps)}"
-    write_texts(texts, style, steps, round(1.3 * (run.stop.steps or 0) * run.batch.global_batch * objective.data.seq_len), run.seed, asked)
+    write_texts(
+        texts,
+        style,
+        steps,
+        round(1.3 * (run.stop.steps or 0) * run.batch.global_batch * objective.data.seq_len),
+        run.seed,
+        asked,
+    )
     data = replace(objective.data, source=Files(paths=(f"{texts}/*.jsonl",)))
     return named(replace(run, objective=replace(objective, data=data)), style, str(root / "runs"))
 
@@ -141,7 +157,11 @@ def _show(console: Console, results: Results, folder: str) -> None:
         table.add_row(str(level.steps), *shares, f"{level.lead:+.3f}", f"{level.low:+.3f} to {level.high:+.3f}")
     console.print(table)
     ahead = [level.steps for level in levels if level.low > 0]
-    verdict = f"ahead, with the interval clear of zero, at {', '.join(map(str, ahead))} steps" if ahead else "not ahead anywhere"
+    verdict = (
+        f"ahead, with the interval clear of zero, at {', '.join(map(str, ahead))} steps"
+        if ahead
+        else "not ahead anywhere"
+    )
     console.print(f"chain of thought: {verdict}", style="bold", highlight=False)
     minutes = ", ".join(f"{style} {minutes:.1f}" for style, minutes in results.minutes_of_runs.items())
     console.print(f"minutes of training: {minutes}; results.json and proof.png in {folder}", highlight=False)
@@ -170,4 +190,6 @@ def _draw_style(axis: "Axes", levels: Sequence[Level], style: Style, colour: str
     bounds = [wilson(level.right[style], level.of) for level in levels]
     below = [share - low for share, (low, _) in zip(shares, bounds, strict=True)]
     above = [high - share for share, (_, high) in zip(shares, bounds, strict=True)]
-    axis.errorbar([level.steps for level in levels], shares, yerr=[below, above], color=colour, marker="o", capsize=3, label=label)
+    axis.errorbar(
+        [level.steps for level in levels], shares, yerr=[below, above], color=colour, marker="o", capsize=3, label=label
+    )

@@ -59,22 +59,33 @@ def leads_between(outcomes: Sequence[Outcome], pairs: Sequence[tuple[str, str]])
 
 def rows_of(leads: Leads) -> list[Lead]:
     """The leads as rows of `results.json`."""
-    return [Lead(of=ours, over=theirs, mean=lead.mean, low=lead.low, high=lead.high, n=lead.n, verdict=lead.verdict) for (ours, theirs), lead in leads.items()]
+    return [
+        Lead(of=ours, over=theirs, mean=lead.mean, low=lead.low, high=lead.high, n=lead.n, verdict=lead.verdict)
+        for (ours, theirs), lead in leads.items()
+    ]
 
 
 def checked(run: RunConfig, path: str) -> MoEConfig:
     """The job's experts, if it can serve a proof."""
     if not isinstance(run.objective, LanguageConfig):
-        raise ValueError(f"run.objective.name: {run.objective.name} in {path}; the proof is about language models, use moe_lm")
+        raise ValueError(
+            f"run.objective.name: {run.objective.name} in {path}; the proof is about language models, use moe_lm"
+        )
     check(run, 1)
     moe = run.objective.model.moe
     if moe is None or moe.control != "none":
         control = f"the control {moe.control}" if moe else "none"
-        raise ValueError(f"run.objective.model.moe: {control} in {path}; the proof needs experts with a router, and makes dense model and controls itself")
+        raise ValueError(
+            f"run.objective.model.moe: {control} in {path}; the proof needs experts with a router, and makes dense model and controls itself"
+        )
     if run.stop.steps is None:
-        raise ValueError(f"run.stop.steps: not set in {path}; every run of the proof takes equally many steps, set them")
+        raise ValueError(
+            f"run.stop.steps: not set in {path}; every run of the proof takes equally many steps, set them"
+        )
     if run.objective.data.held_out == 0 and run.objective.data.eval_source is None:
-        raise ValueError("run.objective.data.held_out: 0, but the proof compares held-out losses; set a share such as 0.05")
+        raise ValueError(
+            "run.objective.data.held_out: 0, but the proof compares held-out losses; set a share such as 0.05"
+        )
     return moe
 
 

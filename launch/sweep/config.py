@@ -108,12 +108,18 @@ class SweepConfig:
         self._check_variants()
         self._check_keys()
         if bool(self.ranges) != (self.samples > 0):
-            fix = "set it to the number of draws" if self.ranges else "leave it out, or give a key in over a range {low, high}"
+            fix = (
+                "set it to the number of draws"
+                if self.ranges
+                else "leave it out, or give a key in over a range {low, high}"
+            )
             raise ValueError(f"samples is {self.samples} and over has {len(self.ranges)} ranges; {fix}")
         if not self.over and not self.variants and self.seeds == 1:
             raise ValueError("over: nothing is varied; give over, variants or seeds")
         if self.fit is not None and self.over:
-            raise ValueError(f"fit.scaling_law: over is {', '.join(self.over)}, but the sizes are what differs; put all that differs into variants")
+            raise ValueError(
+                f"fit.scaling_law: over is {', '.join(self.over)}, but the sizes are what differs; put all that differs into variants"
+            )
 
     @property
     def lists(self) -> dict[str, list[Any]]:
@@ -123,13 +129,19 @@ class SweepConfig:
     @property
     def ranges(self) -> dict[str, Range]:
         """Those that are drawn."""
-        return {key: parse(Range, values, f"over.{key}") for key, values in self.over.items() if not isinstance(values, list)}
+        return {
+            key: parse(Range, values, f"over.{key}")
+            for key, values in self.over.items()
+            if not isinstance(values, list)
+        }
 
     def _check_variants(self) -> None:
         names = [variant.get("name") for variant in self.variants]
         for name, variant in zip(names, self.variants):
             if not isinstance(name, str) or not re.fullmatch(_NAME, name):
-                raise ValueError(f"variants: {variant} has the name {name!r}; use letters, digits, '.', '_' and '-', with a letter or digit first")
+                raise ValueError(
+                    f"variants: {variant} has the name {name!r}; use letters, digits, '.', '_' and '-', with a letter or digit first"
+                )
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"variants: the name {twice[0]} is given twice; a variant's name is its own")
 
@@ -143,8 +155,12 @@ class SweepConfig:
         keys = [*self.over, *(key for variant in self.variants for key in variant if key != "name")]
         for key in keys:
             if not key.startswith(("run.", "cluster.")):
-                raise ValueError(f"over.{key}: no key of a job; they begin with run or cluster, such as run.optimizer.lr")
+                raise ValueError(
+                    f"over.{key}: no key of a job; they begin with run or cluster, such as run.optimizer.lr"
+                )
             if ours := [each for each in _OURS if f"{key}.".startswith(f"{each}.")]:
-                raise ValueError(f"over.{key}: {ours[0]} is the same for all trials, or set by the sweep; leave it out, or set it in the job")
+                raise ValueError(
+                    f"over.{key}: {ours[0]} is the same for all trials, or set by the sweep; leave it out, or set it in the job"
+                )
         if self.seeds > 1 and "run.seed" in keys:
             raise ValueError(f"seeds is {self.seeds}, and over or variants set run.seed; keep one of the two")

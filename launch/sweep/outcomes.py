@@ -94,9 +94,15 @@ def ranked(outcomes: Sequence[Outcome], config: SweepConfig) -> list[Setting]:
         groups.setdefault(outcome.trial.setting, []).append(outcome)
     found = []
     for name, group in groups.items():
-        values = [outcome.value for outcome in group if outcome.status == "finished" and outcome.value is not None and math.isfinite(outcome.value)]
+        values = [
+            outcome.value
+            for outcome in group
+            if outcome.status == "finished" and outcome.value is not None and math.isfinite(outcome.value)
+        ]
         if len(values) == len(group):
-            found.append(Setting(name=name, changes=group[0].trial.changes, mean=statistics.fmean(values), values=values))
+            found.append(
+                Setting(name=name, changes=group[0].trial.changes, mean=statistics.fmean(values), values=values)
+            )
     return sorted(found, key=lambda setting: setting.mean, reverse=config.mode == "max")
 
 
@@ -106,7 +112,9 @@ def claim(root: Folder, config: SweepConfig, trials: Sequence[Trial]) -> None:
         before = parse(SweepConfig, yaml.safe_load(root.read("sweep.yaml")), "sweep")
         judges = [(each.scheduler, each.metric, each.mode) for each in (before, config)]
         if judges[0] != judges[1] and any(isinstance(each.scheduler, Asha) for each in (before, config)):
-            raise ValueError(f"--folder: {root} has trials judged by {_judge(before)}, now it is {_judge(config)}; name another folder")
+            raise ValueError(
+                f"--folder: {root} has trials judged by {_judge(before)}, now it is {_judge(config)}; name another folder"
+            )
     for trial in trials:
         if trial.files.has_job:
             _refuse_another(trial)
@@ -122,4 +130,6 @@ def _refuse_another(trial: Trial) -> None:
     before = parse(RunConfig, trial.files.job()["run"], "run")
     theirs, ours = (dict(flat("run", plain(run))) for run in (before, trial.job.run))
     for name, (was, now) in differences(theirs, ours, leave_out=("run.source", "run.tracking.parent")).items():
-        raise ValueError(f"--folder: {trial.files} is there with {name} {was}, now it is {now}; name another folder, or remove that run")
+        raise ValueError(
+            f"--folder: {trial.files} is there with {name} {was}, now it is {now}; name another folder, or remove that run"
+        )

@@ -24,7 +24,15 @@ def table(outcomes: Sequence[Outcome], config: SweepConfig) -> Table:
     rows = []
     for outcome in sorted(outcomes, key=lambda outcome: _place(outcome, config)):
         values = [_shown(outcome.trial.changes.get(key)) for key in short]
-        rows.append((outcome.trial.name, *values, str(outcome.step), "-" if outcome.value is None else f"{outcome.value:.4f}", outcome.words))
+        rows.append(
+            (
+                outcome.trial.name,
+                *values,
+                str(outcome.step),
+                "-" if outcome.value is None else f"{outcome.value:.4f}",
+                outcome.words,
+            )
+        )
     headings = ("trial", *short.values(), "steps", config.metric, "status")
     return tables.table(f"{config.metric}, {config.mode}", headings, rows, left=(0, -1), cells="fold")
 
@@ -47,7 +55,9 @@ def draw(outcomes: Sequence[Outcome], config: SweepConfig, title: str, file: Pat
     keys = short_names(list(config.over))
     shown = list(keys)[:_PANELS] or [""]
     with plt.rc_context(PLAIN):
-        figure, axes = plt.subplots(1, len(shown) + 1, figsize=(4.5 * (len(shown) + 1), 4), layout="constrained", squeeze=False)
+        figure, axes = plt.subplots(
+            1, len(shown) + 1, figsize=(4.5 * (len(shown) + 1), 4), layout="constrained", squeeze=False
+        )
         figure.suptitle(f"{title}: {config.metric}", color=INK)
         for axis, key in zip(axes[0], shown):
             _key_panel(axis, [(each.trial.changes.get(key) if key else each.trial.setting, each) for each in outcomes])
@@ -71,13 +81,22 @@ def _key_panel(axis: Any, points: Sequence[tuple[Any, Outcome]]) -> None:
         axis.set_xticks(list(places.values()), [name[:24] for name in places], rotation=30, ha="right")
     for key, each in points:
         colour = _COLOURS.get(each.status, _COLOURS["stopped"])
-        axis.plot(places[str(key)], each.value, "o", color=colour, fillstyle="full" if each.status == "finished" else "none", markersize=5)
+        axis.plot(
+            places[str(key)],
+            each.value,
+            "o",
+            color=colour,
+            fillstyle="full" if each.status == "finished" else "none",
+            markersize=5,
+        )
     _keep_in_sight(axis, [each.value for _, each in points])
 
 
 def _curves(axis: Any, outcomes: Sequence[Outcome], config: SweepConfig) -> None:
     """The metric of each trial over the steps; a pruned one ends with a cross."""
-    finished = [each for each in outcomes if each.status == "finished" and each.value is not None and math.isfinite(each.value)]
+    finished = [
+        each for each in outcomes if each.status == "finished" and each.value is not None and math.isfinite(each.value)
+    ]
     best = (max if config.mode == "max" else min)(finished, key=lambda each: each.value or 0.0, default=None)
     labelled = set()
     for each in outcomes:
@@ -86,7 +105,9 @@ def _curves(axis: Any, outcomes: Sequence[Outcome], config: SweepConfig) -> None
             continue
         label = "best" if each is best else each.status
         colour, width = (_BEST, 2.0) if each is best else (_COLOURS.get(each.status, _COLOURS["stopped"]), 1.1)
-        axis.plot(*zip(*points), color=colour, linewidth=width, zorder=1 + width, label=None if label in labelled else label)
+        axis.plot(
+            *zip(*points), color=colour, linewidth=width, zorder=1 + width, label=None if label in labelled else label
+        )
         if each.status == "pruned":
             axis.plot(*points[-1], "x", color=colour)
         labelled.add(label)

@@ -26,12 +26,23 @@ JobWith = Callable[[Mapping[str, Any]], dict[str, Any]]
 """The fields of the job file with other values for some keys."""
 
 
-def finish(console: Console, config: SweepConfig, place: Folder, trials: Sequence[Trial], job: JobWith, parent: "SweepRun | None") -> bool:
+def finish(
+    console: Console,
+    config: SweepConfig,
+    place: Folder,
+    trials: Sequence[Trial],
+    job: JobWith,
+    parent: "SweepRun | None",
+) -> bool:
     """Table, picture, results.json, the best job and what is fitted: printed, in the folder, and in MLflow. Returns whether all trials are through."""
     outcomes = [look(trial, config.metric) for trial in trials]
     _refuse_unknown_metric(config, outcomes)
     settings = ranked(outcomes, config)
-    results: dict[str, Any] = {"metric": config.metric, "mode": config.mode, "trials": [_facts(each) for each in outcomes]}
+    results: dict[str, Any] = {
+        "metric": config.metric,
+        "mode": config.mode,
+        "trials": [_facts(each) for each in outcomes],
+    }
     results["settings"] = [asdict(setting) for setting in settings]
     console.print(table(outcomes, config))
     with tempfile.TemporaryDirectory() as scratch:
@@ -39,7 +50,9 @@ def finish(console: Console, config: SweepConfig, place: Folder, trials: Sequenc
         if settings:
             files.append(_write_best(settings[0], config, job, Path(scratch) / "best.yaml"))
             over = f", mean of {len(settings[0].values)} seeds" if len(settings[0].values) > 1 else ""
-            words = f"best: {settings[0].name}, {config.metric} {settings[0].mean:.4f}{over}; its job is {place}/best.yaml"
+            words = (
+                f"best: {settings[0].name}, {config.metric} {settings[0].mean:.4f}{over}; its job is {place}/best.yaml"
+            )
             console.print(words, style="bold")
         if config.fit is not None:
             from launch.sweep.scaling_law_report import fit_and_show
@@ -60,9 +73,20 @@ def finish(console: Console, config: SweepConfig, place: Folder, trials: Sequenc
 
 
 def _facts(outcome: Outcome) -> dict[str, Any]:
-    facts = {"trial": outcome.trial.name, "setting": outcome.trial.setting, "changes": outcome.trial.changes, "seed": outcome.trial.job.run.seed}
+    facts = {
+        "trial": outcome.trial.name,
+        "setting": outcome.trial.setting,
+        "changes": outcome.trial.changes,
+        "seed": outcome.trial.job.run.seed,
+    }
     curve = [(step, _for_json(value)) for step, value in outcome.curve]
-    return facts | {"status": outcome.status, "reason": outcome.reason, "step": outcome.step, "value": _for_json(outcome.value), "curve": curve}
+    return facts | {
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "step": outcome.step,
+        "value": _for_json(outcome.value),
+        "curve": curve,
+    }
 
 
 def _for_json(value: float | None) -> float | str | None:
@@ -71,8 +95,17 @@ def _for_json(value: float | None) -> float | str | None:
 
 
 def _refuse_unknown_metric(config: SweepConfig, outcomes: Sequence[Outcome]) -> None:
-    if all(outcome.value is None for outcome in outcomes) and (done := [outcome for outcome in outcomes if outcome.status == "finished"]):
-        there = sorted({name for row in done[0].trial.files.metrics() for name in row.metrics if name.startswith(("eval/", "quality/"))})
+    if all(outcome.value is None for outcome in outcomes) and (
+        done := [outcome for outcome in outcomes if outcome.status == "finished"]
+    ):
+        there = sorted(
+            {
+                name
+                for row in done[0].trial.files.metrics()
+                for name in row.metrics
+                if name.startswith(("eval/", "quality/"))
+            }
+        )
         raise ValueError(f"metric: no trial has logged {config.metric}; use one of {', '.join(there)}")
 
 
@@ -80,11 +113,20 @@ def _write_best(best: Setting, config: SweepConfig, job: JobWith, file: Path) ->
     """The job of the best setting, to be trained as it is."""
     whole = job(best.changes)
     whole["run"].pop("name", None)
-    file.write_text(f"# {best.name}: {config.metric} {best.mean:.6g} in the sweep\n{yaml.safe_dump(whole, sort_keys=False)}")
+    file.write_text(
+        f"# {best.name}: {config.metric} {best.mean:.6g} in the sweep\n{yaml.safe_dump(whole, sort_keys=False)}"
+    )
     return file
 
 
-def _close(console: Console, parent: "SweepRun", config: SweepConfig, outcomes: Sequence[Outcome], settings: Sequence[Setting], files: Sequence[Path]) -> None:
+def _close(
+    console: Console,
+    parent: "SweepRun",
+    config: SweepConfig,
+    outcomes: Sequence[Outcome],
+    settings: Sequence[Setting],
+    files: Sequence[Path],
+) -> None:
     """Tell MLflow; a server that is away now costs nothing but its copy."""
     counts = Counter(outcome.status.replace(" ", "_") for outcome in outcomes)
     figures: dict[str, float] = {f"trials/{status}": count for status, count in counts.items()}

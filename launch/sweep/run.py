@@ -51,7 +51,14 @@ def sweep(console: Console, path: str, overrides: Sequence[str], folder: str | N
     try:
         if left:
             _run(console, config, place, trials, [trial for trial in trials if trial.name in left])
-        return finish(console, config, place, trials, lambda changes: read_job(job_file(config, path), [*overrides, *as_overrides(changes)]), parent)
+        return finish(
+            console,
+            config,
+            place,
+            trials,
+            lambda changes: read_job(job_file(config, path), [*overrides, *as_overrides(changes)]),
+            parent,
+        )
     except BaseException:
         if parent:
             parent.close("KILLED", {}, {}, [])
@@ -94,10 +101,14 @@ def _parent(place: Folder, config: SweepConfig, trial: Trial) -> "SweepRun":
     except Exception as error:  # a tracking server fails in as many ways as there are
         cause = f"{type(error).__name__}: {one_line(error, 200)}"
         fix = "start it, or set run.tracking.enabled=false"
-        raise ValueError(f"run.tracking.uri: MLflow at {tracking_uri(tracking)} does not take the sweep's run ({cause}); {fix}") from None
+        raise ValueError(
+            f"run.tracking.uri: MLflow at {tracking_uri(tracking)} does not take the sweep's run ({cause}); {fix}"
+        ) from None
 
 
-def _run(console: Console, config: SweepConfig, place: Folder, trials: Sequence[Trial], waiting: Sequence[Trial]) -> None:
+def _run(
+    console: Console, config: SweepConfig, place: Folder, trials: Sequence[Trial], waiting: Sequence[Trial]
+) -> None:
     """Have Ray Tune run those that wait, and show how it goes."""
     from cluster.on_ray import train as ray_train
     from cluster.on_ray import tune as tune_sweep

@@ -42,7 +42,9 @@ class Law:
 
     def loss(self, size: float) -> float:
         """The law's loss of a model with `size` parameters."""
-        return (self.irreducible.value if self.irreducible else 0.0) + math.exp(self.alpha.value * (math.log(self.n_c.value) - math.log(size)))
+        return (self.irreducible.value if self.irreducible else 0.0) + math.exp(
+            self.alpha.value * (math.log(self.n_c.value) - math.log(size))
+        )
 
     def predict(self, size: float) -> Estimate:
         """The loss to be expected of one more model, with the interval that it should fall into."""
@@ -54,7 +56,9 @@ class Law:
 
     @property
     def _theta(self) -> Array:
-        return np.array([math.log(self.n_c.value), self.alpha.value, *([self.irreducible.value] if self.irreducible else [])])
+        return np.array(
+            [math.log(self.n_c.value), self.alpha.value, *([self.irreducible.value] if self.irreducible else [])]
+        )
 
 
 def _student(freedom: int) -> float:
@@ -120,7 +124,15 @@ def fit_with_floor(sizes: Sequence[float], losses: Sequence[float]) -> Law:
         start = fit_power_law(sizes, [loss - share * least for loss in losses])
         begin = [math.log(max(start.n_c.value, 1e-300)), max(start.alpha.value, 1e-3), share * least]
         bounds = ([-np.inf, 1e-6, 0.0], [np.inf, np.inf, least * (1 - 1e-9)])
-        fits.append(least_squares(lambda theta: np.log(_falling(theta, x) + theta[2]) - y, begin, lambda theta: _derivatives(theta, x), bounds, x_scale="jac"))
+        fits.append(
+            least_squares(
+                lambda theta: np.log(_falling(theta, x) + theta[2]) - y,
+                begin,
+                lambda theta: _derivatives(theta, x),
+                bounds,
+                x_scale="jac",
+            )
+        )
     theta = np.asarray(min(fits, key=lambda fit: fit.cost).x)
     squares, freedom = float(2 * min(fit.cost for fit in fits)), len(x) - 3
     jacobian = _derivatives(theta, x)

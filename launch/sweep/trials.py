@@ -81,13 +81,22 @@ def as_overrides(changes: Mapping[str, Any]) -> list[str]:
 def _settings(config: SweepConfig) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and changes of each setting, in the order of the file."""
     short = short_names(list(config.over))
-    variants = [(each["name"], {key: value for key, value in each.items() if key != "name"}) for each in config.variants] or [("", {})]
-    lists = [[(f"{short[key]}-{slug}", key, value) for slug, value in _slugs(values)] for key, values in config.lists.items()]
+    variants = [
+        (each["name"], {key: value for key, value in each.items() if key != "name"}) for each in config.variants
+    ] or [("", {})]
+    lists = [
+        [(f"{short[key]}-{slug}", key, value) for slug, value in _slugs(values)] for key, values in config.lists.items()
+    ]
     draws: list[tuple[str, dict[str, Any]]] = [
-        (f"sample-{index:02d}", {key: values.at(_share(config.sample_seed, key, index)) for key, values in config.ranges.items()})
+        (
+            f"sample-{index:02d}",
+            {key: values.at(_share(config.sample_seed, key, index)) for key, values in config.ranges.items()},
+        )
         for index in range(config.samples)
     ]
-    for (variant, fixed), point, (sample, drawn) in itertools.product(variants, itertools.product(*lists), draws or [("", {})]):
+    for (variant, fixed), point, (sample, drawn) in itertools.product(
+        variants, itertools.product(*lists), draws or [("", {})]
+    ):
         listed = {key: value for _, key, value in point}
         yield "_".join(filter(None, [variant, *(label for label, _, _ in point), sample])), fixed | listed | drawn
 
@@ -108,8 +117,16 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 
 def _slugs(values: Sequence[Any]) -> list[tuple[str, Any]]:
     """Each value with a word for it that can stand in a name."""
-    words = [re.sub(r"[^A-Za-z0-9.-]+", "_", str(value.get("name", value) if isinstance(value, dict) else value)).strip("_")[:_LONGEST] for value in values]
-    return [(word if words.count(word) == 1 else f"{word}.{index}", value) for index, (word, value) in enumerate(zip(words, values))]
+    words = [
+        re.sub(r"[^A-Za-z0-9.-]+", "_", str(value.get("name", value) if isinstance(value, dict) else value)).strip("_")[
+            :_LONGEST
+        ]
+        for value in values
+    ]
+    return [
+        (word if words.count(word) == 1 else f"{word}.{index}", value)
+        for index, (word, value) in enumerate(zip(words, values))
+    ]
 
 
 def _refuse_twins(trials: Sequence[Trial]) -> None:
@@ -125,7 +142,11 @@ def _check_rungs(asha: Asha, trials: Sequence[Trial]) -> None:
     for trial in trials:
         steps, every = trial.steps, trial.job.run.evaluate.every
         if steps is None:
-            raise ValueError(f"scheduler: asha needs to know the last step, but trial {trial.name} has only stop.hours; set run.stop.steps or run.stop.tokens")
+            raise ValueError(
+                f"scheduler: asha needs to know the last step, but trial {trial.name} has only stop.hours; set run.stop.steps or run.stop.tokens"
+            )
         if not 0 < every <= asha.grace_steps < steps:
             fix = "evaluate at least as often as the first rung, and put that before the last step"
-            raise ValueError(f"scheduler.grace_steps: {asha.grace_steps}, with run.evaluate.every {every} and {steps} steps in trial {trial.name}; {fix}")
+            raise ValueError(
+                f"scheduler.grace_steps: {asha.grace_steps}, with run.evaluate.every {every} and {steps} steps in trial {trial.name}; {fix}"
+            )

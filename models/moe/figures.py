@@ -50,6 +50,12 @@ def routing_figures(sums: dict[str, Tensor]) -> dict[str, float]:
         "balance_loss": sums["balance_L"].cpu() / sums["targets"].item(),
         "z_loss": sums["z_L"].cpu() / sums["targets"].item(),
     }
-    figures = {f"{name}/layer{layer}": value for name, column in columns.items() for layer, value in enumerate(column.tolist())}
-    shares = {f"expert_load/layer{layer}/expert{expert}": share for layer, row in enumerate(share_LE.tolist()) for expert, share in enumerate(row)}
+    figures = {
+        f"{name}/layer{layer}": value for name, column in columns.items() for layer, value in enumerate(column.tolist())
+    }
+    shares = {
+        f"expert_load/layer{layer}/expert{expert}": share
+        for layer, row in enumerate(share_LE.tolist())
+        for expert, share in enumerate(row)
+    }
     return figures | shares

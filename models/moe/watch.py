@@ -34,7 +34,9 @@ class RaiseBalanceLoss:
 
     def __post_init__(self) -> None:
         if not 1 < self.factor <= self.most:
-            raise ValueError(f"factor is {self.factor} and most {self.most}; factor must be above 1, and most at least factor")
+            raise ValueError(
+                f"factor is {self.factor} and most {self.most}; factor must be above 1, and most at least factor"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,5 +105,7 @@ def build_watch(config: CollapseConfig, moe: MoEConfig | None, layers: int) -> R
     if moe is None or layers == 0 or isinstance(moe.router, ExpertChoiceRouting):
         return None
     if isinstance(config.action, RaiseBalanceLoss) and moe.balance_loss == 0:
-        raise ValueError("collapse.action: raise_balance_loss, but model.moe.balance_loss is 0, which no factor raises; set it above 0, or use another action")
+        raise ValueError(
+            "collapse.action: raise_balance_loss, but model.moe.balance_loss is 0, which no factor raises; set it above 0, or use another action"
+        )
     return RoutingWatch(config, experts_per_token(moe.router), layers, moe.experts)

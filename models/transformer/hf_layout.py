@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from typing import Literal
 
 from models.moe.layer import MoEConfig
-from models.moe.policies import BiasBalancedRouting, ExpertChoiceRouting, NoisyTopKRouting, RoutingConfig, SwitchRouting, TopKRouting
+from models.moe.policies import (
+    BiasBalancedRouting,
+    ExpertChoiceRouting,
+    NoisyTopKRouting,
+    RoutingConfig,
+    SwitchRouting,
+    TopKRouting,
+)
 from models.transformer.model import TransformerConfig
 
 Layout = Literal["llama", "qwen3", "mixtral", "qwen2_moe", "qwen3_moe"]

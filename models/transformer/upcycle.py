@@ -14,7 +14,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from models.moe.policies import BiasBalancedRouting, ExpertChoiceRouting, NoisyTopKRouting, RoutingConfig, SwitchRouting, TopKRouting
+from models.moe.policies import (
+    BiasBalancedRouting,
+    ExpertChoiceRouting,
+    NoisyTopKRouting,
+    RoutingConfig,
+    SwitchRouting,
+    TopKRouting,
+)
 from models.transformer.model import TransformerConfig
 
 FLAT = 7e-7

@@ -58,7 +58,9 @@ def main() -> None:
     with joined("cpu", threads=1) as world, tempfile.TemporaryDirectory(dir=".") as scratch:
         fragments = state_of(options.parameters)
         tensors: dict[str, Tensor] = {fragment.key: fragment.values for fragment in fragments}
-        checkpointer = Checkpointer(Folder(str(Path(scratch).absolute())).make(), world, CheckpointConfig(keep=1), attempt=0)
+        checkpointer = Checkpointer(
+            Folder(str(Path(scratch).absolute())).make(), world, CheckpointConfig(keep=1), attempt=0
+        )
         for index in range(options.rounds + 1):
             begin = time.perf_counter()
             checkpointer.save(index + 1, fragments, {})
@@ -73,13 +75,26 @@ def main() -> None:
             torch.save(tensors, f"{scratch}/blocking.pt")
             blocking = time.perf_counter() - begin
             if index:
-                for values, value in zip((*samples.values(), *product.values()), (stall, blocking, published, alone, beside), strict=True):
+                for values, value in zip(
+                    (*samples.values(), *product.values()), (stall, blocking, published, alone, beside), strict=True
+                ):
                     values.append(value)
     show(samples)
     share = ratio(samples["ours, training waits"], samples["torch.save"])
     slower = ratio(product["beside a save"], product["alone"])
-    print(f"training waits for {100 * share:.1f} % of the time of a blocking torch.save; a matrix product beside a save takes {slower:.2f} times as long")
-    write(options.json, {"ratio": share, "seconds": samples, "product_seconds": product, "product_ratio": slower, "parameters": options.parameters})
+    print(
+        f"training waits for {100 * share:.1f} % of the time of a blocking torch.save; a matrix product beside a save takes {slower:.2f} times as long"
+    )
+    write(
+        options.json,
+        {
+            "ratio": share,
+            "seconds": samples,
+            "product_seconds": product,
+            "product_ratio": slower,
+            "parameters": options.parameters,
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -47,7 +47,9 @@ def write_texts(folder: Path, document_bytes: int) -> list[str]:
     rng = np.random.default_rng(0)
     for shard in range(SHARDS):
         order = rng.permutation(len(documents))
-        pq.write_table(pa.table({"text": [documents[i] for i in order]}), folder / f"{shard}.parquet", row_group_size=1000)
+        pq.write_table(
+            pa.table({"text": [documents[i] for i in order]}), folder / f"{shard}.parquet", row_group_size=1000
+        )
     return sorted(str(path) for path in folder.glob("*.parquet"))
 
 
@@ -63,7 +65,11 @@ def write_images(folder: Path, count: int, side: int) -> list[str]:
             encoded.append({"bytes": file.getvalue(), "path": None})
         features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
         part = datasets.Dataset.from_dict({"image": encoded, "label": [0] * len(encoded)}, features=features)
-        pq.write_table(part.data.table.replace_schema_metadata(part.features.arrow_schema.metadata), folder / f"{shard}.parquet", row_group_size=1000)
+        pq.write_table(
+            part.data.table.replace_schema_metadata(part.features.arrow_schema.metadata),
+            folder / f"{shard}.parquet",
+            row_group_size=1000,
+        )
     return sorted(str(path) for path in folder.glob("*.parquet"))
 
 
@@ -101,7 +107,10 @@ def by_row(files: list[str]) -> Iterator[dict]:
 
 def arrow(files: list[str], name: str, rows: int) -> Iterator[pa.Array]:
     return (
-        batch.column(0) for _ in itertools.count() for file in files for batch in pq.ParquetFile(file).iter_batches(rows, use_threads=False, columns=[name])
+        batch.column(0)
+        for _ in itertools.count()
+        for file in files
+        for batch in pq.ParquetFile(file).iter_batches(rows, use_threads=False, columns=[name])
     )
 
 
@@ -142,12 +151,24 @@ def report(what: str, sides: dict[str, Iterator[object]], steps: int, rounds: in
     """Run and print one comparison; returns what goes into the JSON file."""
     seconds = paired.in_turn({name: taking(iterator, steps) for name, iterator in sides.items()}, rounds)
     print(f"thousand {what} per second")
-    paired.show({name: [steps * per_step / value / 1e3 for value in values] for name, values in seconds.items()}, unit=1.0, name="k/s")
-    ratios = {name: [theirs / ours for ours, theirs in zip(seconds["stream"], values, strict=True)] for name, values in seconds.items() if name != "stream"}
+    paired.show(
+        {name: [steps * per_step / value / 1e3 for value in values] for name, values in seconds.items()},
+        unit=1.0,
+        name="k/s",
+    )
+    ratios = {
+        name: [theirs / ours for ours, theirs in zip(seconds["stream"], values, strict=True)]
+        for name, values in seconds.items()
+        if name != "stream"
+    }
     for name, values in ratios.items():
         print(f"  stream / {name:6} {statistics.median(values):.3f}   ({min(values):.3f} to {max(values):.3f})")
     rates = {name: [steps * per_step / value for value in values] for name, values in seconds.items()}
-    return {"ratio": {name: statistics.median(values) for name, values in ratios.items()}, "ratios": ratios, f"{what}_per_second": rates}
+    return {
+        "ratio": {name: statistics.median(values) for name, values in ratios.items()},
+        "ratios": ratios,
+        f"{what}_per_second": rates,
+    }
 
 
 def main() -> None:
@@ -163,7 +184,9 @@ def main() -> None:
         texts = text_sides(write_texts(Path(folder) / "texts", options.document_bytes), options.seq_len)
         result = {"text": report("tokens", texts, 1000, options.rounds, GLOBAL_BATCH * options.seq_len)}
         steps, rounds = 150, -(-options.rounds // 2)  # fewer and longer: a lane decodes some hundred images at a time
-        images = image_sides(write_images(Path(folder) / "images", int(1.3 * (rounds + 1) * steps * GLOBAL_BATCH), options.image_side))
+        images = image_sides(
+            write_images(Path(folder) / "images", int(1.3 * (rounds + 1) * steps * GLOBAL_BATCH), options.image_side)
+        )
         result["images"] = report("images", images, steps, rounds, GLOBAL_BATCH)
     paired.write(options.json, result)
 

@@ -47,7 +47,9 @@ def diffusers_loop(training: Training, run: RunConfig, batches: list[Batch]) -> 
     network = UNet2DModel(**unet_arguments(objective.model, objective.data.shape[1]))
     network.load_state_dict(objective.model.state_dict())
     scheduler = DDPMScheduler(**scheduler_arguments(objective.config.diffusion))
-    adam = torch.optim.AdamW(network.parameters(), lr=run.optimizer.lr, betas=run.optimizer.betas, weight_decay=0.0, fused=True)
+    adam = torch.optim.AdamW(
+        network.parameters(), lr=run.optimizer.lr, betas=run.optimizer.betas, weight_decay=0.0, fused=True
+    )
     ahead = itertools.cycle(batches)
 
     def step() -> float:
@@ -93,9 +95,15 @@ def main() -> None:
         for mine, other in pairs:
             assert abs(mine - other) < 1e-3 * other, f"the two sides do not train alike: {pairs}"
         samples = in_turn(
-            {"switchwork": lambda: [ours() for _ in range(given.steps)], "diffusers": lambda: [theirs() for _ in range(given.steps)]}, given.rounds
+            {
+                "switchwork": lambda: [ours() for _ in range(given.steps)],
+                "diffusers": lambda: [theirs() for _ in range(given.steps)],
+            },
+            given.rounds,
         )
-    print(f"U-Net of {size / 1e6:.2f} M parameters, 8 x 8 images, batch 128, {given.threads} thread(s), {given.steps} steps a round")
+    print(
+        f"U-Net of {size / 1e6:.2f} M parameters, 8 x 8 images, batch 128, {given.threads} thread(s), {given.steps} steps a round"
+    )
     show(samples)
     rates = {name: [128 * given.steps / seconds for seconds in each] for name, each in samples.items()}
     show(rates, unit=1, name="images/s")

@@ -42,7 +42,9 @@ Side = tuple[nn.Module, Callable[[Tensor], Loss]]
 
 def sides(k: int, tokens: int) -> dict[str, Side]:
     """Name -> (module, its output and auxiliary loss as a function of the input)."""
-    layer = MoELayer(MoEConfig(experts=EXPERTS, ffn=FFN, router=SwitchRouting() if k == 1 else TopKRouting(k=k)), D_MODEL)
+    layer = MoELayer(
+        MoEConfig(experts=EXPERTS, ffn=FFN, router=SwitchRouting() if k == 1 else TopKRouting(k=k)), D_MODEL
+    )
     keys_B = torch.arange(tokens // SEQ_LEN)
 
     def ours(x_BTD: Tensor) -> Loss:
@@ -67,7 +69,9 @@ def deepspeed_side(k: int) -> Side:
 
 
 def qwen3_side(k: int) -> Side:
-    config = Qwen3MoeConfig(hidden_size=D_MODEL, moe_intermediate_size=FFN, num_experts=EXPERTS, num_experts_per_tok=k, norm_topk_prob=k > 1)
+    config = Qwen3MoeConfig(
+        hidden_size=D_MODEL, moe_intermediate_size=FFN, num_experts=EXPERTS, num_experts_per_tok=k, norm_topk_prob=k > 1
+    )
     config._experts_implementation = "grouped_mm"
     module = Qwen3MoeSparseMoeBlock(config)
     for parameter in module.parameters():
@@ -77,7 +81,13 @@ def qwen3_side(k: int) -> Side:
 
 def switch_side(tokens: int) -> Side:
     config = SwitchTransformersConfig(
-        hidden_size=D_MODEL, d_model=D_MODEL, d_ff=3 * FFN // 2, num_experts=EXPERTS, expert_capacity=tokens, dropout_rate=0.0, router_jitter_noise=0.0
+        hidden_size=D_MODEL,
+        d_model=D_MODEL,
+        d_ff=3 * FFN // 2,
+        num_experts=EXPERTS,
+        expert_capacity=tokens,
+        dropout_rate=0.0,
+        router_jitter_noise=0.0,
     )
     module = SwitchTransformersSparseMLP(config)
     return module, lambda x_BTD: (module(x_BTD), None)
@@ -111,7 +121,10 @@ def measure(dtype: str, threads: int, k: int, tokens: int, rounds: int, device: 
     torch.manual_seed(0)
     x_BTD = torch.randn(tokens // SEQ_LEN, SEQ_LEN, D_MODEL).to(device, DTYPES[dtype])
     grad_BTD = torch.randn_like(x_BTD)
-    passes = {name: pass_through((module.to(device, DTYPES[dtype]), run), x_BTD, grad_BTD) for name, (module, run) in sides(k, tokens).items()}
+    passes = {
+        name: pass_through((module.to(device, DTYPES[dtype]), run), x_BTD, grad_BTD)
+        for name, (module, run) in sides(k, tokens).items()
+    }
     samples = {name: [1e3 * value for value in values] for name, values in in_turn(passes, rounds).items()}
     medians = {name: statistics.median(values) for name, values in samples.items()}
     return {
@@ -158,7 +171,9 @@ def show_profile(dtype: str, threads: int, k: int, tokens: int, device: str) -> 
             once()
     share: dict[str, float] = defaultdict(float)
     for event in profiler.key_averages():
-        part = next((part for part, names in PARTS.items() if event.key in names), "routing, losses, statistics, Python")
+        part = next(
+            (part for part, names in PARTS.items() if event.key in names), "routing, losses, statistics, Python"
+        )
         share[part] += event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
     total = sum(share.values())
     parts = ", ".join(f"{part} {value / total:.1%}" for part, value in sorted(share.items(), key=lambda item: -item[1]))
@@ -167,7 +182,9 @@ def show_profile(dtype: str, threads: int, k: int, tokens: int, device: str) -> 
 
 def main() -> None:
     parser = arguments(__doc__, rounds=9)
-    parser.add_argument("--profile", action="store_true", help="print what the layer's time is spent on, at the largest size")
+    parser.add_argument(
+        "--profile", action="store_true", help="print what the layer's time is spent on, at the largest size"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=list(DTYPES))
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])

@@ -84,7 +84,9 @@ def main() -> None:
         stream.close()
         vocab_size = int(training.objective.networks["model"].vocab_size)
         del training
-        samples = in_turn({"worker": the_worker(run, world, batches), "bare loop": bare(run, vocab_size, batches)}, chosen.rounds)
+        samples = in_turn(
+            {"worker": the_worker(run, world, batches), "bare loop": bare(run, vocab_size, batches)}, chosen.rounds
+        )
     per_step = {name: [value / chosen.steps for value in values] for name, values in samples.items()}
     show(per_step, name="ms a step")
     over = ratio(samples["worker"], samples["bare loop"])

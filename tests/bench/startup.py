@@ -22,7 +22,12 @@ from paired import arguments, ratio, show, write
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 JOB = "launch/configs/switch_lm_quickstart.yaml"
-ONE_STEP = ["run.stop.steps=1", "run.evaluate.samples=0", "run.tracking.enabled=false", "run.objective.data.max_eval_samples=8"]
+ONE_STEP = [
+    "run.stop.steps=1",
+    "run.evaluate.samples=0",
+    "run.tracking.enabled=false",
+    "run.objective.data.max_eval_samples=8",
+]
 
 
 @contextmanager
@@ -73,7 +78,10 @@ def main() -> None:
     for name, sides in samples.items():
         print(f"{name}: {ratio(sides['now'], sides['then']):.2f} times as long as at {options.commit}")
         show(sides, 1.0, "s")
-    write(options.json, samples | {"medians": {n: {s: statistics.median(v) for s, v in each.items()} for n, each in samples.items()}})
+    write(
+        options.json,
+        samples | {"medians": {n: {s: statistics.median(v) for s, v in each.items()} for n, each in samples.items()}},
+    )
 
 
 if __name__ == "__main__":

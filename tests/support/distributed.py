@@ -11,12 +11,14 @@ from typing import Any
 import torch.multiprocessing
 
 # The server that the ranks are forked from has imported once what takes seconds to import.
-torch.multiprocessing.set_forkserver_preload([
-    "trainer.worker.main",
-    "trainer.engines.deepspeed_engine",
-    "trainer.engines.expert_parallel",
-    "data.text.collate",
-])
+torch.multiprocessing.set_forkserver_preload(
+    [
+        "trainer.worker.main",
+        "trainer.engines.deepspeed_engine",
+        "trainer.engines.expert_parallel",
+        "data.text.collate",
+    ]
+)
 
 
 def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
@@ -25,13 +27,21 @@ def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any) -> list
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
-        torch.multiprocessing.start_processes(_rank, (world_size, port, folder, fn, args), nprocs=world_size, start_method="forkserver")
+        torch.multiprocessing.start_processes(
+            _rank, (world_size, port, folder, fn, args), nprocs=world_size, start_method="forkserver"
+        )
         return [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(world_size)]
 
 
 def _rank(rank: int, world_size: int, port: int, folder: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
     from trainer.world import joined
 
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     with joined(threads=1, timeout_s=120) as world:
         (Path(folder) / str(rank)).write_bytes(pickle.dumps(fn(world, *args)))

@@ -96,11 +96,20 @@ def stale_shard() -> Iterator[None]:
 
 
 def _gather_but_the_last(
-    whole: Callable[..., None], groups_flat: Any = None, partitioned_param_groups: Any = None, dp_process_group: Any = None, **options: Any
+    whole: Callable[..., None],
+    groups_flat: Any = None,
+    partitioned_param_groups: Any = None,
+    dp_process_group: Any = None,
+    **options: Any,
 ) -> None:
     rank = torch.distributed.get_rank(dp_process_group[0])
     kept = [partitions[-1].clone() for partitions in partitioned_param_groups]
-    whole(groups_flat=groups_flat, partitioned_param_groups=partitioned_param_groups, dp_process_group=dp_process_group, **options)
+    whole(
+        groups_flat=groups_flat,
+        partitioned_param_groups=partitioned_param_groups,
+        dp_process_group=dp_process_group,
+        **options,
+    )
     for partitions, old in zip(partitioned_param_groups, kept, strict=True):
         if rank < len(partitions) - 1:
             partitions[-1].copy_(old)

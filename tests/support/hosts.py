@@ -90,7 +90,18 @@ def ray_hosts(folder: Path, cpus: int, **env: str) -> Iterator[Cluster]:
             for number, host in enumerate(hosts):
                 head = ["--head", f"--port={PORT}", f"--dashboard-host={host.ip}", f"--dashboard-port={DASHBOARD}"]
                 role = [*head, f"--temp-dir={temp}"] if number == 0 else [f"--address={hosts[0].ip}:{PORT}"]
-                started.append(host.start(str(BIN / "ray"), "start", f"--node-ip-address={host.ip}", *role, *common, own=temp, log=cluster.log, **env))
+                started.append(
+                    host.start(
+                        str(BIN / "ray"),
+                        "start",
+                        f"--node-ip-address={host.ip}",
+                        *role,
+                        *common,
+                        own=temp,
+                        log=cluster.log,
+                        **env,
+                    )
+                )
                 if number == 0:
                     _wait_for_head(cluster)
             _wait_for_nodes(cluster, len(hosts))
@@ -108,7 +119,10 @@ def network(count: int) -> Iterator[list[Host]]:
     """`count` hosts that reach each other, and are reached from here, over a bridge."""
     mark = os.getpid() % 65536
     subnet = f"10.{64 + mark % 64}.{mark // 64 % 256}"
-    bridge, hosts = f"swb{mark:x}", [Host(f"sw{mark:x}-{n}", f"{subnet}.{n}", f"swl{mark:x}-{n}") for n in range(1, count + 1)]
+    bridge, hosts = (
+        f"swb{mark:x}",
+        [Host(f"sw{mark:x}-{n}", f"{subnet}.{n}", f"swl{mark:x}-{n}") for n in range(1, count + 1)],
+    )
     try:
         _ip("link", "add", bridge, "type", "bridge")
         _ip("addr", "add", f"{subnet}.254/24", "dev", bridge)
@@ -132,7 +146,9 @@ def network(count: int) -> Iterator[list[Host]]:
 
 def _wait_for_head(cluster: Cluster) -> None:
     deadline = time.monotonic() + 150
-    while subprocess.run([str(BIN / "switchwork"), "jobs", "--to", cluster.address], env=environment(), capture_output=True, check=False).returncode:
+    while subprocess.run(
+        [str(BIN / "switchwork"), "jobs", "--to", cluster.address], env=environment(), capture_output=True, check=False
+    ).returncode:
         assert time.monotonic() < deadline, cluster.log.read_text()
         time.sleep(1)
 
@@ -141,7 +157,9 @@ def _wait_for_nodes(cluster: Cluster, count: int) -> None:
     deadline, head = time.monotonic() + 150, cluster.hosts[0]
     ask = [str(BIN / "python"), "-c", _COUNT, f"{head.ip}:{PORT}"]
     while True:
-        said = subprocess.run(["ip", "netns", "exec", head.name, *ask], env=environment(), capture_output=True, text=True, check=False)
+        said = subprocess.run(
+            ["ip", "netns", "exec", head.name, *ask], env=environment(), capture_output=True, text=True, check=False
+        )
         if said.stdout.strip() == str(count):
             return
         assert time.monotonic() < deadline, f"{said.stdout}{said.stderr}{cluster.log.read_text()}"

@@ -70,7 +70,10 @@ class User:
 
     def may(self, verb: str, group: str, resource: str) -> bool:
         """Whether a rule of a Role allows it."""
-        return self.rules is None or any(group in rule["apiGroups"] and resource in rule["resources"] and verb in rule["verbs"] for rule in self.rules)
+        return self.rules is None or any(
+            group in rule["apiGroups"] and resource in rule["resources"] and verb in rule["verbs"]
+            for rule in self.rules
+        )
 
 
 class KubeApi:
@@ -141,7 +144,11 @@ class KubeApi:
             old = self.get(group, plural, metadata["namespace"], metadata["name"])
             if "resourceVersion" in metadata and metadata["resourceVersion"] != old["metadata"]["resourceVersion"]:
                 words = "the object has been modified; please apply your changes to the latest version and try again"
-                raise Refused(409, "Conflict", f'Operation cannot be fulfilled on {_resource(group, plural)} "{metadata["name"]}": {words}')
+                raise Refused(
+                    409,
+                    "Conflict",
+                    f'Operation cannot be fulfilled on {_resource(group, plural)} "{metadata["name"]}": {words}',
+                )
             if part == "status" or (group, plural) not in CUSTOM:
                 new = old | {"status": obj.get("status", {})} if part == "status" else copy.deepcopy(obj)
             else:
@@ -170,12 +177,22 @@ class KubeApi:
             for key, wanted in ((options or {}).get("preconditions") or {}).items():
                 if wanted is not None and obj["metadata"][key] != wanted:
                     words = f"Precondition failed: {key.upper()} in precondition: {wanted}, {key.upper()} in object meta: {obj['metadata'][key]}"
-                    raise Refused(409, "Conflict", f'Operation cannot be fulfilled on {_resource(group, plural)} "{name}": {words}')
+                    raise Refused(
+                        409,
+                        "Conflict",
+                        f'Operation cannot be fulfilled on {_resource(group, plural)} "{name}": {words}',
+                    )
             if obj["metadata"].get("finalizers"):
                 obj["metadata"].setdefault("deletionTimestamp", _now())
                 return self._store(group, plural, "MODIFIED", obj)
             self._remove(group, plural, obj)
-            return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": {"name": name, "uid": obj["metadata"]["uid"]}}
+            return {
+                "kind": "Status",
+                "apiVersion": "v1",
+                "metadata": {},
+                "status": "Success",
+                "details": {"name": name, "uid": obj["metadata"]["uid"]},
+            }
 
     def select(self, group: str, plural: str, namespace: str, labels: str = "", fields: str = "") -> list[Json]:
         """Copies of the objects that match both selectors."""
@@ -197,7 +214,11 @@ class KubeApi:
                 if since < self.forgotten:
                     yield None
                     return
-                new = [(version, deed, obj) for version, which, deed, obj in self.history if version > since and which == kind]
+                new = [
+                    (version, deed, obj)
+                    for version, which, deed, obj in self.history
+                    if version > since and which == kind
+                ]
                 if not new:
                     left = until - time.monotonic()
                     if left <= 0 or self.closing:
@@ -211,7 +232,9 @@ class KubeApi:
         """Have a pod print lines."""
         with self.news:
             log = self.logs.setdefault(pod, PodLog())
-            log.lines += [(datetime.now(UTC).strftime(f"%Y-%m-%dT%H:%M:%S.%f{n:03d}Z"), text) for n, text in enumerate(lines)]
+            log.lines += [
+                (datetime.now(UTC).strftime(f"%Y-%m-%dT%H:%M:%S.%f{n:03d}Z"), text) for n, text in enumerate(lines)
+            ]
             log.closed = log.closed or close
             self.news.notify_all()
 
@@ -221,7 +244,11 @@ class KubeApi:
         schema, name = kube_schema.schema(plural, version), obj["metadata"].get("name", "")
         if strict and (unknown := kube_schema.unknown_fields(schema, obj)):
             words = ", ".join(f'unknown field "{path}"' for path in unknown)
-            raise Refused(400, "BadRequest", f'{kind} in version "{version}" cannot be handled as a {kind}: strict decoding error: {words}')
+            raise Refused(
+                400,
+                "BadRequest",
+                f'{kind} in version "{version}" cannot be handled as a {kind}: strict decoding error: {words}',
+            )
         kept = kube_schema.with_defaults(schema, kube_schema.pruned(schema, obj))
         found = kube_schema.name_problems(name) + kube_schema.problems(schema, kept)
         if found:
@@ -246,7 +273,10 @@ class KubeApi:
         self.history.append((self.now, (group, plural), "DELETED", gone))
         for (owned_group, owned_plural), objects in list(self.objects.items()):
             for (namespace, name), each in list(objects.items()):
-                if any(owner["uid"] == obj["metadata"]["uid"] for owner in each["metadata"].get("ownerReferences", [])) and (namespace, name) in objects:
+                if (
+                    any(owner["uid"] == obj["metadata"]["uid"] for owner in each["metadata"].get("ownerReferences", []))
+                    and (namespace, name) in objects
+                ):
                     self.delete(owned_group, owned_plural, namespace, name)
         self.news.notify_all()
 

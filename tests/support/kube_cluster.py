@@ -19,7 +19,11 @@ ROLE = Path(__file__).parents[2] / "k8s" / "base" / "namespace" / "rbac.yaml"
 
 def rules() -> list[dict[str, Any]]:
     """What the Role switchwork-submitter allows."""
-    (role,) = [each for each in yaml.safe_load_all(ROLE.read_text()) if each["kind"] == "Role" and each["metadata"]["name"] == "switchwork-submitter"]
+    (role,) = [
+        each
+        for each in yaml.safe_load_all(ROLE.read_text())
+        if each["kind"] == "Role" and each["metadata"]["name"] == "switchwork-submitter"
+    ]
     return list(role["rules"])
 
 
@@ -34,8 +38,14 @@ def kube(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubeApi]:
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "lab",
-            "clusters": [{"name": "lab", "cluster": {"server": server.url}}, {"name": "away", "cluster": {"server": f"http://127.0.0.1:{free_port()}"}}],
-            "users": [{"name": "alice", "user": {"token": "good-token"}}, {"name": "mallory", "user": {"token": "bad-token"}}],
+            "clusters": [
+                {"name": "lab", "cluster": {"server": server.url}},
+                {"name": "away", "cluster": {"server": f"http://127.0.0.1:{free_port()}"}},
+            ],
+            "users": [
+                {"name": "alice", "user": {"token": "good-token"}},
+                {"name": "mallory", "user": {"token": "bad-token"}},
+            ],
             "contexts": [
                 {"name": "lab", "context": {"cluster": "lab", "user": "alice", "namespace": "team"}},
                 {"name": "arn:aws:eks:eu:1:cluster/lab", "context": {"cluster": "lab", "user": "alice"}},

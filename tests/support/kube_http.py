@@ -52,7 +52,11 @@ class Handler(BaseHTTPRequestHandler):
         user = self._user()
         found = _PATH.fullmatch(url.path)
         group, plural = (found["group"] or "", found["plural"]) if found else ("", "")
-        if found is None or (group, plural) not in self.api.installed or (found["version"] or "v1") != KINDS[group, plural][0]:
+        if (
+            found is None
+            or (group, plural) not in self.api.installed
+            or (found["version"] or "v1") != KINDS[group, plural][0]
+        ):
             self._send_text(404, "404 page not found\n")
             return
         namespace, name, sub = found["ns"], found["name"], found["sub"]
@@ -73,11 +77,18 @@ class Handler(BaseHTTPRequestHandler):
                 body.setdefault("metadata", {})["namespace"] = namespace
                 self._send(201, self.api.create(group, plural, body, strict))
             case "update" | "patch", _:
-                self._send(200, self._change(verb, group, plural, namespace, name, body, "status" if sub == "status" else "spec", strict))
+                self._send(
+                    200,
+                    self._change(
+                        verb, group, plural, namespace, name, body, "status" if sub == "status" else "spec", strict
+                    ),
+                )
             case "delete", None:
                 self._send(200, self.api.delete(group, plural, namespace, name, body))
             case _:
-                raise Refused(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+                raise Refused(
+                    405, "MethodNotAllowed", "the server does not allow this method on the requested resource"
+                )
 
     def _user(self) -> User:
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
@@ -85,7 +96,9 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(401, "Unauthorized", "Unauthorized")
         return self.api.users[token]
 
-    def _allow(self, user: User, verb: str, group: str, plural: str, sub: str | None, namespace: str, name: str | None) -> None:
+    def _allow(
+        self, user: User, verb: str, group: str, plural: str, sub: str | None, namespace: str, name: str | None
+    ) -> None:
         resource = f"{plural}/{sub}" if sub else plural
         self.api.used.add((verb, group, resource))
         if not user.may(verb, group, resource):
@@ -93,20 +106,30 @@ class Handler(BaseHTTPRequestHandler):
             words = f'User "{user.name}" cannot {verb} resource "{resource}" in API group "{group}" in the namespace "{namespace}"'
             raise Refused(403, "Forbidden", f"{named} is forbidden: {words}")
 
-    def _change(self, verb: str, group: str, plural: str, namespace: str, name: str, body: Any, part: str, strict: bool) -> Json:
+    def _change(
+        self, verb: str, group: str, plural: str, namespace: str, name: str, body: Any, part: str, strict: bool
+    ) -> Json:
         if verb == "update":
             return self.api.update(group, plural, body, part, strict)
         if self.headers["Content-Type"] != "application/merge-patch+json":
-            raise Refused(415, "UnsupportedMediaType", f"this server merges patches only, not {self.headers['Content-Type']}")
+            raise Refused(
+                415, "UnsupportedMediaType", f"this server merges patches only, not {self.headers['Content-Type']}"
+            )
         with self.api.news:
             old = self.api.get(group, plural, namespace, name)
             return self.api.update(group, plural, _merged(old, body), part, strict)
 
     def _list(self, group: str, plural: str, namespace: str, query: dict[str, str]) -> None:
         with self.api.news:
-            items = self.api.select(group, plural, namespace, query.get("labelSelector", ""), query.get("fieldSelector", ""))
+            items = self.api.select(
+                group, plural, namespace, query.get("labelSelector", ""), query.get("fieldSelector", "")
+            )
             version, kind = KINDS[group, plural]
-            head = {"apiVersion": f"{group}/{version}" if group else version, "kind": f"{kind}List", "metadata": {"resourceVersion": str(self.api.now)}}
+            head = {
+                "apiVersion": f"{group}/{version}" if group else version,
+                "kind": f"{kind}List",
+                "metadata": {"resourceVersion": str(self.api.now)},
+            }
         self._send(200, head | {"items": items})
 
     def _watch(self, kind: tuple[str, str], namespace: str, query: dict[str, str]) -> None:
@@ -123,12 +146,18 @@ class Handler(BaseHTTPRequestHandler):
                 self._chunk({"type": "ERROR", "object": gone.status})
                 break
             _, deed, obj = found
-            if obj["metadata"]["namespace"] == namespace and matches(obj, query.get("labelSelector", ""), query.get("fieldSelector", "")):
+            if obj["metadata"]["namespace"] == namespace and matches(
+                obj, query.get("labelSelector", ""), query.get("fieldSelector", "")
+            ):
                 self._chunk({"type": deed, "object": obj})
         else:
             if query.get("allowWatchBookmarks") in ("true", "True"):
                 version, name = KINDS[kind]
-                about = {"apiVersion": f"{kind[0]}/{version}" if kind[0] else version, "kind": name, "metadata": {"resourceVersion": str(self.api.now)}}
+                about = {
+                    "apiVersion": f"{kind[0]}/{version}" if kind[0] else version,
+                    "kind": name,
+                    "metadata": {"resourceVersion": str(self.api.now)},
+                }
                 self._chunk({"type": "BOOKMARK", "object": about})
         self._end()
 
@@ -138,7 +167,9 @@ class Handler(BaseHTTPRequestHandler):
         if query.get("container", names[0]) not in names:
             raise Refused(400, "BadRequest", f"container {query['container']} is not valid for pod {name}")
         if pod.get("status", {}).get("phase") == "Pending":
-            raise Refused(400, "BadRequest", f'container "{names[0]}" in pod "{name}" is waiting to start: ContainerCreating')
+            raise Refused(
+                400, "BadRequest", f'container "{names[0]}" in pod "{name}" is waiting to start: ContainerCreating'
+            )
         follow, stamps, sent = query.get("follow") in ("true", "True"), query.get("timestamps") in ("true", "True"), 0
         self._begin("text/plain")
         while True:

@@ -47,7 +47,10 @@ class Operator:
         self._make("", "services", f"{cluster}-head-svc", owned, {})
         spec = job["spec"]["rayClusterSpec"]
         templates = [("head", spec["headGroupSpec"]["template"])]
-        templates += [(f"worker-{n}", spec["workerGroupSpecs"][0]["template"]) for n in range(spec["workerGroupSpecs"][0]["replicas"])]
+        templates += [
+            (f"worker-{n}", spec["workerGroupSpecs"][0]["template"])
+            for n in range(spec["workerGroupSpecs"][0]["replicas"])
+        ]
         for suffix, template in templates:
             self._pod(f"{cluster}-{suffix}", owned, template["spec"], labels, pods)
         self.status(name, jobDeploymentStatus="Initializing", jobId=f"{name}-{self.clusters}", rayClusterName=cluster)
@@ -63,23 +66,43 @@ class Operator:
     def submitter(self, name: str, owner: Json, phase: str = "Running") -> str:
         """A pod of the submitter's Job: a new one for the same Ray job if the old one was lost."""
         job = self.job(name)
-        number = sum(1 for pod in self.api.select("", "pods", self.namespace, f"batch.kubernetes.io/job-name={name}")) + self.clusters * 10
+        number = (
+            sum(1 for pod in self.api.select("", "pods", self.namespace, f"batch.kubernetes.io/job-name={name}"))
+            + self.clusters * 10
+        )
         spec = job["spec"]["submitterPodTemplate"]["spec"]
-        container = {**spec["containers"][0], "env": [{"name": "RAY_JOB_SUBMISSION_ID", "value": job["status"]["jobId"]}]}
+        container = {
+            **spec["containers"][0],
+            "env": [{"name": "RAY_JOB_SUBMISSION_ID", "value": job["status"]["jobId"]}],
+        }
         pod = f"{name}-sub{number}"
-        self._pod(pod, owner, spec | {"containers": [container]}, {"batch.kubernetes.io/job-name": name, "job-name": name}, phase)
+        self._pod(
+            pod,
+            owner,
+            spec | {"containers": [container]},
+            {"batch.kubernetes.io/job-name": name, "job-name": name},
+            phase,
+        )
         return pod
 
     def end(self, name: str, failed: str | None = None) -> None:
         """Running to Complete, or with `failed`, what Ray says, to Failed, or to Retrying while there are tries left."""
         if failed is None:
-            self.status(name, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED", succeeded=1, message="Job finished successfully.")
+            self.status(
+                name,
+                jobDeploymentStatus="Complete",
+                jobStatus="SUCCEEDED",
+                succeeded=1,
+                message="Job finished successfully.",
+            )
             return
         job = self.job(name)
         count = job["status"].get("failed", 0) + 1
         again = count <= job["spec"]["backoffLimit"]
         deployment = "Retrying" if again else "Failed"
-        self.status(name, jobDeploymentStatus=deployment, jobStatus="FAILED", failed=count, reason="AppFailed", message=failed)
+        self.status(
+            name, jobDeploymentStatus=deployment, jobStatus="FAILED", failed=count, reason="AppFailed", message=failed
+        )
 
     def retry(self, name: str) -> None:
         """Retrying to New: the old cluster and submitter go."""
@@ -96,7 +119,10 @@ class Operator:
         """An event about an object."""
         number = len(self.api.objects["", "events"])
         fields = {"involvedObject": {"kind": kind, "name": about}, "type": level, "reason": reason, "message": message}
-        body = {"metadata": {"name": f"{about}.{number:x}", "namespace": self.namespace}, "lastTimestamp": f"2026-01-01T00:{number:02d}:00Z"}
+        body = {
+            "metadata": {"name": f"{about}.{number:x}", "namespace": self.namespace},
+            "lastTimestamp": f"2026-01-01T00:{number:02d}:00Z",
+        }
         self.api.create("", "events", body | fields)
 
     def workload(self, name: str, **status: Any) -> str:
@@ -111,9 +137,21 @@ class Operator:
         pod = self._make("", "pods", name, owner, {"spec": spec}, labels)
         self.api.set_status("", "pods", self.namespace, pod["metadata"]["name"], phase=phase)
 
-    def _make(self, group: str, plural: str, name: str, owner: Json, body: Json, labels: dict[str, str] | None = None) -> Json:
-        reference = {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": owner["metadata"]["name"], "uid": owner["metadata"]["uid"]}
-        metadata = {"name": name, "namespace": self.namespace, "labels": labels or {}, "ownerReferences": [reference | {"controller": True}]}
+    def _make(
+        self, group: str, plural: str, name: str, owner: Json, body: Json, labels: dict[str, str] | None = None
+    ) -> Json:
+        reference = {
+            "apiVersion": owner["apiVersion"],
+            "kind": owner["kind"],
+            "name": owner["metadata"]["name"],
+            "uid": owner["metadata"]["uid"],
+        }
+        metadata = {
+            "name": name,
+            "namespace": self.namespace,
+            "labels": labels or {},
+            "ownerReferences": [reference | {"controller": True}],
+        }
         return self.api.create(group, plural, {"metadata": metadata, **body})
 
     def _let_go(self) -> None:
@@ -151,7 +189,10 @@ def validation_problem(job: Json) -> str:
 
 
 def _cluster_problem(spec: Json) -> str:
-    groups = [("Head", spec["headGroupSpec"]), *((group["groupName"], group) for group in spec.get("workerGroupSpecs", []))]
+    groups = [
+        ("Head", spec["headGroupSpec"]),
+        *((group["groupName"], group) for group in spec.get("workerGroupSpecs", [])),
+    ]
     for name, group in groups:
         if not group["template"]["spec"]["containers"]:
             return f"The RayJob spec is invalid: {name} should have at least one container"
@@ -160,7 +201,9 @@ def _cluster_problem(spec: Json) -> str:
         restart = group["template"]["spec"].get("restartPolicy", "Never")
         if spec.get("autoscalerOptions", {}).get("version") == "v2" and restart != "Never":
             return f"restartPolicy for {name} Pod should be Never or unset when using autoscaler V2"
-    if spec.get("authOptions", {}).get("mode") == "token" and tuple(map(int, spec.get("rayVersion", "0").split(".")[:2])) < (2, 52):
+    if spec.get("authOptions", {}).get("mode") == "token" and tuple(
+        map(int, spec.get("rayVersion", "0").split(".")[:2])
+    ) < (2, 52):
         return f"authOptions.mode is 'token' but minimum Ray version is 2.52.0, got {spec.get('rayVersion')}"
     return ""
 

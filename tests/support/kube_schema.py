@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 CRDS = Path(__file__).parents[1] / "crds"
-_TYPES: dict[str, tuple[type, ...]] = {"string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "object": (dict,), "array": (list,)}
+_TYPES: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "object": (dict,),
+    "array": (list,),
+}
 
 
 @functools.cache
@@ -25,17 +32,23 @@ def schema(plural: str, version: str) -> dict[str, Any]:
 def check(manifest: dict[str, Any]) -> list[str]:
     """All that a server asked for fieldValidation=Strict has against a manifest of a kind in tests/crds."""
     group, _, version = manifest["apiVersion"].partition("/")
-    (definition,) = [crd(path.stem) for path in CRDS.glob("*.json") if crd(path.stem)["spec"]["names"]["kind"] == manifest["kind"]]
+    (definition,) = [
+        crd(path.stem) for path in CRDS.glob("*.json") if crd(path.stem)["spec"]["names"]["kind"] == manifest["kind"]
+    ]
     assert definition["spec"]["group"] == group
     found = schema(definition["spec"]["names"]["plural"], version)
     unknown = unknown_fields(found, manifest)
-    return [f'strict decoding error: unknown field "{path}"' for path in unknown] or problems(found, manifest) + name_problems(manifest["metadata"]["name"])
+    return [f'strict decoding error: unknown field "{path}"' for path in unknown] or problems(
+        found, manifest
+    ) + name_problems(manifest["metadata"]["name"])
 
 
 def unknown_fields(part: dict[str, Any], value: Any, path: str = "") -> list[str]:
     """Paths of the fields that the schema does not have."""
     if isinstance(value, list):
-        return [each for n, item in enumerate(value) for each in unknown_fields(part.get("items", {}), item, f"{path}[{n}]")]
+        return [
+            each for n, item in enumerate(value) for each in unknown_fields(part.get("items", {}), item, f"{path}[{n}]")
+        ]
     if not isinstance(value, dict) or part.get("x-kubernetes-preserve-unknown-fields"):
         return []
     found, known, others = [], part.get("properties", {}), part.get("additionalProperties")
@@ -85,10 +98,14 @@ def with_defaults(part: dict[str, Any], value: Any) -> Any:
 def problems(part: dict[str, Any], value: Any, path: str = "") -> list[str]:
     """Violations of the schema, in the server's words."""
     if wrong := _wrong_type(part, value):
-        return [f"{path}: Invalid value: {json.dumps(_go_type(value))}: {path} in body must be of type {wrong}: {json.dumps(_go_type(value))}"]
+        return [
+            f"{path}: Invalid value: {json.dumps(_go_type(value))}: {path} in body must be of type {wrong}: {json.dumps(_go_type(value))}"
+        ]
     found = _wrong_value(part, value, path)
     if isinstance(value, list):
-        return found + [each for n, item in enumerate(value) for each in problems(part.get("items", {}), item, f"{path}[{n}]")]
+        return found + [
+            each for n, item in enumerate(value) for each in problems(part.get("items", {}), item, f"{path}[{n}]")
+        ]
     if isinstance(value, dict):
         prefix = f"{path}." if path else ""
         found += [f"{prefix}{key}: Required value" for key in part.get("required", []) if key not in value]
@@ -103,9 +120,7 @@ def name_problems(name: str) -> list[str]:
     """What every custom resource's name is held to."""
     if re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", name) and len(name) <= 253:
         return []
-    words = (
-        "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character"
-    )
+    words = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character"
     return [f'metadata.name: Invalid value: "{name}": {words}']
 
 
@@ -124,9 +139,13 @@ def _wrong_type(part: dict[str, Any], value: Any) -> str:
 def _wrong_value(part: dict[str, Any], value: Any, path: str) -> list[str]:
     shown, found = json.dumps(value), []
     if "enum" in part and value not in part["enum"]:
-        found.append(f"{path}: Unsupported value: {shown}: supported values: {', '.join(json.dumps(each) for each in part['enum'])}")
+        found.append(
+            f"{path}: Unsupported value: {shown}: supported values: {', '.join(json.dumps(each) for each in part['enum'])}"
+        )
     if "minimum" in part and value < part["minimum"]:
-        found.append(f"{path}: Invalid value: {shown}: {path} in body should be greater than or equal to {part['minimum']}")
+        found.append(
+            f"{path}: Invalid value: {shown}: {path} in body should be greater than or equal to {part['minimum']}"
+        )
     if "maxLength" in part and len(value) > part["maxLength"]:
         found.append(f"{path}: Too long: may not be more than {part['maxLength']} bytes")
     if "pattern" in part and isinstance(value, str) and not re.search(part["pattern"], value):

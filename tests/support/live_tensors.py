@@ -7,7 +7,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-COLLECTIVES = ("all_reduce", "reduce", "broadcast", "all_gather_into_tensor", "reduce_scatter_tensor", "all_gather", "all_to_all_single")
+COLLECTIVES = (
+    "all_reduce",
+    "reduce",
+    "broadcast",
+    "all_gather_into_tensor",
+    "reduce_scatter_tensor",
+    "all_gather",
+    "all_to_all_single",
+)
 
 
 class Collectives:
@@ -21,7 +29,11 @@ class Collectives:
 
     def _counted(self, name: str, call: Any) -> Any:
         def counted(*arguments: Any, **options: Any) -> Any:
-            flat = [each for value in (*arguments, *options.values()) for each in (value if isinstance(value, list | tuple) else [value])]
+            flat = [
+                each
+                for value in (*arguments, *options.values())
+                for each in (value if isinstance(value, list | tuple) else [value])
+            ]
             tensors = [each for each in flat if isinstance(each, Tensor)]
             self.moved[name] = self.moved.get(name, 0) + max((each.nbytes for each in tensors), default=0)
             for watcher in self.watchers:
@@ -67,10 +79,17 @@ class Census:
 
     def look(self, gradients: Iterable[Tensor] = ()) -> None:
         """Take note of what lives now, `gradients` among it."""
-        parts = {"parameters": self._parameters(), "master": self._master(), "moments": self._moments(), "gradients": [*self._gradients(), *gradients]}
+        parts = {
+            "parameters": self._parameters(),
+            "master": self._master(),
+            "moments": self._moments(),
+            "gradients": [*self._gradients(), *gradients],
+        }
         taken: set[int] = set()
         for part, tensors in parts.items():
-            stores = {store.data_ptr(): store.nbytes() for store in map(Tensor.untyped_storage, tensors) if store.nbytes()}
+            stores = {
+                store.data_ptr(): store.nbytes() for store in map(Tensor.untyped_storage, tensors) if store.nbytes()
+            }
             self._note(part, sum(size for place, size in stores.items() if place not in taken))
             taken |= stores.keys()
 

@@ -20,7 +20,9 @@ def trained(world: Any, job: dict[str, Any], steps: int) -> tuple[Any, list[tupl
         training.sums = {}
         curve.append((training.objective.report(sums)["loss"], float(training.norms["model"])))
 
-    share = Share(rank=world.rank, world=world.size, global_batch=run.batch.global_batch, micro_batch=run.batch.micro_batch)
+    share = Share(
+        rank=world.rank, world=world.size, global_batch=run.batch.global_batch, micro_batch=run.batch.micro_batch
+    )
     stream = training.objective.stream(share, None)
     fit(training, stream, steps, [Hook(1, note)])
     stream.close()

@@ -25,7 +25,10 @@ CASES = {
     "spread": ({"workers": 3, "placement": "SPREAD", "gpus_per_worker": 0}, 1),
     "by node": ({"workers": 4, "gpus_per_worker": 0, "node_labels": {"disk": "!fast"}}, 2),
     "round robin": ({"workers": 4, "gpus_per_worker": 0, "node_labels": {"disk": "!fast"}, "ranks": "round_robin"}, 2),
-    "a range": ({"workers": [2, 6], "workers_multiple": 2, "gpus_per_worker": 0, "node_labels": {"name": "in(a, b)"}}, 2),
+    "a range": (
+        {"workers": [2, 6], "workers_multiple": 2, "gpus_per_worker": 0, "node_labels": {"name": "in(a, b)"}},
+        2,
+    ),
 }
 NO_ROOM = {
     "too many": {"workers": 7, "gpus_per_worker": 0},
@@ -42,7 +45,9 @@ def main(folder: Path) -> None:
     try:
         for name in "abc":
             fast = {"disk": "fast"} if name == "c" else {}
-            cluster.add_node(num_cpus=2, num_gpus=2 if name == "c" else 0, labels={"name": name, **fast}, include_dashboard=False)
+            cluster.add_node(
+                num_cpus=2, num_gpus=2 if name == "c" else 0, labels={"name": name, **fast}, include_dashboard=False
+            )
         cluster.wait_for_nodes()
         ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
         refused = {}
@@ -51,7 +56,15 @@ def main(folder: Path) -> None:
                 check_room(ClusterConfig(**fields))
             except ValueError as error:
                 refused[case] = str(error)
-        print(json.dumps({"placed": {case: placed(folder / case, *CASES[case]) for case in CASES}, "refused": refused, "waits": waiting()}))
+        print(
+            json.dumps(
+                {
+                    "placed": {case: placed(folder / case, *CASES[case]) for case in CASES},
+                    "refused": refused,
+                    "waits": waiting(),
+                }
+            )
+        )
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -72,7 +85,9 @@ def placed(folder: Path, fields: dict[str, Any], group: int) -> list[dict[str, A
         (Path(config["folder"]) / f"{context.get_world_rank()}.json").write_text(json.dumps(found))
 
     check_room(config)
-    start_workers(note, {"folder": str(folder)}, config, run_files(str(folder), "run"), dict.fromkeys(config.sizes, group))
+    start_workers(
+        note, {"folder": str(folder)}, config, run_files(str(folder), "run"), dict.fromkeys(config.sizes, group)
+    )
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(len(list(folder.glob("*.json"))))]
 
 

@@ -36,13 +36,17 @@ class Head:
 
 def environment(**more: str) -> dict[str, str]:
     """What a client or a node of the head needs."""
-    return os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "PATH": f"{BIN}:{os.environ['PATH']}"} | more
+    return (
+        os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "PATH": f"{BIN}:{os.environ['PATH']}"} | more
+    )
 
 
 @contextlib.contextmanager
 def ray_head(log: Path, **env: str) -> Iterator[Head]:
     """A head with four CPUs, ready for jobs; `env` is its environment, as a container's."""
-    ports = {name: free_port() for name in ("port", "dashboard-port", "dashboard-agent-listen-port")}  # the agent's own would be taken by any other Ray here
+    ports = {
+        name: free_port() for name in ("port", "dashboard-port", "dashboard-agent-listen-port")
+    }  # the agent's own would be taken by any other Ray here
     folder = tempfile.mkdtemp(prefix="ray-")  # short: Ray makes sockets in it, whose names may have 107 characters
     options = [
         *(f"--{name}={port}" for name, port in ports.items()),
@@ -52,11 +56,18 @@ def ray_head(log: Path, **env: str) -> Iterator[Head]:
         f"--temp-dir={folder}",
     ]
     with log.open("w") as output:
-        process = subprocess.Popen([str(BIN / "ray"), "start", "--head", "--block", *options], env=environment(**env), stdout=output, stderr=output)
+        process = subprocess.Popen(
+            [str(BIN / "ray"), "start", "--head", "--block", *options],
+            env=environment(**env),
+            stdout=output,
+            stderr=output,
+        )
     head = Head(f"http://127.0.0.1:{ports['dashboard-port']}", process)
     try:
         deadline = time.monotonic() + 150
-        while subprocess.run([str(BIN / "switchwork"), "jobs", "--to", head.address], env=environment(), capture_output=True, check=False).returncode:
+        while subprocess.run(
+            [str(BIN / "switchwork"), "jobs", "--to", head.address], env=environment(), capture_output=True, check=False
+        ).returncode:
             assert time.monotonic() < deadline, "the head did not come up"
             time.sleep(1)
         yield head

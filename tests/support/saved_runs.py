@@ -27,7 +27,9 @@ SWITCH = {"experts": 4, "ffn": 48, "router": {"name": "switch"}}
 
 def job_of(corpus: Path, root: Path, name: str, model: dict[str, Any], **objective: Any) -> dict[str, Any]:
     job = tiny_job(corpus, root=str(root), name=name, tracking={"enabled": False}, engine={"name": "accelerate"})
-    job["objective"] |= {"model": {"layers": 3, "d_model": 64, "heads": 4, "kv_heads": 2, "ffn": 48, "init_std": 0.1} | model} | objective
+    job["objective"] |= {
+        "model": {"layers": 3, "d_model": 64, "heads": 4, "kv_heads": 2, "ffn": 48, "init_std": 0.1} | model
+    } | objective
     return job
 
 

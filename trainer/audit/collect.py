@@ -56,7 +56,13 @@ def collect(run: RunConfig, world: World) -> Evidence:
         for engine in training.engines.values():
             engine.refresh()
     objective = training.objective
-    share = Share(rank=world.rank, world=world.size, global_batch=run.batch.global_batch, micro_batch=run.batch.micro_batch, group=objective.group)
+    share = Share(
+        rank=world.rank,
+        world=world.size,
+        global_batch=run.batch.global_batch,
+        micro_batch=run.batch.micro_batch,
+        group=objective.group,
+    )
     stream = objective.stream(share, None)
     steps = []
     for number, data in zip((0, _next_whole(training)), stream):
@@ -75,17 +81,25 @@ def _convolves(network: nn.Module) -> bool:
 
 def _next_whole(training: Training) -> int:
     """The first step after step 0 in which every network is due."""
-    return next(step for step in range(1, _FAR) if all(training.objective.is_due(phase, step) for phase in training.objective.phases))
+    return next(
+        step
+        for step in range(1, _FAR)
+        if all(training.objective.is_due(phase, step) for phase in training.objective.phases)
+    )
 
 
-def _audited(training: Training, micro_batches: list[dict[str, Tensor]], clip: float | None, recording: bool) -> AuditedStep:
+def _audited(
+    training: Training, micro_batches: list[dict[str, Tensor]], clip: float | None, recording: bool
+) -> AuditedStep:
     training.norms = {}
     before, watch = whole(training), _Watch(training, recording)
     with watch.watching():
         train_step(training, micro_batches)
     norms = {phase: float(norm) for phase, norm in training.norms.items()}
     # Each rank undoes its own clipping: where a reduction is missing, ranks may clip by different norms.
-    clipped = {phase: 1.0 if clip is None else min(1.0, clip / (norm + 1e-6)) for phase, norm in norms.items()}  # 1e-6: as all engines do
+    clipped = {
+        phase: 1.0 if clip is None else min(1.0, clip / (norm + 1e-6)) for phase, norm in norms.items()
+    }  # 1e-6: as all engines do
     after = whole(training, clipped)
     batches = chain.from_iterable(_to_main(micro_batches, training.world))
     decisions = chain.from_iterable(_to_main(watch.decisions(), training.world))
@@ -156,7 +170,11 @@ def whole(training: Training, clipped: Mapping[str, float] = MappingProxyType({}
             factor = clipped.get(fragment.name.partition("/")[0], 1.0) if fragment.kind == "exp_avg" else 1.0
             values = fragment.values[fragment.owned].cpu()
             values = values.clone() if factor == 1.0 else values / factor
-            mine.append(_Piece(fragment.kind, fragment.name, fragment.global_shape, fragment.start + fragment.owned.start, values))
+            mine.append(
+                _Piece(
+                    fragment.kind, fragment.name, fragment.global_shape, fragment.start + fragment.owned.start, values
+                )
+            )
     for piece in chain.from_iterable(_to_main(mine, training.world)):
         flat = by_kind[piece.kind].setdefault(piece.name, torch.zeros(piece.shape, dtype=piece.values.dtype)).view(-1)
         flat[piece.start : piece.start + len(piece.values)] = piece.values
@@ -195,7 +213,9 @@ class _Watch:
                 # After the engine's own hooks: at ZeRO 3 these gather the weights just before.
                 watched.callback(part.register_forward_pre_hook(self._note(network, path)).remove)
                 if isinstance(part, Router) and self.main and network in self.record:
-                    watched.callback(part.register_forward_hook(self._note_router(f"{network}/{path}", self.record[network])).remove)
+                    watched.callback(
+                        part.register_forward_hook(self._note_router(f"{network}/{path}", self.record[network])).remove
+                    )
         return watched
 
     def _note(self, network: str, path: str) -> Callable[[nn.Module, object], None]:
@@ -208,11 +228,17 @@ class _Watch:
 
         return note
 
-    def _note_router(self, name: str, record: Recorded) -> Callable[[nn.Module, tuple[Tensor, Tensor], Assignments], None]:
+    def _note_router(
+        self, name: str, record: Recorded
+    ) -> Callable[[nn.Module, tuple[Tensor, Tensor], Assignments], None]:
         def note(module: nn.Module, args: tuple[Tensor, Tensor], routing: Assignments) -> None:
             if name not in self.routers:
                 x_GND, keys_B = (value.detach().cpu().clone() for value in args)
-                log_z_GN, gate_GA = (value.detach().float().cpu().clone() for value in (routing.log_z_GN, routing.gate_GA))
-                self.routers[name] = RouterCall(x_GND=x_GND, keys_B=keys_B, decision=record.found[-1], log_z_GN=log_z_GN, gate_GA=gate_GA)
+                log_z_GN, gate_GA = (
+                    value.detach().float().cpu().clone() for value in (routing.log_z_GN, routing.gate_GA)
+                )
+                self.routers[name] = RouterCall(
+                    x_GND=x_GND, keys_B=keys_B, decision=record.found[-1], log_z_GN=log_z_GN, gate_GA=gate_GA
+                )
 
         return note

@@ -20,10 +20,16 @@ class _Choices(TorchFunctionMode):
 
     layer = ""
 
-    def __torch_function__(self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> object:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
         found = func(*args, **(kwargs or {}))
         if func is torch.Tensor.argsort and args[0].is_floating_point():
-            return self.decide(args[0], found, -1 if len(args) < 2 and "dim" not in (kwargs or {}) else (kwargs or {}).get("dim", *args[1:2]))
+            return self.decide(
+                args[0],
+                found,
+                -1 if len(args) < 2 and "dim" not in (kwargs or {}) else (kwargs or {}).get("dim", *args[1:2]),
+            )
         if func is torch.Tensor.topk:
             chosen = self.decide(args[0], found.indices, -1)
             return torch.return_types.topk((args[0].gather(-1, chosen), chosen))

@@ -47,7 +47,13 @@ class Held(TorchFunctionMode):
         self.kept: list[Tensor] = []
         self.next, self.inside = 0, 0
 
-    def __torch_function__(self, func: Callable[..., Any], types: object, args: Sequence[object] = (), kwargs: dict[str, object] | None = None) -> object:
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: Sequence[object] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         found = func(*args, **(kwargs or {}))
         if func is not torch.Tensor.detach or self.inside:
             return found
@@ -61,7 +67,10 @@ class Held(TorchFunctionMode):
         """One computation of a loss over `networks`."""
         self.next, handles = 0, []
         for network in networks.values():
-            handles += [network.register_forward_pre_hook(lambda *_: self._count(1)), network.register_forward_hook(lambda *_: self._count(-1))]
+            handles += [
+                network.register_forward_pre_hook(lambda *_: self._count(1)),
+                network.register_forward_hook(lambda *_: self._count(-1)),
+            ]
         try:
             with self:
                 yield
@@ -92,14 +101,21 @@ def slopes(reference: Reference, phase: str, directions: int, seed: int) -> dict
         for _ in range(directions):
             size = sum(norm_of(parameter.detach()) ** 2 for _, parameter in members) ** 0.5 or 1.0
             elements = sum(parameter.numel() for _, parameter in members)
-            away = [torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * size / elements**0.5 for _, parameter in members]
-            gradient = sum(float((gradients[name] * direction).sum()) for (name, _), direction in zip(members, away, strict=True))
+            away = [
+                torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * size / elements**0.5
+                for _, parameter in members
+            ]
+            gradient = sum(
+                float((gradients[name] * direction).sum()) for (name, _), direction in zip(members, away, strict=True)
+            )
             length = sum(norm_of(gradients[name]) ** 2 for name, _ in members) ** 0.5
             scale = max(length * size / elements**0.5, abs(gradient))
             tried = []
             for step in _STEPS:
                 ahead, behind = (_moved(reference, phase, batch, members, away, end, held) for end in (step, -step))
-                tried.append(Slope((ahead - behind) / (2 * step), gradient, scale, relative(_DOUBLE * loss / step, scale)))
+                tried.append(
+                    Slope((ahead - behind) / (2 * step), gradient, scale, relative(_DOUBLE * loss / step, scale))
+                )
                 if tried[-1].error <= SLOPE:
                     break
             found[group].append(min(tried, key=lambda each: each.error))
@@ -107,7 +123,13 @@ def slopes(reference: Reference, phase: str, directions: int, seed: int) -> dict
 
 
 def _moved(
-    reference: Reference, phase: str, batch: dict[str, Tensor], members: list[tuple[str, nn.Parameter]], away: list[Tensor], step: float, held: Held
+    reference: Reference,
+    phase: str,
+    batch: dict[str, Tensor],
+    members: list[tuple[str, nn.Parameter]],
+    away: list[Tensor],
+    step: float,
+    held: Held,
 ) -> float:
     """The loss with `members` moved by `step` times `away`; they are put back."""
     kept = [parameter.detach().clone() for _, parameter in members]

@@ -115,7 +115,12 @@ def to_bytes(evidence: Evidence) -> bytes:
         tensors |= {f"{index}/decisions/{position:06d}": value for position, value in enumerate(step.decisions)}
         for name, call in step.routers.items():
             tensors |= {f"{index}/routers/{name}/{part}": value for part, value in vars(call).items()}
-    head = _Head(world=evidence.world, device=evidence.device, roundoff=evidence.roundoff, steps=[step.facts for step in evidence.steps])
+    head = _Head(
+        world=evidence.world,
+        device=evidence.device,
+        roundoff=evidence.roundoff,
+        steps=[step.facts for step in evidence.steps],
+    )
     contiguous = {key: value.contiguous().clone() for key, value in tensors.items()}
     return safetensors.torch.save(contiguous, {"evidence": json.dumps(asdict(head))})
 

@@ -98,7 +98,11 @@ def chains(network: nn.Module) -> list[Chain]:
             if not _plain_linear(child):
                 continue
             row, activation = [(name, child)], None
-            while index + 1 < len(children) and type(children[index][1]) in _ACTIVATIONS and _plain_linear(children[index + 1][1]):
+            while (
+                index + 1 < len(children)
+                and type(children[index][1]) in _ACTIVATIONS
+                and _plain_linear(children[index + 1][1])
+            ):
                 following = _ACTIVATIONS[type(children[index][1])]
                 if activation not in (None, following):
                     break
@@ -107,7 +111,11 @@ def chains(network: nn.Module) -> list[Chain]:
                 index += 2
             found.append(Chain(row, activation or SIGMOID))  # type: ignore[arg-type]
             taken |= {name for name, _ in row}
-    return found + [Chain([(path, module)], SIGMOID) for path, module in network.named_modules() if _plain_linear(module) and path not in taken]
+    return found + [
+        Chain([(path, module)], SIGMOID)
+        for path, module in network.named_modules()
+        if _plain_linear(module) and path not in taken
+    ]
 
 
 def _plain_linear(module: nn.Module) -> bool:
@@ -135,7 +143,9 @@ def _recursion(chain: Chain, x: Tensor, delta: Tensor, seen: Observed, phase: st
     zero = x.new_zeros(())
     layers = [Layer(linear.weight, zero if linear.bias is None else linear.bias) for _, linear in chain.layers]
     trace = forward(layers, x.flatten(0, -2), chain.activation)
-    for (path, linear), gradients in zip(chain.layers, backward(layers, trace, delta.flatten(0, -2), chain.activation), strict=True):
+    for (path, linear), gradients in zip(
+        chain.layers, backward(layers, trace, delta.flatten(0, -2), chain.activation), strict=True
+    ):
         for leaf, value in (("weight", gradients.weight_OI), ("bias", gradients.bias_O)):
             if leaf == "weight" or linear.bias is not None:
                 name = f"{phase}/{path}.{leaf}"

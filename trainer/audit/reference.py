@@ -22,7 +22,10 @@ class Reference:
             network.double().train()
             network.register_forward_pre_hook(_doubled)
             self._load(name, network)
-        self.weight = {phase: float(sum(self.objective.weight(phase, batch) for batch in step.batches)) for phase in self.objective.phases}
+        self.weight = {
+            phase: float(sum(self.objective.weight(phase, batch) for batch in step.batches))
+            for phase in self.objective.phases
+        }
 
     @torch.no_grad()
     def _load(self, name: str, network: nn.Module) -> None:
@@ -32,7 +35,9 @@ class Reference:
             if (key := f"{name}/{path}") in self.step.buffers:
                 buffer.copy_(self.step.buffers[key])
         for path, module in network.named_modules():
-            if isinstance(module, SpectralNorm):  # iterated in the step's first forward pass, without a gradient: given, like the weights
+            if isinstance(
+                module, SpectralNorm
+            ):  # iterated in the step's first forward pass, without a gradient: given, like the weights
                 module.due = False
                 module.u.copy_(self.step.buffers_after[f"{name}/{path}.u"])
                 module.v.copy_(self.step.buffers_after[f"{name}/{path}.v"])
@@ -74,7 +79,9 @@ class Reference:
                 total += float(loss.detach())
         found = {}
         for path, parameter in network.named_parameters():
-            found[f"{phase}/{path}"] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach().clone()
+            found[f"{phase}/{path}"] = (
+                torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach().clone()
+            )
         return total, found, replay
 
 

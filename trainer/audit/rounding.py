@@ -34,7 +34,9 @@ _EXACT = set(
 def drift(values: Tensor, dims: Sequence[int], shape: torch.Size) -> Tensor:
     """By how much a float32 sum of `values` over `dims`, of that `shape`, drifts: u32 times the root of the sum of its squared partial sums."""
     kept = [dim for dim in range(values.ndim) if dim not in {each % values.ndim for each in dims}]
-    rows = values.permute(*kept, *(dim for dim in range(values.ndim) if dim not in kept)).reshape(*(values.shape[dim] for dim in kept), -1)
+    rows = values.permute(*kept, *(dim for dim in range(values.ndim) if dim not in kept)).reshape(
+        *(values.shape[dim] for dim in kept), -1
+    )
     return FP32 * torch.linalg.vector_norm(rows.cumsum(-1), dim=-1).view(shape)
 
 
@@ -56,7 +58,10 @@ def terms(name: str, args: Sequence[Any], results: Sequence[Tensor | None]) -> l
         case _ if name.startswith("_scaled_dot_product"):
             return [max(each.shape[-2] for each in args[:3])] * len(results)
         case _:
-            largest = max((each.numel() for each in tree_leaves(args) if isinstance(each, Tensor) and each.is_floating_point()), default=1)
+            largest = max(
+                (each.numel() for each in tree_leaves(args) if isinstance(each, Tensor) and each.is_floating_point()),
+                default=1,
+            )
             return [max(1, largest // max(1, each.numel())) if each is not None else 1 for each in results]
 
 
@@ -68,13 +73,18 @@ class Rounded(TorchDispatchMode):
         self.roundoff = roundoff
         self.generator = torch.Generator().manual_seed(seed)
 
-    def __torch_dispatch__(self, func: OpOverload, types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> object:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
         found = func(*args, **(kwargs or {}))
         name = func._schema.name.removeprefix("aten::")
         view = any(result.alias_info is not None and not result.alias_info.is_write for result in func._schema.returns)
         if view or name in _EXACT:
             return found
-        results = [each if isinstance(each, Tensor) else None for each in (found if isinstance(found, tuple | list) else [found])]
+        results = [
+            each if isinstance(each, Tensor) else None
+            for each in (found if isinstance(found, tuple | list) else [found])
+        ]
         for value, count in zip(results, terms(name, args, results)):
             if value is not None and value.is_floating_point() and value.numel():
                 reach = self.roundoff + FP32 * max(0, count - 1) ** 0.5
@@ -83,7 +93,10 @@ class Rounded(TorchDispatchMode):
             dims = args[1] if len(args) > 1 and args[1] else range(args[0].ndim)
             results[0].add_(drift(args[0], dims, results[0].shape) * self._uniform(results[0]))
         if name == "convolution_backward" and results[2] is not None:
-            results[2].add_(drift(args[0], [dim for dim in range(args[0].ndim) if dim != 1], results[2].shape) * self._uniform(results[2]))
+            results[2].add_(
+                drift(args[0], [dim for dim in range(args[0].ndim) if dim != 1], results[2].shape)
+                * self._uniform(results[2])
+            )
         return found
 
     def _uniform(self, like: Tensor) -> Tensor:

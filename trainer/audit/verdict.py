@@ -85,9 +85,13 @@ def judge(run: RunConfig, evidence: Evidence, directions: int = 2) -> Findings:
     for step in evidence.steps:
         reference = Reference(run, step)
         findings.judged += _judge_facts(run, step)
-        findings.judged += [_judge_router(reference, step.facts.number, name, call) for name, call in step.routers.items()]
+        findings.judged += [
+            _judge_router(reference, step.facts.number, name, call) for name, call in step.routers.items()
+        ]
         for phase in reference.phases():
-            findings.judged += _judge_phase(reference, phase, evidence.roundoff, directions if step is evidence.steps[-1] else 0, findings)
+            findings.judged += _judge_phase(
+                reference, phase, evidence.roundoff, directions if step is evidence.steps[-1] else 0, findings
+            )
     return findings
 
 
@@ -98,7 +102,9 @@ def _judge_facts(run: RunConfig, step: AuditedStep) -> Iterator[Judged]:
     wrong = len(set(numbers) ^ set(range(first, first + run.batch.global_batch))) + len(numbers) - len(set(numbers))
     yield Judged(what=Subject.SAMPLES, step=step.facts.number, name="global batch", error=wrong, allowed=0)
     if step.facts.refused:
-        yield Judged(what=Subject.REFUSED, step=step.facts.number, name=step.facts.refused, error=float("inf"), allowed=0)
+        yield Judged(
+            what=Subject.REFUSED, step=step.facts.number, name=step.facts.refused, error=float("inf"), allowed=0
+        )
     for stale in step.facts.stale:
         yield Judged(what=Subject.WEIGHTS, step=step.facts.number, name=str(stale), error=float("inf"), allowed=0)
 
@@ -119,7 +125,13 @@ def _judge_router(reference: Reference, step: int, name: str, call: RouterCall) 
         with rounded(router, FP32, seed):
             moved.append(right())
     allowed = _allowed(wanted, moved, FP32)
-    return Judged(what=Subject.ROUTER, step=step, name=name, error=relative(norm_of(given - wanted), norm_of(wanted)), allowed=allowed)
+    return Judged(
+        what=Subject.ROUTER,
+        step=step,
+        name=name,
+        error=relative(norm_of(given - wanted), norm_of(wanted)),
+        allowed=allowed,
+    )
 
 
 def _allowed(right: Tensor, moved: Sequence[Tensor], roundoff: float) -> float:
@@ -129,7 +141,9 @@ def _allowed(right: Tensor, moved: Sequence[Tensor], roundoff: float) -> float:
     return ALLOWANCE * relative(max(deviation, roundoff * size), size)
 
 
-def _judge_phase(reference: Reference, phase: str, roundoff: float, directions: int, findings: Findings) -> Iterator[Judged]:
+def _judge_phase(
+    reference: Reference, phase: str, roundoff: float, directions: int, findings: Findings
+) -> Iterator[Judged]:
     step, network = reference.step, reference.objective.networks[phase]
     with observing(reference, phase) as seen:
         loss, right, replay = reference.gradients(phase, step.batches)
@@ -143,23 +157,42 @@ def _judge_phase(reference: Reference, phase: str, roundoff: float, directions: 
     findings.flips += sum(replay.flips.values())
     findings.decisions += sum(decision[..., 0].numel() for decision in replay.written)
     for layer, margin in replay.margins.items():
-        yield Judged(what=Subject.ROUTING, step=step.facts.number, name=f"{phase}/{layer}", error=margin, allowed=_margin(roundoff))
+        yield Judged(
+            what=Subject.ROUTING,
+            step=step.facts.number,
+            name=f"{phase}/{layer}",
+            error=margin,
+            allowed=_margin(roundoff),
+        )
     for name, written in seen.written_out.items():
         allowed = _allowed(right[name], [trial[name] for trial in moved], roundoff) * DOUBLE / roundoff
         error = relative(norm_of(written - right[name]), norm_of(right[name]))
         yield Judged(what=Subject.RECURSION, step=step.facts.number, name=name, error=error, allowed=allowed)
     for group, found in (slopes(reference, phase, directions, seed=0) if directions else {}).items():
         worst = max(found, key=lambda each: each.error)
-        yield Judged(what=Subject.DIFFERENCES, step=step.facts.number, name=group, error=worst.error, allowed=SLOPE + ALLOWANCE * worst.rounding)
+        yield Judged(
+            what=Subject.DIFFERENCES,
+            step=step.facts.number,
+            name=group,
+            error=worst.error,
+            allowed=SLOPE + ALLOWANCE * worst.rounding,
+        )
     yield from _judge_gradients(step, right, moved, roundoff)
     yield _judge_norm(step, phase, right, moved, roundoff)
-    allowed, error = _allowed(torch.tensor(loss), losses, roundoff), relative(abs(step.facts.losses[phase] - loss), abs(loss))
+    allowed, error = (
+        _allowed(torch.tensor(loss), losses, roundoff),
+        relative(abs(step.facts.losses[phase] - loss), abs(loss)),
+    )
     yield Judged(what=Subject.LOSS, step=step.facts.number, name=phase, error=error, allowed=allowed, size=abs(loss))
 
 
-def _judge_gradients(step: AuditedStep, right: dict[str, Tensor], moved: Sequence[dict[str, Tensor]], roundoff: float) -> Iterator[Judged]:
+def _judge_gradients(
+    step: AuditedStep, right: dict[str, Tensor], moved: Sequence[dict[str, Tensor]], roundoff: float
+) -> Iterator[Judged]:
     for name, whole in right.items():
-        parts = [experts_of(name, each) for each in (step.gradients[name].double(), whole, *(trial[name] for trial in moved))]
+        parts = [
+            experts_of(name, each) for each in (step.gradients[name].double(), whole, *(trial[name] for trial in moved))
+        ]
         for (part, given), (_, wanted), *trials in zip(*parts, strict=True):
             size, along = norm_of(wanted), float((given * wanted).sum())
             factor = along / size**2 if size else 1.0
@@ -175,12 +208,21 @@ def _judge_gradients(step: AuditedStep, right: dict[str, Tensor], moved: Sequenc
             )
 
 
-def _judge_norm(step: AuditedStep, phase: str, right: dict[str, Tensor], moved: Sequence[dict[str, Tensor]], roundoff: float) -> Judged:
+def _judge_norm(
+    step: AuditedStep, phase: str, right: dict[str, Tensor], moved: Sequence[dict[str, Tensor]], roundoff: float
+) -> Judged:
     """The norm that the engine clips by."""
     size, *norms = (sum(norm_of(value) ** 2 for value in each.values()) ** 0.5 for each in (right, *moved))
     deviation = [torch.tensor(each) for each in norms]
     error = relative(abs(step.facts.norms[phase] - size), size)
-    return Judged(what=Subject.NORM, step=step.facts.number, name=phase, error=error, allowed=_allowed(torch.tensor(size), deviation, roundoff), size=size)
+    return Judged(
+        what=Subject.NORM,
+        step=step.facts.number,
+        name=phase,
+        error=error,
+        allowed=_allowed(torch.tensor(size), deviation, roundoff),
+        size=size,
+    )
 
 
 def _margin(roundoff: float) -> float:

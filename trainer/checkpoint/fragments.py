@@ -68,7 +68,10 @@ def extents(network: nn.Module) -> Iterator[tuple[nn.Parameter, Extent]]:
             if isinstance(module, Experts) and module.num_experts < module.total:
                 ep = module.total // module.num_experts
                 numel = prod(shape[1:])
-                yield parameter, Extent(name, (module.total, *shape[1:]), module.first_expert * numel, rank // ep, world // ep)
+                yield (
+                    parameter,
+                    Extent(name, (module.total, *shape[1:]), module.first_expert * numel, rank // ep, world // ep),
+                )
             else:
                 yield parameter, Extent(name, shape, 0, rank, world)
 
@@ -91,7 +94,9 @@ def weights(network: nn.Module) -> list[Fragment]:
     """Weights and buffers of a whole network in this process alone, without an optimiser."""
     fragments = list(buffers(network))
     for parameter, extent in extents(network):
-        fragments.append(Fragment(extent.name, "weight", extent.shape, 0, parameter.data.view(-1), slice(0, parameter.numel())))
+        fragments.append(
+            Fragment(extent.name, "weight", extent.shape, 0, parameter.data.view(-1), slice(0, parameter.numel()))
+        )
     return fragments
 
 

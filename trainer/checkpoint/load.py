@@ -11,7 +11,17 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from trainer.checkpoint.format import Manifest, PieceEntry, TensorEntry, damage, piece_key, read_manifest, receipt_text, step_name, steps_in
+from trainer.checkpoint.format import (
+    Manifest,
+    PieceEntry,
+    TensorEntry,
+    damage,
+    piece_key,
+    read_manifest,
+    receipt_text,
+    step_name,
+    steps_in,
+)
 from trainer.checkpoint.fragments import Fragment, receipt
 from trainer.storage import Folder
 from trainer.world import World
@@ -111,10 +121,14 @@ def fill(fragment: Fragment, pieces: Iterable[PieceEntry], files: PieceFiles) ->
     for name, start, numel in pieces:
         low, high = max(begin, start), min(end, start + numel)
         if low < high:
-            fragment.values[low - begin : high - begin] = files.part(fragment.key, name, start, slice(low - start, high - start))
+            fragment.values[low - begin : high - begin] = files.part(
+                fragment.key, name, start, slice(low - start, high - start)
+            )
 
 
-def check_receipts(folder: Folder, tensors: Mapping[str, TensorEntry], fragments: Sequence[Fragment], world: World) -> None:
+def check_receipts(
+    folder: Folder, tensors: Mapping[str, TensorEntry], fragments: Sequence[Fragment], world: World
+) -> None:
     """Raises ValueError, naming the tensors, unless the state that the ranks own together is bit for bit what was saved."""
     sums: dict[str, int] = {}
     for fragment in fragments:

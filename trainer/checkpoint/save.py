@@ -70,7 +70,9 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         if min(self.every, self.keep, self.keep_every) < 0:
-            raise ValueError(f"every is {self.every}, keep {self.keep} and keep_every {self.keep_every}; none may be below 0")
+            raise ValueError(
+                f"every is {self.every}, keep {self.keep} and keep_every {self.keep_every}; none may be below 0"
+            )
 
 
 class _PeerFailed(OSError):

@@ -62,7 +62,9 @@ def open_source(folder: Folder, scratch: Path) -> WeightSource:
     if RunFiles(folder).has_job:
         return RunSource(folder, scratch)
     if not folder.exists("config.json"):
-        raise ValueError(f"the folder has neither config.json nor {RESOLVED}; name one that `switchwork export` or save_pretrained() wrote, or a run")
+        raise ValueError(
+            f"the folder has neither config.json nor {RESOLVED}; name one that `switchwork export` or save_pretrained() wrote, or a run"
+        )
     return TransformersSource(folder, scratch)
 
 
@@ -73,7 +75,9 @@ class RunSource:
         files = RunFiles(folder)
         objective = files.job()["run"].get("objective", {})
         if "model" not in objective or "tokenizer" not in objective.get("data", {}):
-            raise ValueError(f"it is a run of {objective.get('name')}, which is no language model; name a run of one, such as moe_lm")
+            raise ValueError(
+                f"it is a run of {objective.get('name')}, which is no language model; name a run of one, such as moe_lm"
+            )
         self.model = parse(TransformerConfig, objective["model"], "objective.model")
         self.reads_by = str(objective["data"]["tokenizer"])
         found = restore.newest(files.checkpoints)
@@ -92,7 +96,9 @@ class RunSource:
         return tokenizer_files(self.reads_by)["tokenizer.json"]
 
     def _key(self, name: str) -> str | None:
-        return next((key for kind in ("ema", "weight", "buffer") if (key := f"{kind}/model/{name}") in self.tensors), None)
+        return next(
+            (key for kind in ("ema", "weight", "buffer") if (key := f"{kind}/model/{name}") in self.tensors), None
+        )
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         key = self._key(name)
@@ -103,7 +109,9 @@ class RunSource:
         assert key is not None
         tensor = self.tensors[key]
         values = torch.empty(end - begin, dtype=getattr(torch, tensor["dtype"]))
-        fragment = Fragment(key.partition("/")[2], key.partition("/")[0], tuple(tensor["shape"]), begin, values, slice(0, end - begin))
+        fragment = Fragment(
+            key.partition("/")[2], key.partition("/")[0], tuple(tensor["shape"]), begin, values, slice(0, end - begin)
+        )
         restore.fill(fragment, tensor["pieces"], self.pieces)
         if (begin, end) == (0, prod(tensor["shape"])) and receipt_text(receipt(values, 0)) != tensor["receipt"]:
             raise ValueError(f"checkpoint {self.folder}: {key} is not what was saved; use an earlier one")
@@ -125,7 +133,9 @@ class TransformersSource:
 
     def identity(self) -> str:
         names = ("config.json", *sorted(set(self.files.values())))
-        return hashlib.sha256("".join(digest_of_file(self.folder.fetch(name, self.scratch)) for name in names).encode()).hexdigest()
+        return hashlib.sha256(
+            "".join(digest_of_file(self.folder.fetch(name, self.scratch)) for name in names).encode()
+        ).hexdigest()
 
     def tokenizer(self) -> bytes | None:
         return self.folder.read("tokenizer.json") if self.folder.exists("tokenizer.json") else None
@@ -139,23 +149,37 @@ class TransformersSource:
         else:
             others = [name for name in self.folder.names() if name.endswith((".bin", ".pt", ".pth"))]
             also = f" (it has {others[0]}, which may hold code and is not read)" if others else ""
-            raise ValueError(f"the folder has no {SINGLE}{also}; save the model with save_pretrained(..., safe_serialization=True)")
+            raise ValueError(
+                f"the folder has no {SINGLE}{also}; save the model with save_pretrained(..., safe_serialization=True)"
+            )
         tied = self.model.tie_embeddings
-        return {name: file for name, file in files.items() if not (name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight"))}
+        return {
+            name: file
+            for name, file in files.items()
+            if not (name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight"))
+        }
 
     def _check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
         """ValueError unless the files hold exactly the tensors that config.json tells of, in their shapes."""
         missing, more = sorted(expected.keys() - self.files.keys()), sorted(self.files.keys() - expected.keys())
         if missing or more:
-            said = [f"no {name}" for name in missing[:1]] + [f"a tensor {name}, which such a model has not" for name in more[:1]]
-            raise ValueError(f"its files have {' and '.join(said)} ({len(missing)} missing, {len(more)} too many); save config and weights together")
+            said = [f"no {name}" for name in missing[:1]] + [
+                f"a tensor {name}, which such a model has not" for name in more[:1]
+            ]
+            raise ValueError(
+                f"its files have {' and '.join(said)} ({len(missing)} missing, {len(more)} too many); save config and weights together"
+            )
         for name, shape in expected.items():
             found = tuple(self._slice(name).get_shape())
             if found != shape:
-                raise ValueError(f"{name} is {found} in its file and {shape} by config.json; save config and weights together")
+                raise ValueError(
+                    f"{name} is {found} in its file and {shape} by config.json; save config and weights together"
+                )
         for name in zeros(self.model):
             if torch.count_nonzero(self._reader(self.files[name]).get_tensor(name)):
-                raise ValueError(f"{name} is not zero, and ours has no such gate; only shared experts without one are possible")
+                raise ValueError(
+                    f"{name} is not zero, and ours has no such gate; only shared experts without one are possible"
+                )
 
     def _reader(self, file: str) -> safe_open:
         if file not in self.readers:
@@ -171,7 +195,9 @@ class TransformersSource:
         try:
             return self._reader(self.files[name]).get_slice(name)
         except SafetensorError:
-            raise ValueError(f"{self.files[name]} has no {name}, which the index says it has; copy the whole folder") from None
+            raise ValueError(
+                f"{self.files[name]} has no {name}, which the index says it has; copy the whole folder"
+            ) from None
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         parts = self.parts.get(name)
@@ -192,7 +218,9 @@ class TransformersSource:
         """Elements `low` to before `high` of one tensor, reading no more than the rows that hold them."""
         row = prod(part.shape[1:])
         first = low // row
-        values: Tensor = self._slice(part.name)[first : -(-high // row)].float().flatten()[low - first * row : high - first * row]
+        values: Tensor = (
+            self._slice(part.name)[first : -(-high // row)].float().flatten()[low - first * row : high - first * row]
+        )
         return values if part.scale == 1 else values / part.scale
 
 

@@ -51,7 +51,9 @@ class AnomalyConfig:
         if self.window < _FEWEST_LOSSES:
             raise ValueError(f"window is {self.window}; it must be at least {_FEWEST_LOSSES}")
         if self.back is not None and (self.back < 0 or self.action != "rollback"):
-            raise ValueError(f"back is {self.back} with the action {self.action}; it must be at least 0, and goes with rollback only")
+            raise ValueError(
+                f"back is {self.back} with the action {self.action}; it must be at least 0, and goes with rollback only"
+            )
 
 
 Note = Callable[[Anomaly, int], None]
@@ -100,7 +102,10 @@ class Guard:
             middle = median(losses)
             spread = max(1.4826 * median(abs(each - middle) for each in losses), 0.01 * abs(middle))
             if loss > middle + self.config.spike * spread:
-                return f"the loss is {loss:.4g} after a median of {middle:.4g}, {(loss - middle) / spread:.1f} standard deviations above it" + self._of(phase)
+                return (
+                    f"the loss is {loss:.4g} after a median of {middle:.4g}, {(loss - middle) / spread:.1f} standard deviations above it"
+                    + self._of(phase)
+                )
         losses.append(loss)
         return ""
 
@@ -119,7 +124,10 @@ class Guard:
         action = "skip" if self.config.action == "rollback" and saved < 0 else self.config.action
         if action == "stop" or len(self.found) >= self.config.budget:
             more = "" if action == "stop" else f", and anomaly.budget is {self.config.budget}"
-            return "stop", f"step {step}: {reason}{more}; look at the data and the learning rate, or raise the budget and use --resume"
+            return (
+                "stop",
+                f"step {step}: {reason}{more}; look at the data and the learning rate, or raise the budget and use --resume",
+            )
         first = step
         if action == "rollback":
             first = saved + 1 if self.config.back is None else max(saved + 1, step - self.config.back)

@@ -30,7 +30,9 @@ class Ema:
         self.decay = config.decay if config else 0.0
         fragments = [fragment.named(name) for name, engine in self.engines.items() for fragment in engine.fragments()]
         self.weights = [fragment for fragment in fragments if fragment.kind == "weight"]
-        self.fragments: list[Fragment] = [replace(fragment, kind="ema", values=fragment.values.clone()) for fragment in self.weights]
+        self.fragments: list[Fragment] = [
+            replace(fragment, kind="ema", values=fragment.values.clone()) for fragment in self.weights
+        ]
         """The averages, in the layout of the weights."""
 
     def update(self, step: int) -> None:

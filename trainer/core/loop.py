@@ -122,9 +122,3 @@ def freeze_others(objective: Objective, phase: str) -> None:
     if len(objective.networks) > 1:
         for name, network in objective.networks.items():
             network.requires_grad_(name == phase)
-
-
-
-
-
-

@@ -96,7 +96,9 @@ class Training:
 
 def fragments(training: Training) -> list[Fragment]:
     """All training state that this rank holds."""
-    return [fragment.named(name) for name, engine in training.engines.items() for fragment in engine.fragments()] + training.ema.fragments
+    return [
+        fragment.named(name) for name, engine in training.engines.items() for fragment in engine.fragments()
+    ] + training.ema.fragments
 
 
 @dataclass(frozen=True)

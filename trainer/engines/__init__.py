@@ -8,7 +8,9 @@ from trainer.engines.optim import OptimizerConfig
 from trainer.world import World
 
 
-def build_engine(config: EngineConfig, network: nn.Module, optimizer: OptimizerConfig, bf16: bool, world: World) -> Engine:
+def build_engine(
+    config: EngineConfig, network: nn.Module, optimizer: OptimizerConfig, bf16: bool, world: World
+) -> Engine:
     """The engine for `network`, whose experts are already sharded. Imported here: each framework takes seconds to load."""
     match config:
         case DeepSpeedConfig():

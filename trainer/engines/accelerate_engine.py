@@ -19,7 +19,9 @@ class AccelerateEngine:
     def __init__(self, network: nn.Module, optimizer: OptimizerConfig, bf16: bool, world: World):
         # Not every network has a gradient for every parameter in every step (an expert may get no token).
         ddp = DistributedDataParallelKwargs(find_unused_parameters=world.size > 1)
-        self.accelerator = Accelerator(cpu=world.device.type == "cpu", mixed_precision="bf16" if bf16 else "no", kwargs_handlers=[ddp])
+        self.accelerator = Accelerator(
+            cpu=world.device.type == "cpu", mixed_precision="bf16" if bf16 else "no", kwargs_handlers=[ddp]
+        )
         self.network, self.clip, self.world = network, optimizer.clip, world
         self.optimizer = adamw(network, optimizer)
         self.module, self.prepared = self.accelerator.prepare(network, self.optimizer)

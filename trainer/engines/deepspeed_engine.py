@@ -21,11 +21,18 @@ _ALIGNMENT = 8
 _Norm = TypeVar("_Norm")
 
 
-def deepspeed_config(config: DeepSpeedConfig, optimizer: OptimizerConfig, bf16: bool, parameters: int) -> dict[str, object]:
+def deepspeed_config(
+    config: DeepSpeedConfig, optimizer: OptimizerConfig, bf16: bool, parameters: int
+) -> dict[str, object]:
     """What DeepSpeed is told. The accumulation is ours, so its batch sizes are placeholders."""
     # DeepSpeed allocates whole buckets, and its default is 2 GB, whatever the network; it refuses sizes that its alignment does not divide.
     bucket = min(-(-parameters // _ALIGNMENT) * _ALIGNMENT, LARGEST_BUCKET)
-    zero: dict[str, object] = {"stage": config.zero, "overlap_comm": False, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+    zero: dict[str, object] = {
+        "stage": config.zero,
+        "overlap_comm": False,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+    }
     if config.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
@@ -49,7 +56,9 @@ class DeepSpeedEngine:
         self.norm: Tensor | float = 0.0
         self.refused = False
         told = deepspeed_config(config, optimizer, bf16, sum(parameter.numel() for parameter in network.parameters()))
-        self.engine = deepspeed.initialize(model=network, optimizer=adamw(network, optimizer), config=told, dist_init_required=False)[0]
+        self.engine = deepspeed.initialize(
+            model=network, optimizer=adamw(network, optimizer), config=told, dist_init_required=False
+        )[0]
         self.module = self.engine
         inner = self.engine.optimizer
         match self.zero:
@@ -76,7 +85,9 @@ class DeepSpeedEngine:
         expert = {p.group_name: p.group_name for p in self.network.parameters() if hasattr(p, "group_name")}
         squared = torch.stack([g.float().pow(2).sum() for g in dense]).sum()
         for name in expert:
-            local = [p.grad for p in self.network.parameters() if p.grad is not None and getattr(p, "group_name", "") == name]
+            local = [
+                p.grad for p in self.network.parameters() if p.grad is not None and getattr(p, "group_name", "") == name
+            ]
             part = torch.stack([g.float().pow(2).sum() for g in local]).sum()
             dist.all_reduce(part, group=deepspeed.utils.groups._get_expert_parallel_group(name))
             squared = squared + part

@@ -30,7 +30,15 @@ class ShardedExperts(Experts, _Recognised):
 
     def __init__(self, whole: Experts, ep_size: int, ep_rank: int):
         local = whole.total // ep_size
-        super().__init__(local, whole.d_model, whole.ffn, first_expert=ep_rank * local, total=whole.total, std=whole.std, out_std=whole.out_std)
+        super().__init__(
+            local,
+            whole.d_model,
+            whole.ffn,
+            first_expert=ep_rank * local,
+            total=whole.total,
+            std=whole.std,
+            out_std=whole.out_std,
+        )
         if not whole.gate_up.is_meta:
             part = whole.part(self.first_expert, local)
             self.gate_up, self.down = part.gate_up, part.down
@@ -42,7 +50,9 @@ class ShardedExperts(Experts, _Recognised):
     def set_deepspeed_parallelism(self, use_data_before_expert_parallel_: bool = False) -> None:
         """Called by DeepSpeed's engine, on all ranks at once: makes the groups, which all layers share."""
         if self.expert_group_name not in groups._get_expert_parallel_group_dict():
-            groups._create_expert_and_data_parallel(self.ep_size, use_data_before_expert_parallel_=use_data_before_expert_parallel_)
+            groups._create_expert_and_data_parallel(
+                self.ep_size, use_data_before_expert_parallel_=use_data_before_expert_parallel_
+            )
 
     def forward(self, x_ND: Tensor, counts_E: Tensor) -> Tensor:
         """As `Experts.forward`, with `counts_E` over all experts."""
@@ -78,7 +88,11 @@ class _AllToAll(torch.autograd.Function):
 def _by_expert(received_RL: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """The `rows` rows arrive ordered by (rank, expert): the permutation that orders them by expert, ranks in turn, and its inverse."""
     ranks, local = received_RL.shape
-    expert_N = torch.arange(local, device=received_RL.device).repeat(ranks).repeat_interleave(received_RL.flatten(), output_size=rows)
+    expert_N = (
+        torch.arange(local, device=received_RL.device)
+        .repeat(ranks)
+        .repeat_interleave(received_RL.flatten(), output_size=rows)
+    )
     order_N = expert_N.argsort(stable=True)
     back_N = torch.empty_like(order_N)
     back_N[order_N] = torch.arange(len(order_N), device=order_N.device)
@@ -93,6 +107,8 @@ def shard_experts(network: nn.Module, ep_size: int, rank: int) -> nn.Module:
         for name, child in parent.named_children():
             if isinstance(child, Experts):
                 if child.total % ep_size:
-                    raise ValueError(f"run.engine.ep: {ep_size} does not divide the {child.total} experts; choose a divisor of both")
+                    raise ValueError(
+                        f"run.engine.ep: {ep_size} does not divide the {child.total} experts; choose a divisor of both"
+                    )
                 setattr(parent, name, ShardedExperts(child, ep_size, rank % ep_size))
     return network

@@ -82,7 +82,9 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int | None) -> floa
     match schedule:
         case Cosine():
             progress = (step - schedule.warmup_steps) / max(1, steps - schedule.warmup_steps)
-            factor = schedule.final + (1 - schedule.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
+            factor = schedule.final + (1 - schedule.final) * 0.5 * (
+                1 + math.cos(math.pi * min(1.0, max(0.0, progress)))
+            )
         case WarmupStableDecay():
             left = (steps - step) / schedule.decay_steps if schedule.decay_steps else 1.0
             factor = schedule.final + (1 - schedule.final) * min(1.0, max(0.0, left))
@@ -104,4 +106,6 @@ def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[s
 
 def adamw(network: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """torch's fused AdamW over `network`; the loop sets the learning rate before every update."""
-    return torch.optim.AdamW(parameter_groups(network, config), lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    return torch.optim.AdamW(
+        parameter_groups(network, config), lr=config.lr, betas=config.betas, eps=config.eps, fused=True
+    )

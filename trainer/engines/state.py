@@ -73,7 +73,9 @@ def _adam_state(optimizer: torch.optim.Optimizer, tensor: Tensor) -> dict[str, T
     return state
 
 
-def _pieces(extent: Extent, start: int, weight: Tensor, state: dict[str, Tensor], narrow: slice, owned: slice) -> Iterator[Fragment]:
+def _pieces(
+    extent: Extent, start: int, weight: Tensor, state: dict[str, Tensor], narrow: slice, owned: slice
+) -> Iterator[Fragment]:
     """The fragments of one parameter: `weight`, the moments narrowed alike, and the step, owned by whoever owns element 0."""
     start += extent.offset
     yield Fragment(extent.name, "weight", extent.shape, start, weight, owned)
@@ -104,7 +106,14 @@ def zero12(network: nn.Module, optimizer: Zero12Optimizer) -> list[Fragment]:
                 continue
             here = mapping.hp_fragment_address
             narrow = slice(here.start, here.start + here.numel)
-            fragments += _pieces(extents_of[parameter], mapping.lp_fragment_address.start, flat.data[narrow], state, narrow, slice(0, here.numel))
+            fragments += _pieces(
+                extents_of[parameter],
+                mapping.lp_fragment_address.start,
+                flat.data[narrow],
+                state,
+                narrow,
+                slice(0, here.numel),
+            )
     return fragments
 
 

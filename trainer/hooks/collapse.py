@@ -70,7 +70,11 @@ class CollapseHook:
             case ReinitDeadExperts():
                 dead = (self.watch.idle_LE[layer] >= config.steps).nonzero()[:, 0].tolist()
                 start_anew(training, self, layer, dead, busiest)
-                done = f"experts {', '.join(map(str, dead))} start anew" if dead else "no expert was without tokens, so none starts anew"
+                done = (
+                    f"experts {', '.join(map(str, dead))} start anew"
+                    if dead
+                    else "no expert was without tokens, so none starts anew"
+                )
             case Stop():
                 training.wants_stop = Stopped(Ending.COLLAPSED, what)
                 done = "stopping"
@@ -86,7 +90,9 @@ def start_anew(training: Training, hook: CollapseHook, layer: int, dead: list[in
     Drawn from (seed, name, global expert, step), so the same in every layout. An expert whose score is below the busiest's for every
     token stays dead whatever its weights: its row of the router becomes the busiest's plus noise as at the start.
     """
-    prefix, module = [(name, module) for name, module in hook.network.named_modules() if isinstance(module, MoELayer)][layer]
+    prefix, module = [(name, module) for name, module in hook.network.named_modules() if isinstance(module, MoELayer)][
+        layer
+    ]
     engine = training.engines[hook.name]
     router = f"{prefix}.router.weight"
     assert isinstance(module.experts, Experts)

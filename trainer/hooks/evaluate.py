@@ -18,10 +18,6 @@ _PAUSES: tuple[Spent, ...] = ("evaluation", "checkpoint")
 """What hooks book that stops training."""
 
 
-
-
-
-
 def evaluate(training: Training, batches: list[Batch]) -> dict[str, float]:
     """The objective's measures on held-out `batches`, over all ranks."""
     sums: Sums = {}
@@ -80,11 +76,3 @@ class Quality:
         self.tracker.log(training.step, {f"quality/{name}": value for name, value in self.figures.items()})
         for alarm in training.objective.alarms(self.figures):
             self.say(EventKind.QUALITY, f"step {training.step}: {alarm}", training.step)
-
-
-
-
-
-
-
-

@@ -21,7 +21,9 @@ class ProfileConfig:
 
     def __post_init__(self) -> None:
         if self.first < 2 or self.steps < 1:
-            raise ValueError(f"profile: first is {self.first} and steps {self.steps}; first must be at least 2 and steps at least 1")
+            raise ValueError(
+                f"profile: first is {self.first} and steps {self.steps}; first must be at least 2 and steps at least 1"
+            )
 
 
 class ProfilerHook:

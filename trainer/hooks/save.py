@@ -32,8 +32,16 @@ class Save:
         self.settle(training)
         assert training.data_state is not None, "a step was done"
         data = self.merge(training.world.gather(training.data_state))
-        state = State(step=training.step, samples=training.samples, data=data, world=training.world.size, guard=training.guard.state())
-        self.checkpointer.save(training.step, fragments(training), json.loads(json.dumps(state)))  # a copy: it is written later
+        state = State(
+            step=training.step,
+            samples=training.samples,
+            data=data,
+            world=training.world.size,
+            guard=training.guard.state(),
+        )
+        self.checkpointer.save(
+            training.step, fragments(training), json.loads(json.dumps(state))
+        )  # a copy: it is written later
         self.ledger.saved(data)
         self.tracker.log(training.step, {"checkpoint_stall_s": time.perf_counter() - begin})
 

@@ -22,7 +22,9 @@ def check_diffusers(config: ObjectiveConfig) -> None:
     """Raises ValueError for a network or a schedule that diffusers does not have."""
     assert isinstance(config, DDPMConfig), "others have another format"
     if config.network.name != "unet":
-        raise ValueError(f"run.objective.network.name: {config.network.name}; diffusers has the unet alone, so only runs with it can be exported")
+        raise ValueError(
+            f"run.objective.network.name: {config.network.name}; diffusers has the unet alone, so only runs with it can be exported"
+        )
     scheduler_arguments(config.diffusion)
 
 
@@ -31,8 +33,14 @@ def write_diffusers(objective: Objective, target: Folder) -> list[str]:
     assert isinstance(objective, DDPMObjective), "others have another format"
     assert isinstance(objective.model, UNet), "check_diffusers refuses other networks"
     _, height, width = objective.data.shape
-    unet = unet_arguments(objective.model, sample_size=height) | {"_class_name": "UNet2DModel", "_diffusers_version": VERSION}
-    scheduler = scheduler_arguments(objective.config.diffusion) | {"_class_name": "DDPMScheduler", "_diffusers_version": VERSION}
+    unet = unet_arguments(objective.model, sample_size=height) | {
+        "_class_name": "UNet2DModel",
+        "_diffusers_version": VERSION,
+    }
+    scheduler = scheduler_arguments(objective.config.diffusion) | {
+        "_class_name": "DDPMScheduler",
+        "_diffusers_version": VERSION,
+    }
     index = {
         "_class_name": "DDPMPipeline",
         "_diffusers_version": VERSION,
@@ -43,12 +51,18 @@ def write_diffusers(objective: Objective, target: Folder) -> list[str]:
     _write(target / "scheduler", "scheduler_config.json", scheduler)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "diffusion_pytorch_model.safetensors"
-        save_file({name: value.contiguous() for name, value in objective.model.state_dict().items()}, file, metadata={"format": "pt"})
+        save_file(
+            {name: value.contiguous() for name, value in objective.model.state_dict().items()},
+            file,
+            metadata={"format": "pt"},
+        )
         (target / "unet").put(file, file.name)
     _write(target, "model_index.json", index)
     notes = []
     if height != width:
-        notes.append(f"images are {height} x {width}, and DDPMPipeline makes square ones: give the shape of the noise yourself")
+        notes.append(
+            f"images are {height} x {width}, and DDPMPipeline makes square ones: give the shape of the noise yourself"
+        )
     if objective.classes is not None:
         notes.append("DDPMPipeline knows no classes: call its unet with class_labels and step with its scheduler")
     return notes

@@ -49,16 +49,22 @@ def read_task(file: Path, style: Style) -> list[Item]:
     for number, line in enumerate(file.read_text().splitlines(), 1):
         try:
             values = json.loads(line)
-            texts: dict[str, Any] = {key: tuple(map(str, value)) if key == "choices" else str(value) for key, value in values.items()}
+            texts: dict[str, Any] = {
+                key: tuple(map(str, value)) if key == "choices" else str(value) for key, value in values.items()
+            }
             item = Item(**texts)
         except (json.JSONDecodeError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"--task: {file}, line {number}: {error}; each line is an object with question and answer, and may have steps, choices, group"
             ) from None
         if style == "chain_of_thought" and not item.steps:
-            raise ValueError(f"--task: {file}, line {number}: no steps, which --style chain_of_thought shows; add them, or use --style direct")
+            raise ValueError(
+                f"--task: {file}, line {number}: no steps, which --style chain_of_thought shows; add them, or use --style direct"
+            )
         if item.choices and item.answer not in item.choices:
-            raise ValueError(f"--task: {file}, line {number}: the answer {item.answer!r} is not among the choices; add it")
+            raise ValueError(
+                f"--task: {file}, line {number}: the answer {item.answer!r} is not among the choices; add it"
+            )
         items.append(item)
     if not items:
         raise ValueError(f"--task: {file} is empty; give JSON lines with question and answer")
@@ -102,14 +108,34 @@ class Answer(TypedDict):
 class Answers:
     """A model's answers to the items of a task."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, items: Sequence[Item], shots: int, style: Style, tokens: int, seed: int):
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        items: Sequence[Item],
+        shots: int,
+        style: Style,
+        tokens: int,
+        seed: int,
+    ):
         if not 0 <= shots < len(items):
             raise ValueError(f"--shots: {shots} examples of a task of {len(items)} items; use 0 to {len(items) - 1}")
-        self.model, self.tokenizer, self.items, self.shots, self.style, self.tokens, self.seed = model.eval(), tokenizer, items, shots, style, tokens, seed
+        self.model, self.tokenizer, self.items, self.shots, self.style, self.tokens, self.seed = (
+            model.eval(),
+            tokenizer,
+            items,
+            shots,
+            style,
+            tokens,
+            seed,
+        )
 
     def to(self, indices: Sequence[int], batch: int) -> Iterator[Answer]:
         """For each item: what was written, whether that is the answer, and, where there are choices, whether the likeliest is. In batches of equal length."""
-        prompts = {index: self._encode(prompt(self.items, index, self.shots, self.style, self.seed), start=True) for index in indices}
+        prompts = {
+            index: self._encode(prompt(self.items, index, self.shots, self.style, self.seed), start=True)
+            for index in indices
+        }
         by_length: dict[int, list[int]] = {}
         for index, tokens in prompts.items():
             by_length.setdefault(len(tokens), []).append(index)
@@ -120,18 +146,33 @@ class Answers:
                     yield self._judged(index, prompts[index], written)
 
     def _encode(self, text: str, start: bool = False) -> list[int]:
-        return [self.tokenizer.eod] * start + [int(token) for token in self.tokenizer.encode([text])[0]] if text else [self.tokenizer.eod] * start
+        return (
+            [self.tokenizer.eod] * start + [int(token) for token in self.tokenizer.encode([text])[0]]
+            if text
+            else [self.tokenizer.eod] * start
+        )
 
     def _written(self, prompts: Sequence[list[int]]) -> list[str]:
         """What the model writes after each prompt, the most probable token each time, up to the end of the line."""
         newline = self._encode("\n")
-        found_BT = generate(self.model, torch.tensor(prompts), self.tokens, temperature=0, stop=newline[0] if len(newline) == 1 else None)
-        known = [[token for token in row if token < self.tokenizer.vocab_size] for row in found_BT[:, len(prompts[0]) :].tolist()]
+        found_BT = generate(
+            self.model,
+            torch.tensor(prompts),
+            self.tokens,
+            temperature=0,
+            stop=newline[0] if len(newline) == 1 else None,
+        )
+        known = [
+            [token for token in row if token < self.tokenizer.vocab_size]
+            for row in found_BT[:, len(prompts[0]) :].tolist()
+        ]
         return [self.tokenizer.decode(row).partition("\n")[0] for row in known]
 
     def _judged(self, index: int, tokens: list[int], written: str) -> Answer:
         item = self.items[index]
-        answer = Answer(item=index, group=item.group, written=written, right=answer_in(written, self.style) == item.answer)
+        answer = Answer(
+            item=index, group=item.group, written=written, right=answer_in(written, self.style) == item.answer
+        )
         if item.choices:
             way = written.rpartition(MARK)[0] + MARK if self.style == "chain_of_thought" and MARK in written else ""
             scores = self._log_likelihoods(tokens + self._encode(way), item.choices)
@@ -146,7 +187,10 @@ class Answers:
         longest = max(map(len, endings))
         rows_BT = torch.tensor([tokens + ending + [self.tokenizer.eod] * (longest - len(ending)) for ending in endings])
         log_p_BTV = F.log_softmax(self.model(rows_BT)[0][:, len(tokens) - 1 : -1].float(), dim=-1)
-        return [float(sum(log_p_TV[place, token] for place, token in enumerate(ending))) for log_p_TV, ending in zip(log_p_BTV, endings, strict=True)]
+        return [
+            float(sum(log_p_TV[place, token] for place, token in enumerate(ending)))
+            for log_p_TV, ending in zip(log_p_BTV, endings, strict=True)
+        ]
 
 
 def wilson(right: int, of: int, z: float = 1.959964) -> tuple[float, float]:

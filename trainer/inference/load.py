@@ -35,7 +35,9 @@ def load_objective(run: RunConfig, folder: Folder, say: Callable[[str], None]) -
     objective = build_objective(run.objective, run.seed)
     for name, network in objective.networks.items():
         initialise(network, run.seed)
-        restore.load(where, manifest, [_averaged(fragment.named(name), manifest) for fragment in shards.weights(network)], ALONE)
+        restore.load(
+            where, manifest, [_averaged(fragment.named(name), manifest) for fragment in shards.weights(network)], ALONE
+        )
     return objective, manifest["step"]
 
 

@@ -35,7 +35,10 @@ def write_transformers(objective: Objective, target: Folder) -> list[str]:
     config, tokenizer, vocab_size = objective.config, objective.tokenizer, objective.model.vocab_size
     values = to_config(config.model, vocab_size, positions=config.data.seq_len, end_of_text=tokenizer.eod)
     generation = {name: values[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    files = tokenizer_files(config.data.tokenizer) | {"config.json": _json(values), "generation_config.json": _json(generation)}
+    files = tokenizer_files(config.data.tokenizer) | {
+        "config.json": _json(values),
+        "generation_config.json": _json(generation),
+    }
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(target.make().path) if target.is_local else Path(scratch)
         weights = to_transformers(objective.model.state_dict(), config.model, vocab_size)

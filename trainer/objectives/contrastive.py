@@ -80,9 +80,13 @@ class ContrastiveObjective(ImageObjective):
     @torch.no_grad()
     def prepare(self, phase: str, net: nn.Module, batches: Sequence[Batch], rows: GatherRows) -> Sequence[Batch]:
         parts = [self._embed(net, batch, "views") for batch in batches]
-        whole = Embedded(torch.cat([z.a_MP for z in parts]), torch.cat([z.b_MP for z in parts]), parts[0].log_scale, parts[0].bias)
+        whole = Embedded(
+            torch.cat([z.a_MP for z in parts]), torch.cat([z.b_MP for z in parts]), parts[0].log_scale, parts[0].bias
+        )
         cached = self._pair_loss(whole, torch.cat([batch["sample"] for batch in batches]), rows)
-        outward = leads_out(whole.log_scale, rows(cached.log_scale_M.sum(0, keepdim=True)).sum(), self.least_temperature)
+        outward = leads_out(
+            whole.log_scale, rows(cached.log_scale_M.sum(0, keepdim=True)).sum(), self.least_temperature
+        )
         cached = cached._replace(log_scale_M=cached.log_scale_M * ~outward)
         sizes = [len(batch["sample"]) for batch in batches]
         split = zip(*(each.split(sizes) for each in cached), strict=True)
@@ -90,7 +94,12 @@ class ContrastiveObjective(ImageObjective):
 
     def loss(self, phase: str, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Sums]:
         z, cached = self._embed(net, batch, "views"), PairLoss(*(batch[f"cached/{name}"] for name in PairLoss._fields))
-        inner = (cached.a_MP * z.a_MP).sum() + (cached.b_MP * z.b_MP).sum() + cached.log_scale_M.sum() * z.log_scale.sum() + cached.bias_M.sum() * z.bias.sum()
+        inner = (
+            (cached.a_MP * z.a_MP).sum()
+            + (cached.b_MP * z.b_MP).sum()
+            + cached.log_scale_M.sum() * z.log_scale.sum()
+            + cached.bias_M.sum() * z.bias.sum()
+        )
         loss_sum = cached.loss_M.sum()
         with torch.no_grad():
             rest = loss_sum - inner
@@ -120,19 +129,31 @@ class ContrastiveObjective(ImageObjective):
         start.to(self.device).eval()
 
         def known(x: Tensor, number_M: Tensor, label_M: Tensor) -> Parts:
-            more = {"random": start.features(x.to(self.device)), "pixels": x.flatten(1)} if first and self.images.classes else {}
+            more = (
+                {"random": start.features(x.to(self.device)), "pixels": x.flatten(1)}
+                if first and self.images.classes
+                else {}
+            )
             return {"features": self.model.features(x.to(self.device))} | more
 
         def asked(x: Tensor, number_M: Tensor, label_M: Tensor) -> Parts:
             batch = {"image": (x + 1) * 127.5, "label": label_M, "sample": number_M}
-            z = self._embed(nets["model"], {name: value.to(self.device) for name, value in batch.items()}, "held-out views")
+            z = self._embed(
+                nets["model"], {name: value.to(self.device) for name, value in batch.items()}, "held-out views"
+            )
             return known(x, number_M, label_M) | {"a": z.a_MP, "b": z.b_MP}
 
         train = of_images(self.images, "train", config.samples, known, share, gather)
         held_out = of_images(self.images, self._apart, config.samples, asked, share, gather)
 
         def figures() -> dict[str, float]:
-            found = class_figures(config, [name for name in ("features", "random", "pixels") if name in train], train, held_out) if self.images.classes else {}
+            found = (
+                class_figures(
+                    config, [name for name in ("features", "random", "pixels") if name in train], train, held_out
+                )
+                if self.images.classes
+                else {}
+            )
             return found | self._pair_figures(config, held_out)
 
         found = once(figures, share, gather)
@@ -144,7 +165,9 @@ class ContrastiveObjective(ImageObjective):
         return "held_out" if self.images.config.eval_source or self.images.config.held_out else "train"
 
     def _features(self, image_NCHW: Tensor) -> Tensor:
-        return torch.cat([self.model.features((part.float() / 127.5 - 1).to(self.device)) for part in image_NCHW.split(256)])
+        return torch.cat(
+            [self.model.features((part.float() / 127.5 - 1).to(self.device)) for part in image_NCHW.split(256)]
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +184,9 @@ class SimCLRConfig(ContrastiveConfig):
 
     def __post_init__(self) -> None:
         if not 0.01 <= self.temperature <= 1:
-            raise ValueError(f"temperature is {self.temperature}; it must be between 0.01 and 1, such as 0.5, or 0.1 with large batches")
+            raise ValueError(
+                f"temperature is {self.temperature}; it must be between 0.01 and 1, such as 0.5, or 0.1 with large batches"
+            )
         if self.chunk < 1 or not self.projection:
             raise ValueError(
                 f"chunk is {self.chunk} and projection {list(self.projection)}; chunk must be at least 1, and projection must name a layer or more"

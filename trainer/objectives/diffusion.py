@@ -92,11 +92,15 @@ class DDPMConfig(ImageModelConfig):
     def __post_init__(self) -> None:
         check_quality(self.quality, self.data)
         if self.conditional and not (isinstance(self.data, ImageConfig) and self.data.classes):
-            raise ValueError("conditional is true, but data.classes is not set; set it to the number of classes, or conditional false")
+            raise ValueError(
+                "conditional is true, but data.classes is not set; set it to the number of classes, or conditional false"
+            )
         if self.guidance != 1.0 and not self.conditional:
             raise ValueError(f"guidance is {self.guidance} without conditional; use 1, or conditional true")
         if self.sampler.steps and self.sampler.steps > self.diffusion.schedule.steps:
-            raise ValueError(f"sampler.steps is {self.sampler.steps}, but the schedule has {self.diffusion.schedule.steps} timesteps; use at most as many")
+            raise ValueError(
+                f"sampler.steps is {self.sampler.steps}, but the schedule has {self.diffusion.schedule.steps} timesteps; use at most as many"
+            )
 
     @property
     def export_format(self) -> ExportFormat | None:
@@ -111,7 +115,9 @@ class DDPMObjective(GenerativeObjective):
         self.config = config
         self.classes = self.data.classes if config.conditional else None
         self.schedule = NoiseSchedule(betas(config.diffusion.schedule))
-        self.model = build_diffusion_network(config.network, self.data.shape, config.diffusion.output_multiple, self.classes)
+        self.model = build_diffusion_network(
+            config.network, self.data.shape, config.diffusion.output_multiple, self.classes
+        )
         self.networks: dict[str, nn.Module] = {"model": self.model}
 
     def _noised(self, batch: Batch, purpose: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -143,7 +149,9 @@ class DDPMObjective(GenerativeObjective):
         labels_M = batch["label"] if self.classes is not None else None
         output, there_M = nets["model"](x_t, t_M, labels_M), batch["mask"]
         loss_M = diffusion_loss(self.config.diffusion, self.schedule, output, x0, t_M, noise)
-        error_M = squared_error(self.config.diffusion.prediction, self.schedule, split_variance(output, x0)[0], x0, t_M, noise)
+        error_M = squared_error(
+            self.config.diffusion.prediction, self.schedule, split_variance(output, x0)[0], x0, t_M, noise
+        )
         buckets = loss_by_timestep(error_M[there_M], t_M[there_M], self.schedule.steps, _BUCKETS)
         sums = {"loss": loss_M[there_M].sum().double(), "samples": there_M.sum().double(), "buckets": buckets}
         if self._estimates_bound:
@@ -153,16 +161,28 @@ class DDPMObjective(GenerativeObjective):
     def _bound(self, x0: Tensor, labels_M: Tensor | None, samples_M: Tensor, there_M: Tensor) -> Sums:
         """The terms of the variational bound in bits per dimension: the prior's, the decoder's, and the KL terms', of which each stratum of timesteps
         gives one that is drawn for each sample: unbiased, and the same for every split into batches."""
-        denoise, strata, keys_M = self._denoiser(labels_M, 1.0), self.config.bound_timesteps, sample_keys(self.seed, samples_M, "bound")
+        denoise, strata, keys_M = (
+            self._denoiser(labels_M, 1.0),
+            self.config.bound_timesteps,
+            sample_keys(self.seed, samples_M, "bound"),
+        )
         fixed, levels = self.config.diffusion.fixed_variance, self.config.diffusion.levels
 
         def term(t_M: Tensor, purpose: int) -> Tensor:
             x_t = self.schedule.diffuse(x0, t_M, normal(derive(keys_M, "noise", purpose), self.data.shape))
-            return vlb_term(self.schedule, denoise(x_t, t_M), x0, x_t, t_M, fixed=fixed, levels=levels)[there_M].sum().double()
+            return (
+                vlb_term(self.schedule, denoise(x_t, t_M), x0, x_t, t_M, fixed=fixed, levels=levels)[there_M]
+                .sum()
+                .double()
+            )
 
         later = self.schedule.steps - 1
-        places_MS = (uniform(derive(keys_M, "timestep"), (strata,)).double() + torch.arange(strata, device=x0.device)) * (later / strata)
-        kl = torch.stack([term(1 + places_MS[:, stratum].long(), stratum + 1) for stratum in range(strata)]).sum() * (later / strata)
+        places_MS = (
+            uniform(derive(keys_M, "timestep"), (strata,)).double() + torch.arange(strata, device=x0.device)
+        ) * (later / strata)
+        kl = torch.stack([term(1 + places_MS[:, stratum].long(), stratum + 1) for stratum in range(strata)]).sum() * (
+            later / strata
+        )
         prior = prior_term(self.schedule, x0)[there_M].sum().double()
         return {"bound_prior": prior, "bound_kl": kl, "bound_decoder": term(torch.zeros_like(samples_M), 0)}
 
@@ -181,7 +201,9 @@ class DDPMObjective(GenerativeObjective):
             figures |= {f"l_simple/bucket{i}": (total[i] / count[i]).item() for i in range(_BUCKETS) if count[i] > 0}
         if evaluated and self._estimates_bound:
             terms = {name: sums[f"bound_{name}"].item() / weight for name in ("prior", "kl", "decoder")}
-            figures |= {"bits_per_dimension": sum(terms.values())} | {f"bound/{name}": value for name, value in terms.items()}
+            figures |= {"bits_per_dimension": sum(terms.values())} | {
+                f"bound/{name}": value for name, value in terms.items()
+            }
         return figures
 
     def _denoiser(self, labels_M: Tensor | None, guidance: float) -> Denoiser:
@@ -221,7 +243,11 @@ class DDPMObjective(GenerativeObjective):
 
     def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> SampleSet:
         """A grid of samples, and a denoising strip: the estimate of the clean image from first to last step."""
-        keys_M = sample_keys(int(torch.randint(1 << 62, (), generator=generator, device=generator.device)), torch.arange(n, device=generator.device), "sample")
+        keys_M = sample_keys(
+            int(torch.randint(1 << 62, (), generator=generator, device=generator.device)),
+            torch.arange(n, device=generator.device),
+            "sample",
+        )
         labels_M = torch.arange(n, device=generator.device) % (self.classes or 1)
         seen: list[Tensor] = []
         x = self._sampled(keys_M, labels_M, watch=lambda t, x0: seen.append(x0[:8]))
@@ -229,4 +255,9 @@ class DDPMObjective(GenerativeObjective):
             return SampleSet(images={"samples": cloud_of(x, self.data.mixture)})
         chosen = [seen[round(i * (len(seen) - 1) / (_STRIP - 1))] for i in range(_STRIP)]
         strip = torch.stack(chosen, dim=1).flatten(0, 1)
-        return SampleSet(images={"samples": grid_of(x, columns=self.classes or round(n**0.5)), "denoising": grid_of(strip, columns=_STRIP)})
+        return SampleSet(
+            images={
+                "samples": grid_of(x, columns=self.classes or round(n**0.5)),
+                "denoising": grid_of(strip, columns=_STRIP),
+            }
+        )

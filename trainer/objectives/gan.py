@@ -15,7 +15,16 @@ from data.config import ImageConfig
 from data.share import Batch
 from models.gan.batch_norm import fold_batch_statistics
 from models.gan.dcgan import DCGANConfig
-from models.gan.losses import GanLoss, PenaltyConfig, discriminator_loss, generator_loss, gradient_penalty, jensen_shannon_estimate, r1_penalty, value
+from models.gan.losses import (
+    GanLoss,
+    PenaltyConfig,
+    discriminator_loss,
+    generator_loss,
+    gradient_penalty,
+    jensen_shannon_estimate,
+    r1_penalty,
+    value,
+)
 from models.gan.networks import GanNetworkConfig, build_discriminator, build_generator, samples_together
 from models.gan.spectral import renew_spectral_norms
 from models.random import derive, normal, sample_keys, uniform
@@ -54,12 +63,20 @@ class GanConfig(ImageModelConfig):
     def __post_init__(self) -> None:
         check_quality(self.quality, self.data)
         if self.conditional and not (isinstance(self.data, ImageConfig) and self.data.classes):
-            raise ValueError("conditional is true, but data.classes is not set; set it to the number of classes, or conditional false")
+            raise ValueError(
+                "conditional is true, but data.classes is not set; set it to the number of classes, or conditional false"
+            )
         for name in ("pack", "generator_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.needs_second_derivatives and isinstance(self.network, DCGANConfig) and self.network.discriminator_norm == "batch":
-            raise ValueError("penalty: batch norm in the discriminator would mix its samples; set network.discriminator_norm to spectral or none")
+        if (
+            self.needs_second_derivatives
+            and isinstance(self.network, DCGANConfig)
+            and self.network.discriminator_norm == "batch"
+        ):
+            raise ValueError(
+                "penalty: batch norm in the discriminator would mix its samples; set network.discriminator_norm to spectral or none"
+            )
 
     @property
     def group(self) -> int:
@@ -132,7 +149,9 @@ class GanObjective(GenerativeObjective):
                 total_P = total_P + r1_penalty(self.discriminator(x, labels_M), x, gamma)
         if penalty.gradient_penalty:
             mix_P = uniform(sample_keys(self.seed, samples_M[:: self.config.pack], "gradient penalty"))
-            total_P = total_P + gradient_penalty(lambda x: self.discriminator(x, labels_M), real, fake, mix_P, penalty.gradient_penalty)
+            total_P = total_P + gradient_penalty(
+                lambda x: self.discriminator(x, labels_M), real, fake, mix_P, penalty.gradient_penalty
+            )
         return total_P
 
     @torch.no_grad()
@@ -145,12 +164,28 @@ class GanObjective(GenerativeObjective):
     def report(self, sums: Sums) -> dict[str, float]:
         packs = sums["packs"].item()
         mean_value = sums["value"].item() / packs
-        figures = {"d_real": sums["d_real"].item() / packs, "d_fake": sums["d_fake"].item() / packs, "value": mean_value}
-        if self.config.loss in ("minimax", "non_saturating"):  # only there the logit estimates log p_data - log p_generated
-            figures |= {"jensen_shannon_estimate": jensen_shannon_estimate(mean_value), "jensen_shannon_bound": math.log(2)}
+        figures = {
+            "d_real": sums["d_real"].item() / packs,
+            "d_fake": sums["d_fake"].item() / packs,
+            "value": mean_value,
+        }
+        if self.config.loss in (
+            "minimax",
+            "non_saturating",
+        ):  # only there the logit estimates log p_data - log p_generated
+            figures |= {
+                "jensen_shannon_estimate": jensen_shannon_estimate(mean_value),
+                "jensen_shannon_bound": math.log(2),
+            }
         if "discriminator_loss" in sums:
-            figures |= {"loss": sums["discriminator_loss"].item() / packs, "loss/discriminator": sums["discriminator_loss"].item() / packs}
-        for name, key, count in (("loss/generator", "generator_loss", "generator_packs"), ("gradient_penalty", "penalty", "penalty_packs")):
+            figures |= {
+                "loss": sums["discriminator_loss"].item() / packs,
+                "loss/discriminator": sums["discriminator_loss"].item() / packs,
+            }
+        for name, key, count in (
+            ("loss/generator", "generator_loss", "generator_packs"),
+            ("gradient_penalty", "penalty", "penalty_packs"),
+        ):
             if key in sums:
                 figures[name] = sums[key].item() / sums[count].item()
         return figures
@@ -169,7 +204,11 @@ class GanObjective(GenerativeObjective):
         """A grid of samples; of toy data, where 2,500 of them fall."""
         device = generator.device
         count = 2500 if isinstance(self.data, Points) else n
-        keys_M = sample_keys(int(torch.randint(1 << 62, (), generator=generator, device=device)), torch.arange(count, device=device), "sample")
+        keys_M = sample_keys(
+            int(torch.randint(1 << 62, (), generator=generator, device=device)),
+            torch.arange(count, device=device),
+            "sample",
+        )
         x = self.draw(keys_M, torch.arange(count, device=device) % (self.classes or 1))
         if isinstance(self.data, Points):
             return SampleSet(images={"samples": cloud_of(x, self.data.mixture)})

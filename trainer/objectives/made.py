@@ -25,7 +25,10 @@ class MadeStream:
             numbers = torch.from_numpy(self.share.numbers(self.step))
             self.step += 1
             batches = [self.make(part, "training") for part in numbers.split(self.share.micro_batch)]
-            yield Step(micro_batches=batches, state=RunState(step=self.step, samples=self.step * self.share.global_batch, lanes={}))
+            yield Step(
+                micro_batches=batches,
+                state=RunState(step=self.step, samples=self.step * self.share.global_batch, lanes={}),
+            )
 
     def close(self) -> None:
         """Nothing is open."""

@@ -54,11 +54,15 @@ class TwoTowersConfig(ContrastiveConfig):
 
     def __post_init__(self) -> None:
         if self.data.classes != len(self.captions.names):
-            raise ValueError(f"captions.names: {len(self.captions.names)} names for data.classes {self.data.classes}; give each class one")
+            raise ValueError(
+                f"captions.names: {len(self.captions.names)} names for data.classes {self.data.classes}; give each class one"
+            )
         if self.text.moe is not None or not self.text.causal:
             raise ValueError("text: a tower is causal and dense; leave out moe, and causal: false")
         if not 0 < self.least_temperature <= self.temperature <= 1:
-            raise ValueError(f"temperature is {self.temperature} and least_temperature {self.least_temperature}; 0 < least_temperature <= temperature <= 1")
+            raise ValueError(
+                f"temperature is {self.temperature} and least_temperature {self.least_temperature}; 0 < least_temperature <= temperature <= 1"
+            )
         if min(self.chunk, self.width) < 1:
             raise ValueError(f"chunk is {self.chunk} and width {self.width}; both must be at least 1")
 
@@ -77,7 +81,15 @@ class TwoTowersObjective(ContrastiveObjective):
     def _network(self) -> TwoTowers:
         config = self.config
         bias = config.bias if config.name == "siglip" else None
-        return TwoTowers(config.image, config.text, self.images.shape, self.captions.vocab_size, config.width, config.temperature, bias)
+        return TwoTowers(
+            config.image,
+            config.text,
+            self.images.shape,
+            self.captions.vocab_size,
+            config.width,
+            config.temperature,
+            bias,
+        )
 
     def _embed(self, net: nn.Module, batch: Batch, purpose: str) -> Embedded:
         x, label_M = self.images.values(batch), batch["label"]
@@ -94,10 +106,16 @@ class TwoTowersObjective(ContrastiveObjective):
         return pair_loss(z, number_M, scale, self.config.chunk, rows)
 
     def _pair_figures(self, config: ProbeConfig, held_out: Parts) -> dict[str, float]:
-        label_M, (tokens_KT, end_K) = held_out["label"], self.captions.of(classes := torch.arange(len(self.config.captions.names)), torch.zeros_like(classes))
+        label_M, (tokens_KT, end_K) = (
+            held_out["label"],
+            self.captions.of(classes := torch.arange(len(self.config.captions.names)), torch.zeros_like(classes)),
+        )
         texts_KP = self.model.read(tokens_KT.to(self.device), end_K.to(self.device)).cpu()
         found = {"zero_shot_accuracy": recall_at(held_out["a"], texts_KP, label_M, classes, 1)}
-        found |= {f"image_recall_at_{most}": recall_at(texts_KP, held_out["a"], classes, label_M, most) for most in config.recall}
+        found |= {
+            f"image_recall_at_{most}": recall_at(texts_KP, held_out["a"], classes, label_M, most)
+            for most in config.recall
+        }
         pairs = pair_figures(config, held_out["a"], held_out["b"], label_M, "text")
         return found | {"temperature": self._temperature()} | pairs
 
@@ -113,4 +131,8 @@ class TwoTowersObjective(ContrastiveObjective):
         texts_KP = self.model.read(*self.captions.of(classes, torch.zeros_like(classes)))
         z_NP = nn.functional.normalize(self.model.image_head(self._features(image_NCHW)), dim=1)
         nearest_KS = (texts_KP @ z_NP.T).topk(min(_SHOWN, len(image_NCHW)), dim=1).indices.cpu()
-        return SampleSet(images={"retrieved": grid_of(image_NCHW[nearest_KS.flatten()].float() / 127.5 - 1, columns=nearest_KS.shape[1])})
+        return SampleSet(
+            images={
+                "retrieved": grid_of(image_NCHW[nearest_KS.flatten()].float() / 127.5 - 1, columns=nearest_KS.shape[1])
+            }
+        )

@@ -75,13 +75,21 @@ class VAEObjective(GenerativeObjective):
         keys_M = sample_keys(self.seed, batch["sample"], "posterior")
         elbo = net(self._values(batch), normal(keys_M, (self.model.latent,)))
         kl_M = elbo.kl_ML.sum(1)
-        charged_M = free_bits(elbo.kl_ML, self.config.free_bits, self.config.free_bits_group) if self.config.free_bits else kl_M
-        loss = -(elbo.log_likelihood_M - kl_weight(step, self.config.beta, self.config.kl_warmup_steps) * charged_M).sum()
+        charged_M = (
+            free_bits(elbo.kl_ML, self.config.free_bits, self.config.free_bits_group) if self.config.free_bits else kl_M
+        )
+        loss = -(
+            elbo.log_likelihood_M - kl_weight(step, self.config.beta, self.config.kl_warmup_steps) * charged_M
+        ).sum()
         return loss, {"loss": loss.detach().double()} | _parts(elbo.log_likelihood_M, kl_M, torch.ones_like(kl_M))
 
     @torch.no_grad()
     def evaluate(self, nets: Mapping[str, nn.Module], batch: Batch) -> Sums:
-        x, keys_M, mask_M = self._values(batch), sample_keys(self.seed, batch["sample"], "held-out posterior"), batch["mask"].float()
+        x, keys_M, mask_M = (
+            self._values(batch),
+            sample_keys(self.seed, batch["sample"], "held-out posterior"),
+            batch["mask"].float(),
+        )
         noise_MKL = normal(keys_M, (self.config.importance_samples + 1, self.model.latent))
         elbo = nets["model"](x, noise_MKL[:, 0])
         kl_M = elbo.kl_ML.sum(1)
@@ -109,7 +117,9 @@ class VAEObjective(GenerativeObjective):
         """The importance-weighted bound, and what each latent dimension is used for."""
         bound = sums["importance"].item() / sums["samples"].item()
         figures = {f"iwae_{self.config.importance_samples}": bound, "iwae_bits_per_dimension": self._bits(bound)}
-        latent = LatentStatistics(count=sums["samples"], kl_L=sums["kl_L"], mean_L=sums["mean_L"], square_L=sums["square_L"])
+        latent = LatentStatistics(
+            count=sums["samples"], kl_L=sums["kl_L"], mean_L=sums["mean_L"], square_L=sums["square_L"]
+        )
         figures["active_dimensions"] = float((latent.activity() > 0.01).sum())
         for index, (kl, activity) in enumerate(zip(latent.kl().tolist(), latent.activity().tolist(), strict=True)):
             figures |= {f"latent_kl/{index}": kl, f"latent_activity/{index}": activity}
@@ -129,14 +139,20 @@ class VAEObjective(GenerativeObjective):
 
         z_ML = torch.randn(n, self.model.latent, generator=generator, device=generator.device)
         images = {"prior": grid_of(self.model.generate(z_ML) * 2 - 1, columns=round(n**0.5))}
-        real = (image_set(self.config.data, "held_out" if self.config.data.held_out else "train", min(n, _SHOWN))[0].float() / 127.5 - 1).to(generator.device)
+        real = (
+            image_set(self.config.data, "held_out" if self.config.data.held_out else "train", min(n, _SHOWN))[0].float()
+            / 127.5
+            - 1
+        ).to(generator.device)
         pairs = torch.stack([real, self.model.reconstruct((real + 1) / 2) * 2 - 1], dim=1).flatten(0, 1)
         images["reconstructions"] = grid_of(pairs, columns=2 * max(1, round(len(real) ** 0.5 / 2)))
         if len(real) > 1:
             mean_ML = self.model.encode((real[: len(real) // 2 * 2] + 1) / 2)[0]
             t_S11 = torch.linspace(0, 1, 10, device=generator.device)[:, None, None]
             path_SML = torch.lerp(mean_ML[0::2], mean_ML[1::2], t_S11)[:, :8]
-            images["interpolations"] = grid_of(self.model.generate(path_SML.transpose(0, 1).flatten(0, 1)) * 2 - 1, columns=10)
+            images["interpolations"] = grid_of(
+                self.model.generate(path_SML.transpose(0, 1).flatten(0, 1)) * 2 - 1, columns=10
+            )
         return SampleSet(images=images)
 
 

@@ -120,7 +120,11 @@ class Forecast:
         """The fastest that fits at the worst load, else at the balanced one; among equals the lowest stage, then the smallest EP."""
         fitting = [candidate for candidate in self.candidates if candidate.memory.fits_worst]
         fitting = fitting or [candidate for candidate in self.candidates if candidate.memory.fits_balanced]
-        return min(fitting, key=lambda candidate: (round(candidate.seconds or 0.0, 6), candidate.zero, candidate.ep), default=None)
+        return min(
+            fitting,
+            key=lambda candidate: (round(candidate.seconds or 0.0, 6), candidate.zero, candidate.ep),
+            default=None,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +219,13 @@ def _target(run: RunConfig, objective: Objective, machine: Machine, step: StepTi
     total = min([*bounds, *([] if steps is None else [steps])])
     hours = total * step.total / 3600
     samples = total * run.batch.global_batch
-    return Target(steps=total, samples=samples, tokens=samples * objective.tokens_per_sample, hours=hours, gpu_hours=hours * machine.gpus)
+    return Target(
+        steps=total,
+        samples=samples,
+        tokens=samples * objective.tokens_per_sample,
+        hours=hours,
+        gpu_hours=hours * machine.gpus,
+    )
 
 
 def _checkpoint(run: RunConfig, objective: Objective, machine: Machine) -> CheckpointPlan:
@@ -243,7 +253,10 @@ def _candidates(run: RunConfig, objective: Objective, machine: Machine) -> Itera
 def _reasons(forecast: Forecast, machine: Machine) -> Iterator[str]:
     """Why yes or no, in words."""
     memory, checkpoint, choice = forecast.layout.memory, forecast.checkpoint, forecast.choice
-    for load, needed, fits in (("balanced", memory.balanced, memory.fits_balanced), ("worst", memory.worst, memory.fits_worst)):
+    for load, needed, fits in (
+        ("balanced", memory.balanced, memory.fits_balanced),
+        ("worst", memory.worst, memory.fits_worst),
+    ):
         verb = "fits into" if fits else "does not fit into"
         yield f"{needed / 1e9:.2f} GB at {load} load {verb} {memory.usable / 1e9:.2f} GB, {USABLE:.0%} of a {machine.key}"
     if not memory.fits_balanced and choice is not None:

@@ -10,7 +10,10 @@ from math import ceil
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_buffer_registration_hook, register_module_parameter_registration_hook
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from models.moe.layer import MoEConfig
 from models.moe.policies import experts_per_token
@@ -56,7 +59,12 @@ class Footprint:
     def total(self, worst: bool) -> float:
         """Bytes on the device."""
         activations = self.worst if worst else self.balanced
-        return sum(state.device for state in self.states.values()) + self.averages + self.teacher + (activations.total if activations else 0.0)
+        return (
+            sum(state.device for state in self.states.values())
+            + self.averages
+            + self.teacher
+            + (activations.total if activations else 0.0)
+        )
 
 
 def on_meta(run: RunConfig) -> Objective:
@@ -96,14 +104,20 @@ def _empty_buffer(module: nn.Module, name: str, value: torch.Tensor | None) -> t
 
 def groups_of(run: RunConfig, objective: Objective, world: int) -> dict[str, list[Group]]:
     """The optimiser's rows of each network on one of `world` ranks."""
-    return {name: optimizer_groups(network, run.optimizer, world, run.ep(world)) for name, network in objective.networks.items()}
+    return {
+        name: optimizer_groups(network, run.optimizer, world, run.ep(world))
+        for name, network in objective.networks.items()
+    }
 
 
 def footprint(run: RunConfig, objective: Objective, world: int, bf16: bool, cuda: bool) -> Footprint:
     """Memory of a rank of `world`, for `objective` from `on_meta(run)`."""
     kernels = Kernels(bf16=bf16, cuda=cuda, zero3=zero_stage(run) == 3)
     accumulation = run.batch.global_batch // (world * run.batch.micro_batch)
-    states = {name: training_state(run.engine, groups, accumulation) for name, groups in groups_of(run, objective, world).items()}
+    states = {
+        name: training_state(run.engine, groups, accumulation)
+        for name, groups in groups_of(run, objective, world).items()
+    }
     averages = 4 * sum(states[name].owned for name in objective.averaged) if run.ema else 0
     network = objective.networks.get("model")
     if not isinstance(network, Transformer):
@@ -115,13 +129,19 @@ def footprint(run: RunConfig, objective: Objective, world: int, bf16: bool, cuda
     return Footprint(states=states, averages=averages, balanced=balanced, worst=fullest, teacher=objective.frozen_bytes)
 
 
-def _activations(network: Transformer, samples: int, length: int, kernels: Kernels, ep: int, load: float, mask: bool) -> Activations:
+def _activations(
+    network: Transformer, samples: int, length: int, kernels: Kernels, ep: int, load: float, mask: bool
+) -> Activations:
     config, tokens = network.config, samples * length
     logits = tokens * network.vocab_size * (4 + (2 if kernels.bf16 else 0))
     exchanged = 0.0
     if config.moe is not None and ep > 1:
         exchanged = tokens * experts_per_token(config.moe.router) * config.d_model * kernels.size * (1 + load)
-    return Activations(kept=kept(config, network.vocab_size, samples, length, kernels, ep, load, mask), loss=logits, all_to_all=exchanged)
+    return Activations(
+        kept=kept(config, network.vocab_size, samples, length, kernels, ep, load, mask),
+        loss=logits,
+        all_to_all=exchanged,
+    )
 
 
 def _worst_load(moe: MoEConfig, ep: int, samples: int, length: int) -> float:

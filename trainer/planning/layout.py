@@ -144,7 +144,9 @@ def _exchanges(run: RunConfig, objective: Objective, machine: Machine) -> tuple[
     return tuple(moving)
 
 
-def _step(run: RunConfig, objective: Objective, machine: Machine, needs: Footprint, moving: tuple[Exchange, ...]) -> StepTime:
+def _step(
+    run: RunConfig, objective: Objective, machine: Machine, needs: Footprint, moving: tuple[Exchange, ...]
+) -> StepTime:
     config, samples = transformer_config(objective), run.batch.global_batch // machine.gpus
     passes, copied = 1.0, 0.0
     if config is not None:

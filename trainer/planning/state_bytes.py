@@ -60,7 +60,16 @@ class State:
 
 def optimizer_groups(network: nn.Module, optimizer: OptimizerConfig, world: int, ep: int) -> list[Group]:
     """The rows of `network`, which holds all its experts and may lie on the `meta` device, once `ep` ranks share them."""
-    experts = {id(parameter) for module in network.modules() if isinstance(module, Experts) for parameter in module.parameters()} if ep > 1 else set()
+    experts = (
+        {
+            id(parameter)
+            for module in network.modules()
+            if isinstance(module, Experts)
+            for parameter in module.parameters()
+        }
+        if ep > 1
+        else set()
+    )
     groups = []
     for group in parameter_groups(network, optimizer):
         dense = tuple(parameter.numel() for parameter in group["params"] if id(parameter) not in experts)
@@ -75,10 +84,24 @@ def training_state(engine: EngineConfig, groups: Sequence[Group], accumulation: 
     match engine:
         case AccelerateConfig():
             copies = 1 + (max(group.ranks for group in groups) > 1)  # DDP's buckets are a second copy
-            return State(parameters=_FP32 * numel, gradients=copies * _FP32 * numel, master=0, moments=2 * _FP32 * numel, host=0, owned=numel)
+            return State(
+                parameters=_FP32 * numel,
+                gradients=copies * _FP32 * numel,
+                master=0,
+                moments=2 * _FP32 * numel,
+                host=0,
+                owned=numel,
+            )
         case DeepSpeedConfig(zero=0):
             gradients = numel + min(_ALL_REDUCE_BUFFER, _largest_reduced(groups))
-            return State(parameters=_FP32 * numel, gradients=_FP32 * gradients, master=0, moments=2 * _FP32 * numel, host=0, owned=numel)
+            return State(
+                parameters=_FP32 * numel,
+                gradients=_FP32 * gradients,
+                master=0,
+                moments=2 * _FP32 * numel,
+                host=0,
+                owned=numel,
+            )
         case DeepSpeedConfig(zero=3):
             return _zero3(engine, groups)
         case _:
@@ -107,7 +130,14 @@ def _zero12(engine: DeepSpeedConfig, groups: Sequence[Group], accumulation: int)
     row = _FP32 * sum(group.partition * group.ranks for group in groups)
     master, moments = _FP32 * partition, 2 * _FP32 * partition
     if engine.offload_optimizer:
-        return State(parameters=row, gradients=_FP32 * gradients, master=0, moments=0, host=master + moments + _FP32 * partition, owned=partition)
+        return State(
+            parameters=row,
+            gradients=_FP32 * gradients,
+            master=0,
+            moments=0,
+            host=master + moments + _FP32 * partition,
+            owned=partition,
+        )
     return State(parameters=row, gradients=_FP32 * gradients, master=master, moments=moments, host=0, owned=partition)
 
 
@@ -119,8 +149,17 @@ def _zero3(engine: DeepSpeedConfig, groups: Sequence[Group]) -> State:
     gradients = bucket + partition + max(min(bucket, numel), largest, partition)
     parameters, master = _FP32 * (partition + min(numel, _LARGEST_GATHERED)), _FP32 * partition
     if engine.offload_optimizer:
-        return State(parameters=parameters, gradients=_FP32 * (gradients - partition), master=0, moments=0, host=4 * master, owned=partition)
-    return State(parameters=parameters, gradients=_FP32 * gradients, master=master, moments=2 * master, host=0, owned=partition)
+        return State(
+            parameters=parameters,
+            gradients=_FP32 * (gradients - partition),
+            master=0,
+            moments=0,
+            host=4 * master,
+            owned=partition,
+        )
+    return State(
+        parameters=parameters, gradients=_FP32 * gradients, master=master, moments=2 * master, host=0, owned=partition
+    )
 
 
 def _largest_touched(group: Group) -> int:

@@ -49,7 +49,9 @@ class Exchange:
         return self.moved / (gpu.link if self.inside else gpu.network)
 
 
-def exchanges(engine: EngineConfig, groups: Sequence[Group], accumulation: int, world: int, per_node: int) -> list[Exchange]:
+def exchanges(
+    engine: EngineConfig, groups: Sequence[Group], accumulation: int, world: int, per_node: int
+) -> list[Exchange]:
     """What the ranks send each other for one network's gradients and weights."""
     found = []
     for ranks in sorted({group.ranks for group in groups}, reverse=True):
@@ -76,7 +78,10 @@ def _kinds(engine: EngineConfig, size: float, accumulation: int) -> list[tuple[s
             return [("gradients", Collective.ALL_REDUCE, accumulation), ("weights", Collective.ALL_GATHER, 1)]
         case _:
             gathers = 1 if size <= _FP32 * _LARGEST_KEPT else 2
-            return [("gradients", Collective.REDUCE_SCATTER, accumulation), ("weights", Collective.ALL_GATHER, gathers * accumulation)]
+            return [
+                ("gradients", Collective.REDUCE_SCATTER, accumulation),
+                ("weights", Collective.ALL_GATHER, gathers * accumulation),
+            ]
 
 
 def expert_exchange(config: TransformerConfig, tokens: int, ep: int, number_size: int, per_node: int) -> list[Exchange]:
@@ -84,7 +89,9 @@ def expert_exchange(config: TransformerConfig, tokens: int, ep: int, number_size
     if config.moe is None or ep == 1:
         return []
     times = 4 + 2 * config.activation_checkpointing
-    size = times * len(config.moe_indices) * tokens * experts_per_token(config.moe.router) * config.d_model * number_size
+    size = (
+        times * len(config.moe_indices) * tokens * experts_per_token(config.moe.router) * config.d_model * number_size
+    )
     return [Exchange(what="token rows", kind=Collective.ALL_TO_ALL, size=size, ranks=ep, inside=ep <= per_node)]
 
 
@@ -105,7 +112,16 @@ class StepTime:
         return self.arithmetic + self.exchange + self.update
 
 
-def step_time(flops: float, again: float, moving: Sequence[Exchange], owned: float, copied: float, gpu: Gpu, bf16: bool, efficiency: float) -> StepTime:
+def step_time(
+    flops: float,
+    again: float,
+    moving: Sequence[Exchange],
+    owned: float,
+    copied: float,
+    gpu: Gpu,
+    bf16: bool,
+    efficiency: float,
+) -> StepTime:
     """A step of `flops` model FLOPs on this rank, `again` times them in all.
 
     `owned` parameters are updated here: AdamW reads weight, gradient and two moments, writes three of them, and the new weight is copied (9 numbers).
@@ -115,4 +131,6 @@ def step_time(flops: float, again: float, moving: Sequence[Exchange], owned: flo
     arithmetic = flops * again / (peak * efficiency)
     exchange = sum(each.seconds(gpu) for each in moving)
     update = (9 * _FP32 * owned + 6 * copied) / gpu.hbm
-    return StepTime(arithmetic=arithmetic, exchange=exchange, update=update, mfu=flops / peak / (arithmetic + exchange + update))
+    return StepTime(
+        arithmetic=arithmetic, exchange=exchange, update=update, mfu=flops / peak / (arithmetic + exchange + update)
+    )

@@ -48,7 +48,9 @@ def draw(metrics: Iterable[MetricsRow], folder: Path, title: str, baselines: dic
     rows = by_step(metrics)
     folder.mkdir(parents=True, exist_ok=True)
     files = [curves(rows, folder / CURVES, title, baselines)] if rows else []
-    layers = sorted({int(m[1]) for _, row in rows for key in row if (m := re.fullmatch(r"expert_load/layer(\d+)/expert0", key))})
+    layers = sorted(
+        {int(m[1]) for _, row in rows for key in row if (m := re.fullmatch(r"expert_load/layer(\d+)/expert0", key))}
+    )
     if layers:
         files.append(expert_load(rows, layers, folder / EXPERT_LOAD, title))
     return files
@@ -82,7 +84,13 @@ def _loss_panel(axis: Any, rows: Steps, baselines: dict[str, float]) -> None:
         axis.plot(steps, [value / per_byte for value in nats], color=SOFT, label="training")
         axis.plot(*held_out, color="#d64545", marker="o", markersize=4, label="held out")
         for style, (name, value) in zip((":", "--"), baselines.items()):
-            axis.axhline(value, color=INK, linestyle=style, linewidth=1, label=f"{name.replace('_bits_per_byte', '').replace('_', ' ')}: {value:.2f}")
+            axis.axhline(
+                value,
+                color=INK,
+                linestyle=style,
+                linewidth=1,
+                label=f"{name.replace('_bits_per_byte', '').replace('_', ' ')}: {value:.2f}",
+            )
         axis.set_title("bits per byte")
     else:
         axis.plot(*series(rows, "loss"), color=SOFT, label="training")
@@ -114,12 +122,24 @@ def expert_load(rows: Steps, layers: Sequence[int], file: Path, title: str) -> P
     first, last = routed[0][0], max(routed[-1][0], routed[0][0] + 1)
     experts = sum(1 for key in routed[0][1] if key.startswith(f"expert_load/layer{layers[0]}/"))
     with plt.rc_context(PLAIN):
-        figure, axes = plt.subplots(len(layers), 1, figsize=(10, 1.1 + 1.25 * len(layers)), sharex=True, squeeze=False, layout="constrained")
+        figure, axes = plt.subplots(
+            len(layers), 1, figsize=(10, 1.1 + 1.25 * len(layers)), sharex=True, squeeze=False, layout="constrained"
+        )
         figure.suptitle(f"{title}: load of each expert over its equal share", color=INK)
         for axis, layer in zip(axes[:, 0], layers, strict=True):
-            shares = [[row[f"expert_load/layer{layer}/expert{expert}"] * experts for _, row in routed] for expert in range(experts)]
-            extent = (first - (last - first) / max(1, len(routed) - 1), last, experts - 0.5, -0.5)  # a row tells of the steps up to its own
-            image = axis.imshow(shares, aspect="auto", interpolation="nearest", cmap="RdBu_r", vmin=0, vmax=2, extent=extent)
+            shares = [
+                [row[f"expert_load/layer{layer}/expert{expert}"] * experts for _, row in routed]
+                for expert in range(experts)
+            ]
+            extent = (
+                first - (last - first) / max(1, len(routed) - 1),
+                last,
+                experts - 0.5,
+                -0.5,
+            )  # a row tells of the steps up to its own
+            image = axis.imshow(
+                shares, aspect="auto", interpolation="nearest", cmap="RdBu_r", vmin=0, vmax=2, extent=extent
+            )
             axis.set_ylabel(f"layer {layer}\nexpert")
             for step in series(rows, f"collapse/layer{layer}")[0]:
                 axis.axvline(step, color="#f7c948", linestyle=":", linewidth=2)

@@ -32,7 +32,9 @@ class Control:
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "Control":
-        if threading.current_thread() is threading.main_thread():  # Ray runs the worker in another one, and handles signals itself
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # Ray runs the worker in another one, and handles signals itself
             for number in (signal.SIGTERM, signal.SIGINT):
                 self.before[number] = signal.signal(number, self._on_signal)
         threading.Thread(target=self._watch, name="control", daemon=True).start()

@@ -96,7 +96,9 @@ def inject(faults: Sequence[FaultConfig], training: Training, files: RunFiles) -
         if isinstance(fault, PoisonGradient):
             phase = fault.phase or training.objective.phases[0]
             engines = dict(training.engines)
-            engines[phase] = PoisonedEngine(engines[phase], lambda fault=fault, once=once: training.step + 1 == fault.step and once())  # type: ignore[misc]
+            engines[phase] = PoisonedEngine(
+                engines[phase], lambda fault=fault, once=once: training.step + 1 == fault.step and once()
+            )  # type: ignore[misc]
             training.engines = engines
         else:
             hooks.append(Hook(1, _between_steps(fault, once, files)))
@@ -113,7 +115,9 @@ class _Once:
         if not self.done:
             self.done = True
             fault = self.fault
-            self.files.add_fault(Fault(fault=self.number, name=fault.name, step=fault.step, rank=fault.rank, time=time.time()))
+            self.files.add_fault(
+                Fault(fault=self.number, name=fault.name, step=fault.step, rank=fault.rank, time=time.time())
+            )
             return True
         return False
 

@@ -43,7 +43,9 @@ def go_back(training: Training, files: RunFiles, save: Save, report: Report, say
     progress.replay_until = max(progress.replay_until, progress.step)
     state = resume(training, save.checkpointer, files, say)
     if state is None:
-        raise ValueError(f"run {files}: there is no whole checkpoint to go back to; use anomaly.action=skip, or start a new run")
+        raise ValueError(
+            f"run {files}: there is no whole checkpoint to go back to; use anomaly.action=skip, or start a new run"
+        )
     report.last_samples = progress.samples
     return state
 

@@ -33,7 +33,9 @@ def named(rule: Rule) -> Rule:
         def visit_Variable(self, node: ast.AST) -> ast.AST:
             return node.update(name=f"Any{next(count)}") if node.name == "_" else node
 
-    return Rule(rule.line, rule.text, rule.head, tuple(Name()(part) if _is_positive(part) else part for part in rule.body))
+    return Rule(
+        rule.line, rule.text, rule.head, tuple(Name()(part) if _is_positive(part) else part for part in rule.body)
+    )
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,9 @@ def _is_positive(part: ast.AST) -> bool:
     return part.ast_type == ast.ASTType.Literal and not part.sign and part.atom.ast_type == ast.ASTType.SymbolicAtom
 
 
-def explain(goal: Symbol, program: Program, found: Mapping[Symbol, list[Use]], facts: Mapping[Symbol, str]) -> list[str]:
+def explain(
+    goal: Symbol, program: Program, found: Mapping[Symbol, list[Use]], facts: Mapping[Symbol, str]
+) -> list[str]:
     """Lines, indented by depth: each conclusion with its rule, below it what it rests on; `facts` says where each given fact is from."""
     first: dict[Symbol, Use] = {}
     known = set(facts)
@@ -99,7 +103,9 @@ def explain(goal: Symbol, program: Program, found: Mapping[Symbol, list[Use]], f
             return
         use = first[atom]
         again = atom in said
-        lines.append(f"{indent}{in_words(atom, program)} [{program.name}, line {use.rule.line}{', as above' if again else ''}]")
+        lines.append(
+            f"{indent}{in_words(atom, program)} [{program.name}, line {use.rule.line}{', as above' if again else ''}]"
+        )
         if not again:
             said.add(atom)
             for premise in use.premises:
@@ -112,7 +118,9 @@ def explain(goal: Symbol, program: Program, found: Mapping[Symbol, list[Use]], f
 
 def in_words(atom: Symbol, program: Program) -> str:
     """By the first `%!` line whose name and constants fit; else the atom itself."""
-    arguments = [argument.string if argument.type == SymbolType.String else str(argument) for argument in atom.arguments]
+    arguments = [
+        argument.string if argument.type == SymbolType.String else str(argument) for argument in atom.arguments
+    ]
     for words in program.words:
         if words.name == atom.name and len(words.arguments) == len(arguments):
             values = {}
@@ -134,4 +142,6 @@ def conflicts(atoms: Iterable[Symbol]) -> list[Symbol]:
 def symbol(fact: Sequence[str | int]) -> Symbol:
     """(name, argument, ...) as an atom: whole numbers are numbers, all else is a string."""
     name, *arguments = fact
-    return Function(str(name), [Number(argument) if isinstance(argument, int) else String(argument) for argument in arguments])
+    return Function(
+        str(name), [Number(argument) if isinstance(argument, int) else String(argument) for argument in arguments]
+    )

@@ -71,7 +71,15 @@ class Gate:
         limit = self.config.time_limit_s
         command = [sys.executable, "-m", "trainer.rules.judge"]
         try:
-            done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, timeout=limit, cwd=CHECKOUT, check=False)
+            done = subprocess.run(
+                command,
+                input=json.dumps(request),
+                capture_output=True,
+                text=True,
+                timeout=limit,
+                cwd=CHECKOUT,
+                check=False,
+            )
         except subprocess.TimeoutExpired:
             raise ValueError(self._endless(f"after {limit:g} s")) from None
         rows = [json.loads(line) for line in done.stdout.splitlines()]
@@ -89,13 +97,19 @@ class Gate:
     def _endless(self, when: str) -> str:
         lines = self.program.suspects
         where = f", line {', '.join(map(str, lines))}" if lines else ""
-        fix = "it makes new terms of its own conclusions: bound them" if lines else "raise the time limit, or make the rules smaller"
+        fix = (
+            "it makes new terms of its own conclusions: bound them"
+            if lines
+            else "raise the time limit, or make the rules smaller"
+        )
         return f"{self.program.name}{where}: no conclusion {when}; {fix}"
 
 
 def measures(name: str, figures: Mapping[str, float]) -> tuple[Fact, ...]:
     """`name(key, value)` for each finite figure, in thousandths, rounded: the solver knows whole numbers only."""
-    return tuple((name, key, round(1000 * value)) for key, value in sorted(figures.items()) if abs(value) * 1000 <= _LARGEST)
+    return tuple(
+        (name, key, round(1000 * value)) for key, value in sorted(figures.items()) if abs(value) * 1000 <= _LARGEST
+    )
 
 
 def labels(found: Sequence[tuple[str, float]]) -> tuple[Fact, ...]:

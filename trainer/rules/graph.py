@@ -31,7 +31,9 @@ def _read_csv(file: Path) -> list[Fact]:
     with file.open(newline="", encoding="utf-8") as stream:
         for number, row in enumerate(csv.reader(stream), 1):
             if len(row) != 3:
-                raise ValueError(f"--graph: {file.name}, line {number}: {len(row)} columns; a triple has 3: subject, predicate, object")
+                raise ValueError(
+                    f"--graph: {file.name}, line {number}: {len(row)} columns; a triple has 3: subject, predicate, object"
+                )
             if number > 1 or [cell.strip().lower() for cell in row] != ["subject", "predicate", "object"]:
                 facts.append(("triple", *(_value(cell.strip()) for cell in row)))
     return facts

@@ -97,5 +97,7 @@ def verify(folder: Folder) -> list[str]:
         last = row["hash"]
     head = json.loads(folder.read(RULES_HEAD)) if folder.exists(RULES_HEAD) else {}
     if head != {"lines": len(lines), "hash": last}:
-        return [f"{RULES_LOG}: {len(lines)} lines, but {RULES_HEAD} knows {head.get('lines', 'none')}: lines were dropped or added"]
+        return [
+            f"{RULES_LOG}: {len(lines)} lines, but {RULES_HEAD} knows {head.get('lines', 'none')}: lines were dropped or added"
+        ]
     return []

@@ -83,7 +83,15 @@ def read_program(text: str, name: str) -> Program:
             case _:
                 raise ValueError(f"{name}, line {line}: `{str(statement).splitlines()[0]}` is no rule; {_CONCLUSION}")
     matches = tuple(_matches(text, name))
-    return Program(name, text, tuple(rules), tuple(constants), tuple(_words(text, name)), matches, tuple(_check_cycles(rules, name)))
+    return Program(
+        name,
+        text,
+        tuple(rules),
+        tuple(constants),
+        tuple(_words(text, name)),
+        matches,
+        tuple(_check_cycles(rules, name)),
+    )
 
 
 def located(name: str, complaints: list[str]) -> str:
@@ -106,7 +114,9 @@ def _check_directives(text: str, name: str) -> None:
     for number, line in enumerate(bare.splitlines(), 1):
         for directive in re.findall(r"#\s*([a-z_]+)", line):
             if directive not in _DIRECTIVES:
-                raise ValueError(f"{name}, line {number}: #{directive} is not allowed; rules, #const and aggregates are")
+                raise ValueError(
+                    f"{name}, line {number}: #{directive} is not allowed; rules, #const and aggregates are"
+                )
         for token, reason in (
             ("@", "calls a function outside the rules"),
             ("%*", "begins a block comment"),
@@ -127,7 +137,9 @@ def _rule(statement: ast.AST, name: str, line: int) -> Rule:
             if atom.symbol.ast_type == ast.ASTType.UnaryOperation:
                 raise ValueError(f"{name}, line {line}: classical negation `{atom}` is not allowed; use `not`")
             if atom.symbol.name.startswith("_"):
-                raise ValueError(f"{name}, line {line}: names that begin with `_` are kept for derivations; rename `{atom.symbol.name}`")
+                raise ValueError(
+                    f"{name}, line {line}: names that begin with `_` are kept for derivations; rename `{atom.symbol.name}`"
+                )
     return Rule(line, str(statement), head, tuple(statement.body))
 
 
@@ -135,14 +147,23 @@ def _check_cycles(rules: list[Rule], name: str) -> Iterator[int]:
     """Lines of rules that make new terms on a cycle. Raises ValueError for a cycle through `not`."""
     below: dict[str, set[str]] = {}
     for rule in rules:
-        below.setdefault(rule.head.atom.symbol.name, set()).update(atom.symbol.name for part in rule.body for atom in _atoms(part))
+        below.setdefault(rule.head.atom.symbol.name, set()).update(
+            atom.symbol.name for part in rule.body for atom in _atoms(part)
+        )
     reached = {start: _reach(below, start) for start in below}
     for rule in rules:
         head = rule.head.atom.symbol.name
-        cyclic = [(part, atom.symbol.name) for part in rule.body for atom in _atoms(part) if head in reached.get(atom.symbol.name, set()) | {atom.symbol.name}]
+        cyclic = [
+            (part, atom.symbol.name)
+            for part in rule.body
+            for atom in _atoms(part)
+            if head in reached.get(atom.symbol.name, set()) | {atom.symbol.name}
+        ]
         for part, inner in cyclic:
             if getattr(part, "sign", 0) or part.atom.ast_type != ast.ASTType.SymbolicAtom:
-                raise ValueError(f"{name}, line {rule.line}: {head} depends on itself through `not` or an aggregate of {inner}; break the cycle")
+                raise ValueError(
+                    f"{name}, line {rule.line}: {head} depends on itself through `not` or an aggregate of {inner}; break the cycle"
+                )
         if cyclic and any(_builds(argument) for argument in rule.head.atom.symbol.arguments):
             yield rule.line
 
@@ -159,7 +180,9 @@ def _reach(below: dict[str, set[str]], start: str) -> set[str]:
 
 
 def _builds(term: ast.AST) -> bool:
-    return term.ast_type in (ast.ASTType.BinaryOperation, ast.ASTType.UnaryOperation) or (term.ast_type == ast.ASTType.Function and bool(term.arguments))
+    return term.ast_type in (ast.ASTType.BinaryOperation, ast.ASTType.UnaryOperation) or (
+        term.ast_type == ast.ASTType.Function and bool(term.arguments)
+    )
 
 
 def _walk(node: object) -> Iterator[ast.AST]:
@@ -193,7 +216,9 @@ def _words(text: str, name: str) -> Iterator[Words]:
             found = re.fullmatch(r"%!\s*(\w+)\s*(?:\((.*?)\))?\s*:\s*(.+)", line)
             if found is None:
                 raise ValueError(f"{name}, line {number}: words are written `%! name(X, Y): X and Y in words`")
-            yield Words(found[1], tuple(each.strip() for each in (found[2] or "").split(",") if each.strip()), found[3].strip())
+            yield Words(
+                found[1], tuple(each.strip() for each in (found[2] or "").split(",") if each.strip()), found[3].strip()
+            )
 
 
 def _matches(text: str, name: str) -> Iterator[tuple[str, str]]:

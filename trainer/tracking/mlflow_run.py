@@ -21,7 +21,9 @@ from trainer.run_files import DATA_MANIFEST, RESOLVED, RunFiles
 from trainer.tracking.config import RunFacts, TrackingConfig, tracking_uri
 
 _BATCH = 900  # a request of MLflow takes 1,000 metrics
-_KIND = {"mlflow.experimentKind": "custom_model_development"}  # what MLflow's pages show first: training, not chat traces
+_KIND = {
+    "mlflow.experimentKind": "custom_model_development"
+}  # what MLflow's pages show first: training, not chat traces
 
 
 def _make_store(file: Path) -> None:
@@ -86,14 +88,18 @@ class MlflowRun:
         manifest = self.facts.manifest
         source = HTTPDatasetSource(url=f"{DATA_MANIFEST}#{manifest['digest']}")  # the artifact that lists every file
         dataset = MetaDataset(source, name=self.facts.data_name, digest=str(manifest["digest"])[:36])  # type: ignore[abstract]
-        self.client.log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", "training")])])
+        self.client.log_inputs(
+            run_id, [DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", "training")])]
+        )
 
     def send_rows(self) -> None:
         """Send the lines that MLflow does not have. A step that an earlier attempt has sent is not sent again: it is a replay."""
         sent, metrics = self.sent.copy(), list[Metric]()
         rows, sent["sent_bytes"] = self.files.metrics_from(sent["sent_bytes"])
         for row in rows:
-            if row.attempt != sent["attempt"] or row.step < sent.get("step", 0):  # a later attempt, or one that went back to a checkpoint
+            if row.attempt != sent["attempt"] or row.step < sent.get(
+                "step", 0
+            ):  # a later attempt, or one that went back to a checkpoint
                 sent |= {"attempt": row.attempt, "replayed_until": sent["last_step"]}
             sent["step"] = row.step
             if row.step > sent["replayed_until"]:

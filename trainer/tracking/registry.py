@@ -29,13 +29,17 @@ class Registry:
         version = self.client.get_model_version(self.name, number)
         return str(number), json.loads(version.tags.get("figures", "{}"))
 
-    def register(self, folder: Folder, checkpoint: Mapping[str, Any], figures: Mapping[str, float], tags: Mapping[str, str]) -> str:
+    def register(
+        self, folder: Folder, checkpoint: Mapping[str, Any], figures: Mapping[str, float], tags: Mapping[str, str]
+    ) -> str:
         """A new version that points to a checkpoint of the run in `folder`; returns its number. Raises ValueError if MLflow does not know the run."""
         from mlflow.exceptions import MlflowException
 
         run_id = RunFiles(folder).mlflow_run_id()
         if run_id is None:
-            raise ValueError(f"run {folder}: it has no MLflow run (tracking.enabled is false, or it was never sent); only tracked runs can be promoted")
+            raise ValueError(
+                f"run {folder}: it has no MLflow run (tracking.enabled is false, or it was never sent); only tracked runs can be promoted"
+            )
         try:
             run = self.client.get_run(run_id)
         except MlflowException as error:
@@ -44,7 +48,9 @@ class Registry:
             self.client.create_registered_model(self.name)
         self.client.log_dict(run_id, {"run_folder": folder.url, **checkpoint}, "promoted/switchwork.json")
         source = f"{run.info.artifact_uri}/promoted"
-        version = self.client.create_model_version(self.name, source=source, run_id=run_id, tags={**tags, "figures": json.dumps(dict(figures))})
+        version = self.client.create_model_version(
+            self.name, source=source, run_id=run_id, tags={**tags, "figures": json.dumps(dict(figures))}
+        )
         return str(version.version)
 
     def crown(self, version: str) -> None:

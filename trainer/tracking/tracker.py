@@ -61,7 +61,12 @@ class JsonlTracker:
         self.files, self.attempt, self.unwritten = files, attempt, b""
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        row = {"step": step, "time": round(time.time(), 3), "attempt": self.attempt, **{k: v if math.isfinite(v) else str(v) for k, v in figures.items()}}
+        row = {
+            "step": step,
+            "time": round(time.time(), 3),
+            "attempt": self.attempt,
+            **{k: v if math.isfinite(v) else str(v) for k, v in figures.items()},
+        }
         self.unwritten += (json.dumps(row) + "\n").encode()
         with suppress(OSError):  # a full disk: the lines are kept, and written with later ones
             self.files.append_metrics(self.unwritten)
@@ -100,7 +105,9 @@ class MlflowTracker(JsonlTracker):
         self.ends.set()
         self.thread.join(self.config.drain_s)
         if self.thread.is_alive():
-            waited = f"MLflow at {tracking_uri(self.config)} has not taken all figures within {self.config.drain_s:.0f} s"
+            waited = (
+                f"MLflow at {tracking_uri(self.config)} has not taken all figures within {self.config.drain_s:.0f} s"
+            )
             self.say(EventKind.NOTE, f"{waited}; they are in {self.files}/{METRICS}, and --resume sends them")
 
     def _run(self) -> None:

@@ -86,7 +86,9 @@ def build_hooks(
     return RunHooks(str(run.name), tracker, report, evaluation, quality, sample, save, hooks)
 
 
-def _conflict_rate(rules: RulesConfig, files: RunFiles, sample: Sample, tracker: Tracker, say: Say) -> Callable[[Training], None]:
+def _conflict_rate(
+    rules: RulesConfig, files: RunFiles, sample: Sample, tracker: Tracker, say: Say
+) -> Callable[[Training], None]:
     from trainer.rules.gate import Gate
     from trainer.rules.hook import ConflictRate
     from trainer.rules.log import AuditLog

@@ -37,7 +37,9 @@ from trainer.worker.tracker import closing, open_tracker
 from trainer.world import World, joined
 
 
-def run_worker(values: Mapping[str, Any], say: Print = print, started: float | None = None, asked: Asked = nobody_asks) -> Summary:
+def run_worker(
+    values: Mapping[str, Any], say: Print = print, started: float | None = None, asked: Asked = nobody_asks
+) -> Summary:
     """Train as the plain `values` of a RunConfig say, with the ranks that the environment names; returns the summary.
 
     Starts from the run folder's newest whole checkpoint, if there is one. `started` is when the user asked for it (time.time()),
@@ -52,7 +54,11 @@ def run_worker(values: Mapping[str, Any], say: Print = print, started: float | N
 
 
 def build_training(
-    run: RunConfig, world: World, objective: Objective | None = None, note: Note = unnoted, newest_checkpoint: Callable[[], int] = no_checkpoint
+    run: RunConfig,
+    world: World,
+    objective: Objective | None = None,
+    note: Note = unnoted,
+    newest_checkpoint: Callable[[], int] = no_checkpoint,
 ) -> Training:
     """Sharded networks and engines, initialised from the seed, for `objective` (by default, the one that `run` names)."""
     objective = objective or build_objective(run.objective, run.seed)
@@ -113,7 +119,9 @@ def _train(run: RunConfig, world: World, say: Print, started: float, asked: Aske
         return summary
 
 
-def _resume_or_start(run: RunConfig, training: Training, checkpointer: Checkpointer, files: RunFiles, say: Say) -> State | None:
+def _resume_or_start(
+    run: RunConfig, training: Training, checkpointer: Checkpointer, files: RunFiles, say: Say
+) -> State | None:
     """The state of the checkpoint from which training continues; None at a run's start, where weights may come from elsewhere."""
     state = resume(training, checkpointer, files, say)
     if state is None and (start := run.objective.start) is not None:
@@ -125,10 +133,19 @@ def _resume_or_start(run: RunConfig, training: Training, checkpointer: Checkpoin
 
 
 def _fit_and_go_back(
-    run: RunConfig, training: Training, files: RunFiles, ledger: Ledger, goodput: Goodput, hooks: RunHooks, state: State | None, say: Say
+    run: RunConfig,
+    training: Training,
+    files: RunFiles,
+    ledger: Ledger,
+    goodput: Goodput,
+    hooks: RunHooks,
+    state: State | None,
+    say: Say,
 ) -> None:
     """Train until the run ends, from its newest checkpoint again as often as the guard sends it back; `state` is that of a resumed checkpoint."""
-    share = Share(rank=training.world.rank, world=training.world.size, group=training.objective.group, **plain(run.batch))
+    share = Share(
+        rank=training.world.rank, world=training.world.size, group=training.objective.group, **plain(run.batch)
+    )
     steps = run.steps(training.objective.tokens_per_sample)
     if training.step == steps:  # an attempt that ended between its last checkpoint and its summary
         hooks.look(training)

@@ -32,7 +32,9 @@ def suggestions(run: RunConfig) -> list[str]:
     """Fields of the job that would need less memory, the cheapest first."""
     fixes, batch, engine = [], run.batch, run.engine
     if batch.micro_batch > run.objective.group:
-        fixes.append(f"run.batch.micro_batch below {batch.micro_batch} (a multiple of {run.objective.group}; the global batch stays, and so does the result)")
+        fixes.append(
+            f"run.batch.micro_batch below {batch.micro_batch} (a multiple of {run.objective.group}; the global batch stays, and so does the result)"
+        )
     if isinstance(engine, DeepSpeedConfig):
         if engine.zero < 2:
             fixes.append(f"run.engine.zero=2 instead of {engine.zero}")

@@ -9,7 +9,9 @@ from trainer.run_rows import Summary
 from trainer.worker.hooks import RunHooks
 
 
-def summarise(training: Training, stopped: Stopped, hooks: RunHooks, attempt: int, first: int, seconds: float) -> Summary:
+def summarise(
+    training: Training, stopped: Stopped, hooks: RunHooks, attempt: int, first: int, seconds: float
+) -> Summary:
     """The figures of an attempt that went from step `first` on for `seconds`."""
     return {
         "name": hooks.name,

@@ -17,14 +17,21 @@ from trainer.tracking.tracker import JsonlTracker, MlflowTracker, NullTracker, T
 from trainer.world import World
 
 
-def open_tracker(run: RunConfig, files: RunFiles, attempt: int, manifest: Mapping[str, object], world: World, say: Say) -> Tracker:
+def open_tracker(
+    run: RunConfig, files: RunFiles, attempt: int, manifest: Mapping[str, object], world: World, say: Say
+) -> Tracker:
     """What the hooks of this rank write to: lines and MLflow on rank 0, nothing on the others."""
     if not world.is_main:
         return NullTracker()
     if not run.tracking.enabled:
         return JsonlTracker(files, attempt)
     params = dict(_flat("", plain(run))) | {"world": world.size, "device": str(world.device)}
-    tags = {"run_folder": files.folder.url, "objective": run.objective.name, "torch": torch.__version__, "python": platform.python_version()}
+    tags = {
+        "run_folder": files.folder.url,
+        "objective": run.objective.name,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
     tags |= {"mlflow.source.git.commit": code_name()} if code_name() else {}
     tags |= {"mlflow.parentRunId": run.tracking.parent} if run.tracking.parent else {}
     facts = RunFacts(str(run.name), run.objective.dataset, params, tags, manifest)

@@ -17,12 +17,19 @@ class CaptionConfig:
 
     names: tuple[str, ...] = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     """Of the classes, in the order of their numbers."""
-    templates: tuple[str, ...] = ("a picture of the digit {}", "the number {}, written by hand", "{}", "somebody wrote {} here")
+    templates: tuple[str, ...] = (
+        "a picture of the digit {}",
+        "the number {}, written by hand",
+        "{}",
+        "somebody wrote {} here",
+    )
     """Sentences with {} for the name; a training sample gets one by (seed, sample number), held-out ones the first."""
 
     def __post_init__(self) -> None:
         if not self.templates or any(each.count("{}") != 1 for each in self.templates):
-            raise ValueError(f"captions.templates: {list(self.templates)}; give one or more, each with {{}} once, where the class's name goes")
+            raise ValueError(
+                f"captions.templates: {list(self.templates)}; give one or more, each with {{}} once, where the class's name goes"
+            )
 
 
 class Captions:
@@ -36,7 +43,9 @@ class Captions:
         texts = [template.replace("{}", name) for name in config.names for template in config.templates]
         encoded = [torch.tensor([*text.encode(), tokenizer.eod]) for text in texts]
         longest = max(len(each) for each in encoded)
-        self.tokens_NT = torch.stack([torch.nn.functional.pad(each, (0, longest - len(each)), value=tokenizer.eod) for each in encoded])
+        self.tokens_NT = torch.stack(
+            [torch.nn.functional.pad(each, (0, longest - len(each)), value=tokenizer.eod) for each in encoded]
+        )
         self.end_N = torch.tensor([len(each) - 1 for each in encoded])
 
     def of(self, label_M: Tensor, template_M: Tensor) -> tuple[Tensor, Tensor]:

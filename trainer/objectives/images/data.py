@@ -149,7 +149,12 @@ def build_mixture(config: ToyConfig) -> GaussianMixture:
 def grid_of(images_MCHW: Tensor, columns: int, tile: int = 48) -> Tensor:
     """Images in [-1, 1] as one picture (3, H, W) in [0, 1], each about `tile` pixels high, a thin line between them."""
     scale = max(1, tile // images_MCHW.shape[-2])
-    images = ((images_MCHW.detach().float().cpu() + 1) / 2).clamp(0, 1).repeat_interleave(scale, -2).repeat_interleave(scale, -1)
+    images = (
+        ((images_MCHW.detach().float().cpu() + 1) / 2)
+        .clamp(0, 1)
+        .repeat_interleave(scale, -2)
+        .repeat_interleave(scale, -1)
+    )
     images = images.expand(-1, 3, -1, -1)
     images = torch.nn.functional.pad(images, (1, 1, 1, 1), value=0.35)
     missing = -len(images) % columns
@@ -171,5 +176,7 @@ def cloud_of(points_MD: Tensor, mixture: GaussianMixture, side: int = 400) -> Te
     picture *= (-counts.sqrt()).exp()
     row, column = place(mixture.means_KD)
     for dy, dx in ((0, -4), (0, 4), (-4, 0), (4, 0)):
-        picture[:, (row + dy).clamp(0, side - 1), (column + dx).clamp(0, side - 1)] = torch.tensor([0.9, 0.1, 0.1])[:, None]
+        picture[:, (row + dy).clamp(0, side - 1), (column + dx).clamp(0, side - 1)] = torch.tensor([0.9, 0.1, 0.1])[
+            :, None
+        ]
     return picture

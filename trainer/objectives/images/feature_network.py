@@ -47,7 +47,9 @@ class InceptionConfig:
 FeatureConfig = ClassifierConfig | InceptionConfig
 
 
-def feature_network(config: FeatureConfig, data: "Images", share: Share, gather: Gather, device: torch.device) -> Features:
+def feature_network(
+    config: FeatureConfig, data: "Images", share: Share, gather: Gather, device: torch.device
+) -> Features:
     """The features that `config` names. Every rank calls it; rank 0 trains the classifier, where it is not in the cache yet."""
     match config:
         case ClassifierConfig():
@@ -69,7 +71,10 @@ def _classifier(config: ClassifierConfig, data: "Images") -> Classifier:
 
 def trained_weights(config: ClassifierConfig, data: "Images") -> dict[str, Tensor]:
     """Weights of the classifier trained on all training images of `data`; from the cache where the same one was trained before."""
-    facts = json.dumps([asdict(config), data.config.classes, data.manifest()["digest"], _SEED, _EPOCHS, _BATCH, torch.__version__], sort_keys=True)
+    facts = json.dumps(
+        [asdict(config), data.config.classes, data.manifest()["digest"], _SEED, _EPOCHS, _BATCH, torch.__version__],
+        sort_keys=True,
+    )
     file = cache_folder() / f"classifier-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.safetensors"
     if not file.exists():
         state = train_classifier(_classifier(config, data), data)
@@ -101,10 +106,18 @@ def _inception(file: Path) -> InceptionFeatures:
     """Raises ValueError where the file is missing, or holds no such weights."""
     network = InceptionFeatures()
     try:
-        state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
+        state = (
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, map_location="cpu", weights_only=True)
+        )
         # The classifier and its helper, which come after the features, are in the file as well.
-        network.load_state_dict({name: value for name, value in state.items() if not name.startswith(("fc.", "AuxLogits."))})
+        network.load_state_dict(
+            {name: value for name, value in state.items() if not name.startswith(("fc.", "AuxLogits."))}
+        )
     except (OSError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
         cause = one_line(error, 160)
-        raise ValueError(f"quality.network.weights: {file}: {cause}; name a file with the weights of torchvision's inception_v3") from None
+        raise ValueError(
+            f"quality.network.weights: {file}: {cause}; name a file with the weights of torchvision's inception_v3"
+        ) from None
     return network

@@ -36,10 +36,19 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         if min(self.samples, self.neighbours, *self.recall) < 1:
-            raise ValueError(f"quality: samples {self.samples}, neighbours {self.neighbours} and recall {list(self.recall)} must be at least 1")
+            raise ValueError(
+                f"quality: samples {self.samples}, neighbours {self.neighbours} and recall {list(self.recall)} must be at least 1"
+            )
 
 
-def of_images(data: "Images", split: Split, samples: int, compute: Callable[[Tensor, Tensor, Tensor], Parts], share: Share, gather: Gather) -> Parts:
+def of_images(
+    data: "Images",
+    split: Split,
+    samples: int,
+    compute: Callable[[Tensor, Tensor, Tensor], Parts],
+    share: Share,
+    gather: Gather,
+) -> Parts:
     """`compute(images in [-1, 1], numbers, labels)` of the first `samples` images of a split, and their "label", over all ranks and in order."""
     from data.images.held_out import image_set
 
@@ -47,7 +56,9 @@ def of_images(data: "Images", split: Split, samples: int, compute: Callable[[Ten
     found: list[Parts] = []
     for number_M in torch.arange(share.rank, len(label_N), share.world).split(256):
         parts = compute(image_NCHW[number_M].float() / 127.5 - 1, number_M, label_N[number_M])
-        found.append({name: value.cpu() for name, value in parts.items()} | {"label": label_N[number_M], "number": number_M})
+        found.append(
+            {name: value.cpu() for name, value in parts.items()} | {"label": label_N[number_M], "number": number_M}
+        )
     everything = [part for rank in gather(found) for part in rank]
     order_N = torch.cat([part["number"] for part in everything]).argsort()
     return {name: torch.cat([part[name] for part in everything])[order_N] for name in everything[0]}

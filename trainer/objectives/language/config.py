@@ -110,7 +110,9 @@ class CausalConfig(TextModelConfig):
 
     def __post_init__(self) -> None:
         if not self.model.causal:
-            raise ValueError("objective.model.causal: false, but the next token is predicted; use true, or the objective masked_lm")
+            raise ValueError(
+                "objective.model.causal: false, but the next token is predicted; use true, or the objective masked_lm"
+            )
         super().__post_init__()
 
 
@@ -144,7 +146,9 @@ class DistillConfig(CausalConfig):
         if not self.kl_temperature > 0:
             raise ValueError(f"objective.kl_temperature: {self.kl_temperature} must be above 0, such as 1 or 2")
         if self.init_from is not None and self.init_from_teacher:
-            raise ValueError(f"objective.init_from: {self.init_from} beside init_from_teacher true; set init_from_teacher: false, or leave init_from out")
+            raise ValueError(
+                f"objective.init_from: {self.init_from} beside init_from_teacher true; set init_from_teacher: false, or leave init_from out"
+            )
 
     @property
     def start(self) -> Start | None:
@@ -188,7 +192,9 @@ def _upcycled(config: TextModelConfig) -> TransformerConfig:
     if upcycle is None:
         return model
     if config.init_from is None:
-        raise ValueError(f"upcycle.experts: {upcycle.experts}, but there is no dense model; set init_from to the folder of one")
+        raise ValueError(
+            f"upcycle.experts: {upcycle.experts}, but there is no dense model; set init_from to the folder of one"
+        )
     moe = model.moe or MoEConfig(experts=upcycle.experts, ffn=model.ffn, router=TopKRouting(k=2))
     if (moe.experts, moe.ffn) != (upcycle.experts, model.ffn):
         here = f"experts {moe.experts} and ffn {moe.ffn} beside upcycle.experts {upcycle.experts} and model.ffn {model.ffn}"

@@ -57,7 +57,9 @@ class DistillObjective(LanguageObjective):
         with torch.no_grad():
             taught_BTV, _ = self.teacher(done.inputs_BT, batch["sample"], self._segments(batch), self.seed)
         dtype = torch.promote_types(done.logits_BTV.dtype, torch.float32)
-        log_p_BTV, log_q_BTV = ((logits.to(dtype) / self.config.kl_temperature).log_softmax(-1) for logits in (taught_BTV, done.logits_BTV))
+        log_p_BTV, log_q_BTV = (
+            (logits.to(dtype) / self.config.kl_temperature).log_softmax(-1) for logits in (taught_BTV, done.logits_BTV)
+        )
         counts_BT = done.targets_BT != IGNORE
         agrees_BT = (taught_BTV.argmax(-1) == done.logits_BTV.argmax(-1)) & counts_BT
         return categorical_kl(log_p_BTV, log_q_BTV).where(counts_BT, 0).sum(), agrees_BT.sum()

@@ -60,10 +60,14 @@ class TextObjective(BaseObjective):
         self.model = Transformer(self.config.model, vocab_size)
         self.watch = build_watch(config.collapse, config.moe, len(self.model.moe_layers))
         if self.watch is not None:
-            self.model.add_module("routing_watch", self.watch)  # its counters are then buffers of the network: saved, loaded and moved with it
+            self.model.add_module(
+                "routing_watch", self.watch
+            )  # its counters are then buffers of the network: saved, loaded and moved with it
         self.networks: dict[str, nn.Module] = {"model": self.model}
         self.tokens_per_sample = config.tokens_per_sample
-        self.flops_per_sample = config.data.seq_len * flops_per_token(self.config.model, vocab_size, config.data.seq_len)
+        self.flops_per_sample = config.data.seq_len * flops_per_token(
+            self.config.model, vocab_size, config.data.seq_len
+        )
         self.group = config.group
 
     @abstractmethod
@@ -184,7 +188,10 @@ class LanguageObjective(TextObjective):
         if not evaluated:
             return {}
         length = sums["bytes"].item()
-        return {"bits_per_byte": sums["nll"].item() / math.log(2) / length, "bytes_per_token": length / sums["targets"].item()}
+        return {
+            "bits_per_byte": sums["nll"].item() / math.log(2) / length,
+            "bytes_per_token": length / sums["targets"].item(),
+        }
 
     def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> SampleSet:
         config = self.config
@@ -204,18 +211,24 @@ class MaskedLanguageObjective(TextObjective):
     def _check_tokenizer(self) -> None:
         if self.tokenizer.mask is None:
             name = self.config.data.tokenizer
-            raise ValueError(f"run.objective.data.tokenizer: {name} has no mask token, which masked_lm needs; use bytes, or one that has")
+            raise ValueError(
+                f"run.objective.data.tokenizer: {name} has no mask token, which masked_lm needs; use bytes, or one that has"
+            )
 
     def _inputs_and_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
         assert self.tokenizer.mask is not None, "a tokenizer without a mask is refused"
         tokens_BT = self._aligned(batch["tokens"])
-        return mask_tokens(tokens_BT, batch["sample"], self.config.mask_rate, self.tokenizer.mask, self.tokenizer.vocab_size, self.seed)
+        return mask_tokens(
+            tokens_BT, batch["sample"], self.config.mask_rate, self.tokenizer.mask, self.tokenizer.vocab_size, self.seed
+        )
 
     def _aligned(self, tokens_BT: Tensor) -> Tensor:
         return tokens_BT[:, 1:]
 
 
-def mask_tokens(tokens_BT: Tensor, samples_B: Tensor, rate: float, mask: int, vocab_size: int, seed: int) -> tuple[Tensor, Tensor]:
+def mask_tokens(
+    tokens_BT: Tensor, samples_B: Tensor, rate: float, mask: int, vocab_size: int, seed: int
+) -> tuple[Tensor, Tensor]:
     """BERT's corruption: each token is chosen with probability `rate`; a chosen one becomes `mask` (80 %), a random token (10 %) or stays (10 %).
 
     Returns inputs and targets (B, T); targets that were not chosen are IGNORE. Drawn from (seed, sample number) alone.

@@ -45,7 +45,11 @@ class InitFrom:
                 name = fragment.name.removeprefix("model/")
                 if fragment.kind == "weight":
                     _fill(fragment, origins[name], source)
-                elif fragment.kind == "buffer" and not name.startswith("routing_watch.") and source.shape(name) == fragment.global_shape:
+                elif (
+                    fragment.kind == "buffer"
+                    and not name.startswith("routing_watch.")
+                    and source.shape(name) == fragment.global_shape
+                ):
                     _fill(fragment, Origin((name,)), source)
         copies = f", each feed-forward network {self.upcycle.experts} times" if self.upcycle else ""
         say(f"started from {self.folder}{copies}")
@@ -86,8 +90,13 @@ def _compare(there: TransformerConfig, here: TransformerConfig, where: str) -> N
         return
     if here.moe_indices and not there.moe_indices:
         experts = here.moe.experts if here.moe else 0
-        raise ValueError(f"{where}: it is dense, and run.objective.model has {experts} experts; set run.objective.upcycle.experts={experts}, or model.moe=null")
-    differences = "; ".join(f"run.objective.model.{name} is {theirs.get(name, 'none')} there and {ours.get(name, 'none')} here" for name in names)
+        raise ValueError(
+            f"{where}: it is dense, and run.objective.model has {experts} experts; set run.objective.upcycle.experts={experts}, or model.moe=null"
+        )
+    differences = "; ".join(
+        f"run.objective.model.{name} is {theirs.get(name, 'none')} there and {ours.get(name, 'none')} here"
+        for name in names
+    )
     raise ValueError(f"{where}: {differences}; set what is there")
 
 

@@ -104,7 +104,9 @@ def _opened(teacher: str) -> Iterator[WeightSource]:
         except ValueError as error:
             raise ValueError(f"run.objective.teacher: {teacher}: {error}") from None
         if not source.model.causal:
-            raise ValueError(f"run.objective.teacher: {teacher}: it restores masked tokens; name a model that predicts the next one (moe_lm)")
+            raise ValueError(
+                f"run.objective.teacher: {teacher}: it restores masked tokens; name a model that predicts the next one (moe_lm)"
+            )
         yield source
 
 
