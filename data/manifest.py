@@ -76,11 +76,15 @@ def check_manifest(saved: Manifest, now: Manifest) -> None:
         raise ValueError(f"{problem}; {effect}: restore it, or begin a new run")
 
 
+_FIELDS = {"seed": "run.seed", "teacher": "run.objective.teacher"}
+"""The fields of a job that a manifest holds and that are not below run.objective.data."""
+
+
 def _changes(saved: Manifest, now: Manifest) -> Iterator[str]:
     yield from _file_changes(saved["source"], now["source"])
     for key in sorted((saved.keys() | now.keys()) - {"source", "eval_source", "lanes", "digest"}):
         if saved.get(key) != now.get(key):
-            field = "run.seed" if key == "seed" else f"run.objective.data.{key}"
+            field = _FIELDS.get(key, f"run.objective.data.{key}")
             yield f"{field}: it was {saved.get(key)!r} when the run began, and is {now.get(key)!r}"
 
 

@@ -285,7 +285,7 @@ def test_a_resumed_run_ends_with_the_same_bits_and_a_teacher_that_changed_is_ref
     }
     whole, parted = (student_of(corpus, tmp_path, name, taught_by, alpha=1.0) | changes for name in ("whole", "parted"))
     complaint = run_distributed(whole_and_resumed, 1, whole, parted, str(taught_by))[0]
-    assert "teacher was 'step 1, " in complaint
+    assert "run.objective.teacher: it was 'step 1, " in complaint
     assert "is 'step 2, " in complaint
     receipts = []
     for name in ("whole", "parted"):
