@@ -28,6 +28,6 @@ def test_permutation_is_uniform() -> None:
 
 
 def test_the_same_in_another_process() -> None:
-    code = "from data.shuffle import *; print(stable_hash(7, 'x'), permutation(9, 7, 'x').tolist())"
+    code = "from data.lanes.shuffle import *; print(stable_hash(7, 'x'), permutation(9, 7, 'x').tolist())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert other == f"{stable_hash(7, 'x')} {permutation(9, 7, 'x').tolist()}"

@@ -95,10 +95,10 @@ def test_an_error_of_the_source_comes_through(config: TextConfig, tmp_path: Path
 
 PARENT = """
 import sys, time
-from data.sources import Files
-from data.steps import Share
-from data.stream import TextStream
-from data.text import TextConfig
+from data.sources.kinds import Files
+from data.share import Share
+from data.training_stream import TextStream
+from data.config import TextConfig
 config = TextConfig(source=Files(paths=(sys.argv[1],)), seq_len=16, lanes=4, processes=2)
 stream = TextStream(config, Share(rank=0, world=1, global_batch=16, micro_batch=16), seed=0)
 next(stream)

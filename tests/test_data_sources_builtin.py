@@ -38,7 +38,7 @@ def test_writing_again_leaves_what_is_there_and_no_scratch(cache: Path) -> None:
 
 
 def test_two_processes_may_write_at_once(cache: Path) -> None:
-    code = "from data.stdlib import stdlib_shards; print(*stdlib_shards())"
+    code = "from data.sources.builtin import stdlib_shards; print(*stdlib_shards())"
     runs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = {run.communicate()[0] for run in runs}
     assert [run.returncode for run in runs] == [0, 0]
@@ -48,7 +48,7 @@ def test_two_processes_may_write_at_once(cache: Path) -> None:
 
 def test_preparing_again_imports_nothing_heavy(cache: Path) -> None:
     prepare(TextConfig())
-    imports = "import sys; from data.prepare import prepare; from data.text import TextConfig"
+    imports = "import sys; from data.prepare import prepare; from data.config import TextConfig"
     code = f"{imports}; prepare(TextConfig()); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "data.prepare" in modules

@@ -392,8 +392,8 @@ def test_a_hub_dataset_streams_and_what_it_lacks_is_one_line(corpus: Path) -> No
 
 HUB = """
 from data.prepare import prepare
-from data.sources import Hub
-from data.text import TextConfig
+from data.sources.kinds import Hub
+from data.config import TextConfig
 hub = [TextConfig(source=Hub(dataset=f"someone/{name}")) for name in ("missing", "gated", "private")]
 for config in (*hub, TextConfig(tokenizer="someone/missing")):
     try:

@@ -135,7 +135,7 @@ def test_the_rules_notice_what_they_forbid(rule: object, line: str) -> None:
 
 
 def test_the_command_and_rays_controller_read_a_run_folder_without_torch() -> None:
-    code = "import sys; import trainer.attempts, trainer.run_files; print('torch' in sys.modules)"
+    code = "import sys; import trainer.records.attempts, trainer.run_files; print('torch' in sys.modules)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "False"
 

@@ -27,7 +27,7 @@ def test_a_store_whose_making_is_killed_is_made_by_the_next_one(tmp_path: Path) 
     making = [
         sys.executable,
         "-c",
-        f"from pathlib import Path; from trainer.mlflow_run import _make_store; _make_store(Path({str(file)!r}))",
+        f"from pathlib import Path; from trainer.tracking.mlflow_run import _make_store; _make_store(Path({str(file)!r}))",
     ]
     first = subprocess.Popen(making, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not any(half.stat().st_size > 0 for half in tmp_path.glob(".mlflow.db-*/mlflow.db")) and first.poll() is None:
