@@ -8,12 +8,16 @@ import psutil
 import pytest
 import yaml
 from conftest import tiny_job
+from matplotlib import pyplot as plt
 from test_launch_commands_train import BIN
 
+from launch.chaos.picture import draw_drill
 from launch.chaos.report import Cost, Struck, costs
 from launch.chaos.run import Drill
 from trainer.parsing import parse, read_job
-from trainer.run_rows import MetricsRow
+from trainer.run_files import run_files
+from trainer.run_rows import Fault, MetricsRow
+from trainer.tracking.tracker import JsonlTracker
 
 
 def logged(*points: tuple[int, float]) -> list[MetricsRow]:
@@ -44,6 +48,19 @@ def test_a_fault_that_does_not_exist_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "faults.yaml").write_text("faults: [{name: earthquake, step: 3}]")
     with pytest.raises(ValueError, match=r"earthquake.*use one of kill, hang"):
         parse(Drill, read_job(str(tmp_path / "faults.yaml")), "faults")
+
+
+def test_the_picture_is_drawn_from_the_folders_of_the_two_runs(tmp_path: Path) -> None:
+    undisturbed, drill = run_files(str(tmp_path), "undisturbed"), run_files(str(tmp_path), "drill")
+    for files, steps in ((undisturbed, (1, 2, 3, 4)), (drill, (1, 2, 3, 2, 3, 4))):
+        files.folder.make()
+        tracker = JsonlTracker(files, attempt=0)
+        for step in steps:
+            tracker.log(step, {"loss": 3.0 - 0.1 * step + (0.01 if files is drill and step == 4 else 0.0)})
+    drill.add_fault(Fault(fault=0, name="kill", step=3, time=0.0))
+    picture = plt.imread(draw_drill(tmp_path))
+    assert picture.shape[:2] == (600, 960)
+    assert len({tuple(pixel) for pixel in picture.reshape(-1, picture.shape[2])[::7]}) > 5, "not an empty page"
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from launch.chaos.picture import draw_drill
 from launch.commands.verify import verify_data
 from launch.console.summary import time_table
 from launch.console.tables import table
@@ -76,6 +77,7 @@ def report(console: Console, root: Path, struck: list[Struck], planned: int) -> 
     if done:
         result |= _compared(console, files, other)
         result["data_exact"] = verify_data(console, files.folder, result["step"])
+        console.print(f"picture  {draw_drill(root)}")
     (root / "drill.json").write_text(json.dumps(result, indent=1))
     return done and not missing and result["data_exact"]
 
