@@ -177,7 +177,7 @@ class KubernetesConfig:
             )
 
     def _check_paths(self) -> None:
-        paths = [volume.path for volume in (*self.claims, *self.secret_volumes)]
+        paths = [claim.path for claim in self.claims] + [volume.path for volume in self.secret_volumes]
         for path in paths:
             if paths.count(path) > 1:
                 raise ValueError(f"claims: two volumes are mounted at {path}; give each a path of its own")
