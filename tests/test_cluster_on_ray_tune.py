@@ -17,6 +17,9 @@ from conftest import tiny_job
 from mlflow import MlflowClient
 from test_launch_commands_train import BIN, losses, run
 
+from trainer.endings import Ending, Stopped
+from trainer.run_files import run_files
+
 LR = "run.optimizer.lr"
 
 
@@ -47,7 +50,8 @@ def test_asha_asks_losers_to_stop_and_kills_nobody(tmp_path: Path) -> None:
         assert judged(root, {"good": good, "best": best, "bad": bad}, past) == (
             ["bad"] if not past else ["bad", "good"]
         )
-        assert (root / "bad" / "stop").read_text() == "pruned: behind the others at step 10"
+        pruned = Stopped(Ending.PRUNED, "behind the others at step 10")
+        assert run_files(str(root), "bad").stop_request() == pruned
     assert judged(tmp_path / "last", {"good": good, "bad": bad}, {}, most=10) == [], (
         "at its last step there is nothing left to stop"
     )
