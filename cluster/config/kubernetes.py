@@ -209,7 +209,8 @@ class KubernetesConfig:
             )
         if self.queue and self.autoscaling:
             raise ValueError(
-                f"autoscaling with queue {self.queue!r}: Kueue admits no job whose size changes; leave one of them out"
+                f"autoscaling with queue {self.queue!r}: by default Kueue admits no job whose size changes; "
+                "leave one of them out"
             )
         if self.queue and self.gang:
             raise ValueError(
