@@ -1,1 +1,1 @@
-"""Where workers run: Ray Train, Ray Jobs, Kubernetes. The only place that knows ray or kubernetes."""
+"""Where workers run. The only package that imports Ray or the Kubernetes client."""

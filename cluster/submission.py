@@ -1,4 +1,7 @@
-"""A job on its way to a cluster: decisions read the typed job, and the values of its file travel."""
+"""A job on its way to a cluster.
+
+Decisions are made from the typed job; the values of its file are sent.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -9,26 +12,26 @@ from trainer.parsing import Json
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """A job that was checked here, and is resolved where it will run."""
+    """A job that is checked on this machine and resolved on the cluster."""
 
     name: str
-    """The run's name, or the job file's."""
+    """Name of the run if it has one, else of the job file."""
     run: RunConfig
-    """What the workers will get."""
+    """The run, as the workers will get it."""
     cluster: ClusterConfig
-    """Where they will run."""
+    """The workers and where they will run."""
     values: Json
-    """The job file with its overrides, of which `run` and `cluster` were made."""
+    """The job file with its overrides, from which `run` and `cluster` were parsed."""
     resume: bool = False
-    """Whether the job continues the run of that name."""
+    """Whether the job continues an existing run."""
 
     def named(self, name: str) -> "Submission":
-        """The same job, whose run is called `name`."""
+        """The same job, with `name` as the name of its run."""
         values = self.values | {"run": self.values["run"] | {"name": name}}
         return replace(self, run=replace(self.run, name=name), values=values)
 
     def tracked_at(self, uri: str) -> "Submission":
-        """The same job, whose run is tracked at `uri`."""
+        """The same job, with its run tracked at `uri`."""
         tracking = (self.values["run"].get("tracking") or {}) | {"uri": uri}
         values = self.values | {"run": self.values["run"] | {"tracking": tracking}}
         return replace(self, run=replace(self.run, tracking=replace(self.run.tracking, uri=uri)), values=values)

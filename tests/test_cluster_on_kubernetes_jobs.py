@@ -19,7 +19,7 @@ def test_a_job_from_submit_to_its_end(kube: KubeApi, submit: Submit, job_status:
     assert job_status(job_id)[0] == "PENDING"
     assert "is KubeRay running" in job_status(job_id)[1]
     operator.initialise(job_id)
-    assert job_status(job_id) == ("PENDING", "the RayCluster comes up")
+    assert job_status(job_id) == ("PENDING", "the RayCluster is starting")
     pod = operator.run(job_id)
     assert job_status(job_id) == ("RUNNING", f"try 1 of 1 on RayCluster {job_id}-00001")
     kube.say(pod, "step 1", "step 2")
@@ -58,7 +58,7 @@ def test_stop_removes_what_the_job_made_and_nothing_else(kube: KubeApi, submit: 
         ("", "secrets"),
     }
     code, _, complaint = switchwork("stop", "by-hand", "--to", TO)
-    assert (code, "not made by switchwork" in complaint, complaint.count("\n")) == (2, True, 1)
+    assert (code, "not made by `switchwork submit`" in complaint, complaint.count("\n")) == (2, True, 1)
     code, _, complaint = switchwork("status", first, "--to", TO)
     assert (code, first in complaint, complaint.count("\n")) == (2, True, 1)
 
@@ -75,7 +75,7 @@ def test_a_job_of_the_same_name_that_came_meanwhile_is_not_removed(kube: KubeApi
 def test_suspend_and_resume(kube: KubeApi, submit: Submit, job_status: Status, switchwork: Run) -> None:
     operator, job_id = Operator(kube, "team"), submit(suspend=True)
     operator.initialise(job_id)
-    assert job_status(job_id) == ("SUSPENDED", "suspended; `switchwork resume` lets it go on")
+    assert job_status(job_id) == ("SUSPENDED", "suspended; `switchwork resume` lets it continue")
     assert switchwork("resume", job_id, "--to", TO, "--json")[:2] == (
         0,
         json.dumps({"id": job_id, "done": "resume"}) + "\n",

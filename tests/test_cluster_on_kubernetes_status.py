@@ -90,7 +90,7 @@ WAITING = {
         ("FailedMount", 'persistentvolumeclaim "storage" not found'),
         ["waits for its storage", '"storage" not found'],
     ),
-    "fetching": ({}, ("Pulling", "Pulling image"), ["its image is fetched"]),
+    "fetching": ({}, ("Pulling", "Pulling image"), ["its image is being pulled"]),
     "crashes": (
         {
             "containerStatuses": [

@@ -99,7 +99,7 @@ def test_a_node_without_the_environment_is_named(head: str, corpus: Path, tmp_pa
     )
     job_id = switchwork("submit", str(job), "--to", head).stdout.strip()
     printed = switchwork("logs", job_id, "-f", "--to", head).stdout
-    assert "libtorch.so: not here); give every node the environment of this checkout" in printed, printed
+    assert "libtorch.so: not here); install this checkout's environment on every node" in printed, printed
     assert json.loads(switchwork("status", job_id, "--to", head, "--json").stdout)["state"] == "FAILED"
 
 

@@ -29,7 +29,7 @@ def judged(
     """The trials of which ASHA with rungs at 10, 20, 40 asks the runs to stop, when each reports every 10 steps and all keep step."""
     from cluster.on_ray.tune import Rungs, _Asha
 
-    asha = _Asha(str(root), "min", Rungs(grace_steps=10, reduction_factor=2, most=most), past)
+    asha = _Asha(str(root), "min", Rungs(grace_steps=10, reduction_factor=2, last_step=most), past)
     trials: dict[str, Any] = {name: SimpleNamespace(trial_id=f"id-{name}", config={"trial": name}) for name in names}
     for trial in trials.values():
         asha.on_trial_add(None, trial)  # type: ignore[arg-type]

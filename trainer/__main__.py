@@ -1,4 +1,7 @@
-"""`torchrun --nproc-per-node 2 -m trainer JOB.yaml [a.b=c ...] [--resume]`: the worker without Ray, for Slurm and for machines without Ray."""
+"""The worker without Ray, for Slurm and for machines on which Ray is not installed.
+
+torchrun --nproc-per-node 2 -m trainer JOB.yaml [a.b=c ...] [--resume]
+"""
 
 import os
 import sys
@@ -8,7 +11,7 @@ from trainer.config import RunConfig, check
 from trainer.parsing import parse, plain, read_job
 from trainer.settle import prepare, settle
 from trainer.worker.main import run_worker
-from trainer.world import place_in_environment
+from trainer.world import rank_and_size
 
 
 def main() -> int:
@@ -16,14 +19,13 @@ def main() -> int:
     resume = "--resume" in sys.argv
     try:
         if not arguments:
-            raise ValueError("which job? torchrun -m trainer JOB.yaml [a.b=c ...] [--resume]")
+            raise ValueError("no job file; use torchrun -m trainer JOB.yaml [a.b=c ...] [--resume]")
         job = read_job(arguments[0], arguments[1:])
-        workers = place_in_environment()[1]
-        run = settle(
-            parse(RunConfig, job.get("run") or {}, "run"), Path(arguments[0]).stem, workers, resume, numbered=False
-        )
+        rank, workers = rank_and_size()
+        wanted = parse(RunConfig, job.get("run") or {}, "run")
+        run = settle(wanted, Path(arguments[0]).stem, workers, resume, numbered=False)
         check(run, workers)
-        if place_in_environment()[0] == 0:
+        if rank == 0:
             prepare(run, resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

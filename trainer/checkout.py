@@ -1,8 +1,8 @@
-"""The folder that holds the five packages: the checkout, or the place where an installed wheel lies."""
+"""The folder that holds the five packages: a checkout, or the place of an installed wheel."""
 
 from pathlib import Path
 
 import trainer
 
 CHECKOUT = Path(trainer.__file__).parents[1]
-"""Found from the package and not from this module, so that it stays right wherever a module moves to."""
+"""Derived from the package instead of this module, so that it survives a move of the module."""

@@ -1,4 +1,4 @@
-"""Who this process is among the ranks, and where it computes. The one file that reads RANK and WORLD_SIZE."""
+"""The rank of this process and its device. Only this file reads RANK and WORLD_SIZE."""
 
 import os
 import socket
@@ -17,7 +17,10 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size` ranks. Control messages go over gloo on the CPU, so that they never wait for a GPU."""
+    """This process as one of `size` ranks.
+
+    Control messages travel over gloo on the CPU, so that they never wait for a GPU.
+    """
 
     rank: int
     size: int
@@ -29,13 +32,13 @@ class World:
         return self.rank == 0
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """`tensor` summed over the ranks, in place."""
+        """Sum `tensor` across the ranks, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def gather(self, thing: _T, /) -> list[_T]:
-        """`thing` of each rank, on every rank, in the order of the ranks. Picklable and small."""
+        """The `thing` of each rank in rank order, on every rank; it must be picklable and small."""
         if self.size == 1:
             return [thing]
         things = [thing] * self.size
@@ -43,12 +46,18 @@ class World:
         return things
 
     def broadcast(self, make: Callable[[], _T]) -> _T:
-        """The thing that `make` returns on rank 0, where alone it is called, on every rank. Picklable and small."""
+        """Call `make` on rank 0 alone, and return its result on every rank.
+
+        The result must be picklable and small.
+        """
         of_ranks = self.gather([make()] if self.is_main else [])
         return of_ranks[0][0]
 
     def rows(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The rows of `tensor` (n, ...), of one shape on all ranks, of each rank behind those of the rank before: (size * n, ...)."""
+        """The rows of all ranks' `tensor` (n, ...) in rank order: (size * n, ...).
+
+        The shape must be the same on all ranks.
+        """
         if self.size == 1:
             return tensor
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
@@ -57,7 +66,10 @@ class World:
 
 
 def choose_device(wanted: Device, local_rank: int) -> torch.device:
-    """CUDA where there are GPUs, else the CPU. Raises ValueError if what is `wanted` is not there."""
+    """The wanted device; "auto" is CUDA where there are GPUs, else the CPU.
+
+    Raises ValueError if torch does not see the wanted device.
+    """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ValueError("run.device: cuda, but torch sees no GPU on this machine; use auto or cpu")
     if wanted == "mps" and not torch.backends.mps.is_available():
@@ -67,20 +79,23 @@ def choose_device(wanted: Device, local_rank: int) -> torch.device:
     return torch.device("mps" if wanted == "mps" else "cpu")
 
 
-def place_in_environment() -> tuple[int, int]:
-    """(rank, world size) as torchrun or Ray Train names them; (0, 1) where nobody does."""
+def rank_and_size() -> tuple[int, int]:
+    """(rank, world size) from the environment of torchrun or Ray Train; (0, 1) without them."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def stand_alone() -> None:
-    """Forget what the environment says of other ranks: this process is to be a world of its own, beside others of the kind."""
+    """Remove other ranks from the environment, so that this process is a world of its own."""
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
 
 
 @contextmanager
 def joined(device: Device = "auto", threads: int | None = None, timeout_s: float = 600.0) -> Iterator[World]:
-    """Join the ranks that the environment names (torchrun, Ray Train, or nobody: a world of one), and leave them at the end."""
+    """Join the ranks that the environment names, and leave them at the end.
+
+    Without torchrun or Ray Train the world has one rank.
+    """
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
@@ -94,11 +109,10 @@ def joined(device: Device = "auto", threads: int | None = None, timeout_s: float
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if threads:
         torch.set_num_threads(threads)
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate sets torch's threads to the number of cores
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate uses a thread per core
     if not dist.is_initialized():
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s)
-        )
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     try:
         yield World(rank=dist.get_rank(), size=dist.get_world_size(), local_rank=local_rank, device=chosen)
     finally:
@@ -107,7 +121,7 @@ def joined(device: Device = "auto", threads: int | None = None, timeout_s: float
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A port of this machine on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,1 +1,1 @@
-"""The part of a job file that says where workers run."""
+"""The section `cluster` of a job file: workers, their nodes, and their pods on Kubernetes."""

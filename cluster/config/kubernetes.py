@@ -1,6 +1,7 @@
-"""The part of a job that only Kubernetes needs: image, sizes of the pods, storage, secrets, queue, deadlines.
+"""The section `cluster.kubernetes`: image, pod sizes, storage, secrets, queue and deadlines.
 
-`cluster/on_kubernetes/rayjob.py` makes a RayJob of KubeRay 1.7 from it. What KubeRay or Kueue would refuse only after the job was accepted is refused here.
+`cluster/on_kubernetes/rayjob.py` makes a RayJob of KubeRay 1.7 from it. Settings that KubeRay or
+Kueue would refuse only after accepting the job are refused here.
 """
 
 from dataclasses import dataclass, field
@@ -22,19 +23,23 @@ _INT32 = 2**31 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class Autoscaling:
-    """Ray's autoscaler adds pods when workers wait for room, and takes idle ones away."""
+    """Ray's autoscaler, which adds pods when workers wait for room and removes idle pods."""
 
     min_workers: int = 0
-    """Workers whose pods are always there."""
+    """Number of workers whose pods are always kept."""
     max_workers: int
-    """Workers whose pods there may be at most."""
+    """Largest number of workers that pods are created for."""
     idle_timeout_s: int = 300
-    """How long a pod may be idle; too short a time takes away the pods of workers that are being started again."""
+    """Seconds that a pod may be idle before it is removed.
+
+    Too short a time removes the pods of workers that are being restarted.
+    """
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_workers <= self.max_workers or self.max_workers < 1:
             raise ValueError(
-                f"min_workers is {self.min_workers} and max_workers {self.max_workers}; use 0 <= min_workers <= max_workers, and at least one"
+                f"min_workers is {self.min_workers} and max_workers {self.max_workers}; "
+                "use 0 <= min_workers <= max_workers, and a max_workers of at least 1"
             )
         if self.idle_timeout_s < 1:
             raise ValueError(f"idle_timeout_s is {self.idle_timeout_s}; it must be at least 1")
@@ -42,12 +47,15 @@ class Autoscaling:
 
 @dataclass(frozen=True, kw_only=True)
 class Gang:
-    """All pods at once or none, by the batch scheduler that the KubeRay operator was started with (--batch-scheduler)."""
+    """Gang scheduling: all pods of the job are started, or none.
+
+    This needs a KubeRay operator that was started with the same --batch-scheduler.
+    """
 
     scheduler: Literal["volcano", "yunikorn", "scheduler-plugins", "kai-scheduler"]
-    """The scheduler."""
+    """The batch scheduler of the KubeRay operator."""
     queue: str | None = None
-    """Its queue."""
+    """Queue of the batch scheduler; null: the scheduler's default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,59 +63,74 @@ class KubernetesConfig:
     """How the job runs on Kubernetes, as a RayJob."""
 
     image: str | None = None
-    """Image of all pods: this checkout, built with k8s/Dockerfile; needed to submit."""
+    """Image of all pods, which is this checkout built with k8s/Dockerfile; required to submit."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
-    """When a node fetches the image."""
+    """When a node pulls the image."""
     image_pull_secrets: tuple[str, ...] = ()
-    """Secrets that open the image's registry."""
+    """Names of the Secrets with the credentials of the image's registry."""
     workers_per_pod: int = 1
-    """Workers of one pod: as many as a node has GPUs, so that they share its fast links."""
+    """Workers per pod; as many as a node has GPUs, they share its fast links."""
     gpu_resource: str = "nvidia.com/gpu"
-    """What the nodes call a GPU."""
+    """Name of the resource by which nodes offer their GPUs."""
     memory: str = "8Gi"
-    """Memory of a worker pod."""
+    """Memory per worker pod."""
     shared_memory: str = "2Gi"
-    """/dev/shm of a worker pod, a part of its memory: half for Ray's object store, half for NCCL and data workers."""
+    """Size of /dev/shm per worker pod, which counts towards the pod's memory.
+
+    Half of it is for Ray's object store, half for NCCL and data workers.
+    """
     head_cpus: int = 2
-    """CPU cores of the head pod, which runs the driver and no worker."""
+    """CPU cores of the head pod, which runs the driver and no workers."""
     head_memory: str = "8Gi"
     """Memory of the head pod."""
     tolerations: tuple[Toleration, ...] = ()
-    """Taints that the worker pods put up with."""
+    """Node taints that the worker pods tolerate."""
     node_selector: dict[str, str] = field(default_factory=dict)
     """Labels of the nodes that worker pods may run on."""
     service_account: str | None = None
-    """Whose name the pods carry; no token of it is mounted unless Ray's autoscaler needs one."""
+    """ServiceAccount of the pods; its token is mounted only where Ray's autoscaler needs it."""
     env: dict[str, str] = field(default_factory=dict)
-    """Environment of every pod, such as NCCL's settings; nothing secret: it is readable in the RayJob."""
+    """Environment of the head and worker pods, such as NCCL's settings.
+
+    It is readable in the RayJob, so put no secrets here.
+    """
     secret_env: tuple[SecretEnv, ...] = ()
-    """Environment whose values are in Secrets."""
+    """Environment variables of the head and worker pods whose values are in Secrets."""
     secret_volumes: tuple[SecretVolume, ...] = ()
-    """Secrets as files."""
+    """Secrets that the head and worker pods see as files."""
     claims: tuple[Claim, ...] = ()
-    """Storage claims."""
+    """PersistentVolumeClaims that the head and worker pods mount."""
     object_store: ObjectStore | None = None
-    """The store behind s3:// URLs."""
+    """The object store behind s3:// URLs; null: none is configured."""
     backoff_limit: int = 0
-    """How often a failed job is tried again, each time on a new RayCluster; it goes on from its last checkpoint."""
+    """Number of times that a failed job is retried.
+
+    Each try gets a new RayCluster and continues from the last checkpoint.
+    """
     deadline_s: int | None = None
-    """Seconds after which a try is ended, its waiting included, and with it the job; null: none."""
+    """Seconds that a try may take, waiting included, before the job is ended; null: no limit."""
     start_deadline_s: int | None = None
-    """Seconds that the job may wait for its pods; null: for ever."""
+    """Seconds that the job may wait for its pods; null: no limit."""
     delete_after_s: int | None = 600
-    """Seconds from the job's end to the removal of its pods; null: they stay until `switchwork stop`."""
+    """Seconds from the job's end to the removal of its pods; null: until `switchwork stop`."""
     queue: str | None = None
-    """Kueue LocalQueue: the job waits, suspended, until the quota admits all of it."""
+    """Kueue LocalQueue in which the job waits, suspended, until the quota admits all of it."""
     priority: str | None = None
-    """With a queue Kueue's WorkloadPriorityClass, else the pods' PriorityClass."""
+    """Kueue's WorkloadPriorityClass for a job with a queue, else the pods' PriorityClass."""
     gang: Gang | None = None
-    """All pods at once or none, where there is no Kueue."""
+    """Gang scheduling of the pods, for clusters without Kueue; null: none."""
     autoscaling: Autoscaling | None = None
-    """Pods come and go; null: as many as cluster.workers takes at most, all there before the job starts."""
+    """Pods that are added and removed while the job runs.
+
+    null: as many pods as the largest number of cluster.workers needs, all created at the start.
+    """
     start_timeout_s: int = 30
-    """How long workers may take to start before Ray looks again at which nodes are there: a lost node is noticed after about this time and 20 s more."""
+    """Seconds that workers may take to start before Ray looks again at which nodes it has.
+
+    A lost node is noticed after about this time and 20 s more.
+    """
     suspend: bool = False
-    """Submit it asleep; `switchwork resume` starts it."""
+    """Submit the job suspended; `switchwork resume` starts it."""
 
     @property
     def object_store_bytes(self) -> int:
@@ -128,7 +151,7 @@ class KubernetesConfig:
             check_name(secret, "image_pull_secrets")
         for name in self.env:
             check_variable(name, "env")
-        names = [*(self.env), *(each.name for each in self.secret_env)]
+        names = [*self.env, *(variable.name for variable in self.secret_env)]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"secret_env: {name} is set twice, here or in env; keep one")
@@ -141,7 +164,8 @@ class KubernetesConfig:
         memory, shared = size_in_bytes(self.memory, "memory"), size_in_bytes(self.shared_memory, "shared_memory")
         if shared >= memory:
             raise ValueError(
-                f"shared_memory: {self.shared_memory} is a part of the pod's memory of {self.memory}, and must be less; raise memory"
+                f"shared_memory: {self.shared_memory} is part of the pod's memory of {self.memory} and must be less; "
+                "raise memory"
             )
         if shared < 2**28:
             raise ValueError(
@@ -153,7 +177,7 @@ class KubernetesConfig:
             )
 
     def _check_paths(self) -> None:
-        paths = [*(each.path for each in self.claims), *(each.path for each in self.secret_volumes)]
+        paths = [claim.path for claim in self.claims] + [volume.path for volume in self.secret_volumes]
         for path in paths:
             if paths.count(path) > 1:
                 raise ValueError(f"claims: two volumes are mounted at {path}; give each a path of its own")
@@ -169,34 +193,31 @@ class KubernetesConfig:
             value = getattr(self, name)
             if value is not None and not least <= value <= _INT32:
                 raise ValueError(f"{name} is {value}; it must be at least {least} and at most {_INT32}")
-        if (
-            self.deadline_s is not None
-            and self.start_deadline_s is not None
-            and self.start_deadline_s >= self.deadline_s
-        ):
-            raise ValueError(
-                f"start_deadline_s is {self.start_deadline_s}, and the whole job ends after deadline_s {self.deadline_s}; use less"
-            )
+        start, end = self.start_deadline_s, self.deadline_s
+        if start is not None and end is not None and start >= end:
+            raise ValueError(f"start_deadline_s is {start}, and the whole job ends after deadline_s {end}; use less")
 
     def _check_together(self) -> None:
-        if self.delete_after_s is None and (self.queue or self.suspend):
-            name, reason = (
-                ("queue", "Kueue admits no job that keeps its pods")
-                if self.queue
-                else ("suspend", "KubeRay suspends no job that keeps its pods")
-            )
+        if self.delete_after_s is None and self.queue:
             raise ValueError(
-                f"delete_after_s is null with {name} {getattr(self, name)!r}: {reason}; set delete_after_s"
+                f"delete_after_s is null with queue {self.queue!r}: Kueue admits no job that keeps its pods; "
+                "set delete_after_s"
+            )
+        if self.delete_after_s is None and self.suspend:
+            raise ValueError(
+                "delete_after_s is null with suspend: KubeRay suspends no job that keeps its pods; set delete_after_s"
             )
         if self.queue and self.autoscaling:
             raise ValueError(
-                f"autoscaling with queue {self.queue!r}: Kueue admits no job whose size changes; leave one of them out"
+                f"autoscaling with queue {self.queue!r}: by default Kueue admits no job whose size changes; "
+                "leave one of them out"
             )
         if self.queue and self.gang:
             raise ValueError(
-                f"gang with queue {self.queue!r}: Kueue admits all of the job or nothing by itself; leave gang out"
+                f"gang with queue {self.queue!r}: Kueue by itself admits all of the job or nothing; leave gang out"
             )
         if self.queue and self.suspend:
             raise ValueError(
-                f"suspend with queue {self.queue!r}: Kueue wakes the job when the quota admits it; leave suspend out, and use `switchwork suspend`"
+                f"suspend with queue {self.queue!r}: Kueue starts the job when the quota admits it; "
+                "leave suspend out, and use `switchwork suspend` later"
             )

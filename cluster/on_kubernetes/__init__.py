@@ -1,1 +1,1 @@
-"""Jobs on Kubernetes, as KubeRay's RayJobs."""
+"""Jobs on Kubernetes, as RayJobs of KubeRay."""

@@ -1,16 +1,16 @@
-"""Objects as Kubernetes' API hands them out: the fields that are read here, and no others."""
+"""Objects of the Kubernetes API, with the fields that are read here and no others."""
 
 from typing import NotRequired, TypedDict
 
 
 class Owner(TypedDict):
-    """The object that another belongs to."""
+    """An object that owns another."""
 
     uid: str
 
 
 class Metadata(TypedDict):
-    """What every object has."""
+    """The metadata of any object."""
 
     name: str
     uid: str
@@ -21,7 +21,7 @@ class Metadata(TypedDict):
 
 
 class Condition(TypedDict):
-    """One aspect of an object's state, and who says so in which words."""
+    """One aspect of an object's state, with its reason and message."""
 
     type: str
     status: str
@@ -30,7 +30,7 @@ class Condition(TypedDict):
 
 
 class RayJobSpec(TypedDict, total=False):
-    """What was asked of KubeRay."""
+    """The wanted state of a RayJob."""
 
     suspend: bool
     backoffLimit: int
@@ -38,7 +38,7 @@ class RayJobSpec(TypedDict, total=False):
 
 
 class RayJobStatus(TypedDict, total=False):
-    """What KubeRay says of a job."""
+    """The state of a RayJob, written by KubeRay."""
 
     jobDeploymentStatus: str
     jobStatus: str
@@ -49,7 +49,7 @@ class RayJobStatus(TypedDict, total=False):
 
 
 class RayJob(TypedDict):
-    """A job, as KubeRay has it."""
+    """A job as KubeRay knows it."""
 
     metadata: Metadata
     spec: RayJobSpec
@@ -57,20 +57,20 @@ class RayJob(TypedDict):
 
 
 class WorkloadSpec(TypedDict, total=False):
-    """What was asked of Kueue."""
+    """The wanted state of a Workload."""
 
     active: bool
     queueName: str
 
 
 class WorkloadStatus(TypedDict, total=False):
-    """What Kueue says of a job."""
+    """The state of a Workload, written by Kueue."""
 
     conditions: list[Condition] | None
 
 
 class Workload(TypedDict):
-    """A job, as Kueue has it."""
+    """A job as Kueue knows it."""
 
     metadata: Metadata
     spec: WorkloadSpec
@@ -78,7 +78,7 @@ class Workload(TypedDict):
 
 
 class Stage(TypedDict, total=False):
-    """Why a container waits, or how it ended."""
+    """The reason why a container waits, or the way in which it ended."""
 
     reason: str
     message: str
@@ -86,14 +86,14 @@ class Stage(TypedDict, total=False):
 
 
 class ContainerState(TypedDict, total=False):
-    """A container waits, runs or has ended."""
+    """The state of a container, which waits, runs or has ended."""
 
     waiting: Stage | None
     terminated: Stage | None
 
 
 class ContainerStatus(TypedDict, total=False):
-    """What a node says of a container."""
+    """The status of a container, written by its node."""
 
     image: str
     state: ContainerState | None
@@ -101,7 +101,7 @@ class ContainerStatus(TypedDict, total=False):
 
 
 class PodStatus(TypedDict, total=False):
-    """What the scheduler and the node say of a pod."""
+    """The status of a pod, written by the scheduler and its node."""
 
     phase: str
     reason: str
@@ -112,26 +112,26 @@ class PodStatus(TypedDict, total=False):
 
 
 class EnvironmentVariable(TypedDict):
-    """A variable, which may have its value from elsewhere."""
+    """An environment variable; without `value`, its value comes from another object."""
 
     name: str
     value: NotRequired[str]
 
 
 class Container(TypedDict):
-    """What a container was given."""
+    """The specification of a container."""
 
     env: NotRequired[list[EnvironmentVariable] | None]
 
 
 class PodSpec(TypedDict):
-    """What was asked of the node."""
+    """The specification of a pod."""
 
     containers: list[Container]
 
 
 class Pod(TypedDict):
-    """A pod."""
+    """A pod: its specification and its status."""
 
     metadata: Metadata
     spec: PodSpec
@@ -145,7 +145,7 @@ class Involved(TypedDict):
 
 
 class Event(TypedDict):
-    """What was noted about an object."""
+    """An event that was recorded about an object."""
 
     involvedObject: Involved
     type: NotRequired[str]
@@ -156,15 +156,15 @@ class Event(TypedDict):
 
 
 def job_status(job: RayJob) -> RayJobStatus:
-    """Empty until KubeRay has looked at the job."""
+    """The job's status; empty until KubeRay has seen the job."""
     return job.get("status") or {}
 
 
 def pod_status(pod: Pod) -> PodStatus:
-    """Empty until a scheduler has looked at the pod."""
+    """The pod's status; empty until a scheduler has seen the pod."""
     return pod.get("status") or {}
 
 
 def ended_state(state: ContainerState | None) -> Stage | None:
-    """How a container ended; None if it did not."""
+    """The way in which a container ended; None if it has not ended."""
     return state.get("terminated") if state else None

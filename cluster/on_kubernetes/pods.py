@@ -1,4 +1,4 @@
-"""Pod templates of a job's head, workers and submitter: what they run, get, mount and may do. Plain dicts, as Kubernetes' API has them."""
+"""Pod templates of a job's head, workers and submitter, as plain dicts of the Kubernetes API."""
 
 from cluster.config.kubernetes import KubernetesConfig
 from trainer.parsing import Json
@@ -11,12 +11,14 @@ def head_pod(config: KubernetesConfig, own_env: dict[str, str]) -> Json:
     container = _container("ray-head", config, {"cpu": str(config.head_cpus), "memory": config.head_memory}, own_env)
     spec = _pod_spec(config, container)
     if config.autoscaling is None:
-        spec["automountServiceAccountToken"] = False  # Ray's autoscaler, beside the head, asks Kubernetes for pods
+        spec["automountServiceAccountToken"] = (
+            False  # only Ray's autoscaler, next to the head, asks Kubernetes for pods
+        )
     return _template(spec, "head")
 
 
 def worker_pod(config: KubernetesConfig, cpus: int, gpus: int) -> Json:
-    """The pod of `config.workers_per_pod` workers, which get `cpus` cores and `gpus` GPUs together."""
+    """The pod of `config.workers_per_pod` workers, with `cpus` cores and `gpus` GPUs in all."""
     resources = {"cpu": str(cpus), "memory": config.memory} | ({config.gpu_resource: str(gpus)} if gpus else {})
     container = _container("ray-worker", config, resources, {})
     container["volumeMounts"].append({"name": "shared-memory", "mountPath": "/dev/shm"})
@@ -32,7 +34,10 @@ def worker_pod(config: KubernetesConfig, cpus: int, gpus: int) -> Json:
 
 
 def submitter_pod(config: KubernetesConfig) -> Json:
-    """The pod that hands the job to the head and prints what the driver prints; KubeRay adds its command."""
+    """The pod that submits the job to the head and prints the driver's log.
+
+    KubeRay adds its command.
+    """
     size = {"cpu": "500m", "memory": "512Mi"}
     container = {
         "name": "ray-job-submitter",
@@ -62,20 +67,20 @@ def _pod_spec(config: KubernetesConfig, container: Json) -> Json:
 
 
 def _identity(config: KubernetesConfig) -> Json:
-    """Who the pod is, for the nodes and for Kubernetes."""
+    """The user, ServiceAccount, pull secrets and priority of a pod."""
     group = {"runAsUser": _USER, "runAsGroup": _USER, "fsGroup": _USER, "fsGroupChangePolicy": "OnRootMismatch"}
-    found: Json = {"securityContext": group | {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}}
+    identity: Json = {"securityContext": group | {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}}
     if config.service_account:
-        found["serviceAccountName"] = config.service_account
+        identity["serviceAccountName"] = config.service_account
     if config.image_pull_secrets:
-        found["imagePullSecrets"] = [{"name": name} for name in config.image_pull_secrets]
+        identity["imagePullSecrets"] = [{"name": name} for name in config.image_pull_secrets]
     if config.priority and not config.queue:
-        found["priorityClassName"] = config.priority
-    return found
+        identity["priorityClassName"] = config.priority
+    return identity
 
 
 def _container(name: str, config: KubernetesConfig, resources: dict[str, str], own_env: dict[str, str]) -> Json:
-    """Requests equal limits: nothing is taken from a pod while it trains."""
+    """A container with requests equal to its limits: a pod keeps its resources while it trains."""
     return {
         "name": name,
         "image": config.image,
@@ -84,55 +89,50 @@ def _container(name: str, config: KubernetesConfig, resources: dict[str, str], o
         "resources": {"requests": dict(resources), "limits": dict(resources)},
         "securityContext": container_security(),
         "volumeMounts": _mounts(config),
-        "terminationMessagePolicy": "FallbackToLogsOnError",  # so that a failed pod's status has its own last words
+        "terminationMessagePolicy": "FallbackToLogsOnError",  # so that the status of a failed pod holds its last lines
     }
 
 
 def container_security() -> Json:
-    """What a container may do in a namespace that enforces the standard `restricted`."""
+    """A container's security context that passes the Pod Security Standard `restricted`."""
     return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
 def _environment(config: KubernetesConfig, own: dict[str, str]) -> list[Json]:
-    values = (
-        {"PYTHONUNBUFFERED": "1", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(config.start_timeout_s)}
-        | config.env
-        | own
-    )
-    references = [(each.name, each.secret, each.key) for each in config.secret_env]
+    values = {"PYTHONUNBUFFERED": "1", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(config.start_timeout_s)}
+    values |= config.env | own
+    secrets = [_from_secret(variable.name, variable.secret, variable.key) for variable in config.secret_env]
     if (store := config.object_store) is not None:
-        references += [(key, store.secret, key) for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
-        values |= {"AWS_ENDPOINT_URL": store.endpoint} if store.endpoint else {}
-    plain = [{"name": name, "value": value} for name, value in values.items()]
-    return plain + [
-        {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}} for name, secret, key in references
-    ]
+        secrets += [_from_secret(key, store.secret, key) for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
+        if store.endpoint:
+            values["AWS_ENDPOINT_URL"] = store.endpoint
+    plain: list[Json] = [{"name": name, "value": value} for name, value in values.items()]
+    return plain + secrets
+
+
+def _from_secret(name: str, secret: str, key: str) -> Json:
+    return {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
 
 
 def _volumes(config: KubernetesConfig) -> list[Json]:
-    claims = [
-        {
-            "name": f"claim-{n}",
-            "persistentVolumeClaim": {"claimName": each.claim} | ({"readOnly": True} if each.read_only else {}),
-        }
-        for n, each in enumerate(config.claims)
-    ]
-    secrets = [
-        {"name": f"secret-{n}", "secret": {"secretName": each.secret, "defaultMode": 0o440}}
-        for n, each in enumerate(config.secret_volumes)
-    ]
-    return claims + secrets
+    volumes: list[Json] = []
+    for n, claim in enumerate(config.claims):
+        source: Json = {"claimName": claim.claim}
+        if claim.read_only:
+            source["readOnly"] = True
+        volumes.append({"name": f"claim-{n}", "persistentVolumeClaim": source})
+    for n, volume in enumerate(config.secret_volumes):
+        volumes.append({"name": f"secret-{n}", "secret": {"secretName": volume.secret, "defaultMode": 0o440}})
+    return volumes
 
 
 def _mounts(config: KubernetesConfig) -> list[Json]:
-    claims = [
-        {"name": f"claim-{n}", "mountPath": each.path, "readOnly": each.read_only}
-        for n, each in enumerate(config.claims)
-    ]
-    return claims + [
-        {"name": f"secret-{n}", "mountPath": each.path, "readOnly": True}
-        for n, each in enumerate(config.secret_volumes)
-    ]
+    mounts: list[Json] = []
+    for n, claim in enumerate(config.claims):
+        mounts.append({"name": f"claim-{n}", "mountPath": claim.path, "readOnly": claim.read_only})
+    for n, volume in enumerate(config.secret_volumes):
+        mounts.append({"name": f"secret-{n}", "mountPath": volume.path, "readOnly": True})
+    return mounts
 
 
 def _without_nulls(values: Json) -> Json:

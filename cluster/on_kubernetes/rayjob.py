@@ -1,7 +1,9 @@
-"""A job as a RayJob of KubeRay 1.7: a pure function from the job to the manifest, which `switchwork submit --render` prints.
+"""A job as a RayJob of KubeRay 1.7.
 
-The code is the image. The job's values travel in the head's environment (SWITCHWORK_JOB), not in a ConfigMap: one object is accepted or
-refused as a whole, nothing is left behind when it goes, and a rendered manifest needs no second object that would have to know its uid.
+`rayjob` is a pure function from the job to the manifest, which `switchwork submit --render` prints.
+The code is in the image. The job's values travel in the head's environment (SWITCHWORK_JOB) instead
+of in a ConfigMap: one object is accepted or refused as a whole, nothing is left behind when it is
+removed, and a rendered manifest needs no second object that would have to name its uid.
 """
 
 import json
@@ -21,33 +23,46 @@ if TYPE_CHECKING:  # a job's config imports torch, and only `submit` has one
     from trainer.world import Device
 
 MANAGER = {"app.kubernetes.io/managed-by": "switchwork"}
-LONGEST_NAME = 47  # KubeRay makes the names of a RayCluster, its service and its pods from it
+_LONGEST_NAME = 47  # KubeRay derives the names of the RayCluster, its service and its pods from it
 _LARGEST_JOB = 100_000  # Linux takes 131,072 bytes for one environment variable
 _STAMP = len("-20260101-000000")
+_QUEUE_LABELS = {
+    "volcano": "volcano.sh/queue-name",
+    "yunikorn": "yunikorn.apache.org/queue",
+    "kai-scheduler": "kai.scheduler/queue",
+}
+"""The label of a batch scheduler's queue; scheduler-plugins has no queues."""
 
 
 def job_name(name: str, stamp: str) -> str:
-    """A RayJob's name from the run's and the time: a DNS-1035 label of at most 47 characters. Raises ValueError if it cannot be one."""
+    """The name of a RayJob, made from the run's name and the time.
+
+    It is a DNS-1035 label of at most 47 characters. Raises ValueError if the run's name gives none.
+    """
     label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     if not label or not label[0].isalpha():
         raise ValueError(
-            f"run.name: {name!r} gives no name for a job in Kubernetes, which begins with a letter; set another run.name"
+            f"run.name: {name!r} cannot name a job on Kubernetes, whose name begins with a letter; use another run.name"
         )
-    if len(label) + _STAMP > LONGEST_NAME:
-        long = f"{name!r} and the time make a job name of {len(label) + _STAMP} characters"
+    length = len(label) + _STAMP
+    if length > _LONGEST_NAME:
         raise ValueError(
-            f"run.name: {long}, and KubeRay takes {LONGEST_NAME}; use a run.name of at most {LONGEST_NAME - _STAMP}"
+            f"run.name: {name!r} and the time make a job name of {length} characters, and KubeRay accepts "
+            f"{_LONGEST_NAME}; use a run.name of at most {_LONGEST_NAME - _STAMP}"
         )
     return f"{label}-{stamp}"
 
 
 def rayjob(job_id: str, namespace: str, job: "Submission", ray_version: str) -> Json:
-    """The manifest of `job`, whose run is named. Raises ValueError for what cannot run on Kubernetes."""
+    """The manifest of `job`, whose run has a name.
+
+    Raises ValueError if the job cannot run on Kubernetes.
+    """
     config = job.cluster.kubernetes
-    check_job(job.run, job.cluster)
-    own_env = {"SWITCHWORK_JOB": _carried(job_id, job)} | (
-        {"SWITCHWORK_AUTOSCALING": "1"} if config.autoscaling else {}
-    )
+    _check_job(job.run, job.cluster)
+    own_env = {"SWITCHWORK_JOB": _encoded(job_id, job)}
+    if config.autoscaling:
+        own_env["SWITCHWORK_AUTOSCALING"] = "1"
     spec: Json = {
         "entrypoint": "python -m launch.pod",
         "submissionMode": "K8sJobMode",  # the submitter's log is the driver's, and outlives the head
@@ -68,20 +83,20 @@ def rayjob(job_id: str, namespace: str, job: "Submission", ray_version: str) -> 
     return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": spec}
 
 
-def _carried(job_id: str, job: "Submission") -> str:
-    """The job as launch/pod.py reads it from the environment. Raises ValueError if it is too long for that."""
-    text = json.dumps({"id": job_id, "resume": job.resume, "job": job.values}).replace(
-        "$", "\\u0024"
-    )  # Kubernetes would replace $(NAME)
+def _encoded(job_id: str, job: "Submission") -> str:
+    """The job as text for launch/pod.py to decode. Raises ValueError if it is too long."""
+    text = json.dumps({"id": job_id, "resume": job.resume, "job": job.values})
+    text = text.replace("$", "\\u0024")  # Kubernetes would replace $(NAME)
     if len(text) > _LARGEST_JOB:
         raise ValueError(
-            f"the job: {len(text)} characters do not fit into a pod's environment; keep it below {_LARGEST_JOB}, with long lists in files"
+            f"the job: {len(text)} characters do not fit into a pod's environment; "
+            f"keep it below {_LARGEST_JOB}, with long lists in files"
         )
     return text
 
 
-def check_job(run: "RunConfig", cluster: ClusterConfig) -> None:
-    """Raises ValueError, with the fix, for what does not go together in a job on Kubernetes."""
+def _check_job(run: "RunConfig", cluster: ClusterConfig) -> None:
+    """Raises ValueError if settings of a job exclude one another on Kubernetes."""
     config = cluster.kubernetes
     if not config.image:
         raise ValueError("cluster.kubernetes.image: missing; build one with k8s/Dockerfile, push it, and name it")
@@ -96,20 +111,22 @@ def check_job(run: "RunConfig", cluster: ClusterConfig) -> None:
 
 
 def _check_autoscaling(cluster: ClusterConfig) -> None:
-    config, scaling = cluster.kubernetes, cluster.kubernetes.autoscaling
+    scaling = cluster.kubernetes.autoscaling
     if scaling is None:
         return
-    fewest, most = cluster.min_workers, cluster.max_workers
-    if not scaling.min_workers <= fewest <= most <= scaling.max_workers:
-        bounds = f"{scaling.min_workers} to {scaling.max_workers}"
-        asked = f"{fewest}" if fewest == most else f"[{fewest}, {most}]"
+    smallest = cluster.min_workers
+    largest = cluster.max_workers
+    if not scaling.min_workers <= smallest <= largest <= scaling.max_workers:
+        wanted = f"{smallest}" if smallest == largest else f"[{smallest}, {largest}]"
         raise ValueError(
-            f"cluster.kubernetes.autoscaling: cluster.workers is {asked}, outside {bounds}; widen min_workers and max_workers"
+            f"cluster.kubernetes.autoscaling: cluster.workers is {wanted}, outside "
+            f"{scaling.min_workers} to {scaling.max_workers}; widen min_workers and max_workers"
         )
-    if scaling.min_workers % config.workers_per_pod or scaling.max_workers % config.workers_per_pod:
-        bounds = f"{scaling.min_workers} and {scaling.max_workers}"
+    per_pod = cluster.kubernetes.workers_per_pod
+    if scaling.min_workers % per_pod or scaling.max_workers % per_pod:
         raise ValueError(
-            f"cluster.kubernetes.autoscaling: {bounds} workers do not fill pods of {config.workers_per_pod}; use multiples of it"
+            f"cluster.kubernetes.autoscaling: {scaling.min_workers} and {scaling.max_workers} workers "
+            f"do not fill pods of {per_pod}; use multiples of {per_pod}"
         )
 
 
@@ -117,48 +134,53 @@ def _check_tracking(run: "RunConfig", config: KubernetesConfig) -> None:
     uri = run.tracking.uri or config.env.get("MLFLOW_TRACKING_URI") or ""
     if run.tracking.enabled and not uri:
         raise ValueError(
-            "run.tracking.uri: missing; pods need an MLflow server, such as http://mlflow:5000 of k8s/base, or run.tracking.enabled=false"
+            "run.tracking.uri: missing, and pods need an MLflow server; "
+            "use http://mlflow:5000 of k8s/base, say, or set run.tracking.enabled=false"
         )
     if uri.startswith("sqlite:") and not _on_claim(uri.removeprefix("sqlite:///"), config):
         raise ValueError(
-            f"run.tracking.uri: {uri} is on the pod's own disk, which goes with the pod; name a server, such as http://mlflow:5000"
+            f"run.tracking.uri: {uri} is on the pod's own disk, which is lost with the pod; "
+            "use a server such as http://mlflow:5000"
         )
 
 
 def _check_storage(root: str, config: KubernetesConfig) -> None:
     if "://" in root or _on_claim(root, config):
         return
-    retry = f", and backoff_limit {config.backoff_limit} would start again from nothing" if config.backoff_limit else ""
-    paths = (
-        " or ".join(claim.path for claim in config.claims if not claim.read_only)
-        or "the path of one of cluster.kubernetes.claims"
-    )
+    retry = f", and backoff_limit {config.backoff_limit} would start from nothing" if config.backoff_limit else ""
+    paths = " or ".join(_writable_paths(config)) or "the path of one of cluster.kubernetes.claims"
     raise ValueError(
-        f"run.root: {root} is on the pod's own disk, which goes with the pod{retry}; use a URL such as s3://bucket/runs, or a folder below {paths}"
+        f"run.root: {root} is on the pod's own disk, which is lost with the pod{retry}; "
+        f"use a URL such as s3://bucket/runs, or a folder below {paths}"
     )
 
 
 def _on_claim(path: str, config: KubernetesConfig) -> bool:
-    return any(path == each.path or path.startswith(f"{each.path}/") for each in config.claims if not each.read_only)
+    return any(path == claim or path.startswith(f"{claim}/") for claim in _writable_paths(config))
+
+
+def _writable_paths(config: KubernetesConfig) -> list[str]:
+    return [claim.path for claim in config.claims if not claim.read_only]
 
 
 def _gpus(cluster: ClusterConfig, device: "Device") -> int:
-    """GPUs of a pod: Kubernetes wants to be told, and gives whole ones."""
-    each = cluster.gpus_per_worker
-    if each is None and device != "cpu":
+    """GPUs per pod. Raises ValueError unless the job asks for a whole number of them."""
+    gpus = cluster.gpus_per_worker
+    if gpus is None and device != "cpu":
         raise ValueError(
-            "cluster.gpus_per_worker: null leaves it to the cluster, but a pod must ask; set 1, or 0 for CPU workers"
+            "cluster.gpus_per_worker: null leaves it to the cluster, but a pod must ask for GPUs; "
+            "set 1, or 0 for CPU workers"
         )
-    if each is not None and (each < 0 or each != int(each)):
-        raise ValueError(f"cluster.gpus_per_worker: {each:g}; Kubernetes gives whole GPUs: use a whole number")
-    return int(each or 0) * cluster.kubernetes.workers_per_pod
+    if gpus is not None and (gpus < 0 or gpus != int(gpus)):
+        raise ValueError(f"cluster.gpus_per_worker: {gpus:g}; use a whole number, as Kubernetes gives whole GPUs")
+    return int(gpus or 0) * cluster.kubernetes.workers_per_pod
 
 
 def _ray_cluster(cluster: ClusterConfig, own_env: dict[str, str], ray_version: str) -> Json:
     config = cluster.kubernetes
     spec: Json = {
         "rayVersion": ray_version,
-        "authOptions": {"mode": "token"},  # KubeRay makes a token for each cluster and gives it to all its pods
+        "authOptions": {"mode": "token"},  # KubeRay creates a token per cluster and gives it to all its pods
         "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": head_pod(config, own_env)},
         "workerGroupSpecs": [_worker_group(cluster)],
     }
@@ -174,16 +196,15 @@ def _ray_cluster(cluster: ClusterConfig, own_env: dict[str, str], ray_version: s
 
 def _worker_group(cluster: ClusterConfig) -> Json:
     config = cluster.kubernetes
-    each = config.workers_per_pod
-    cpus = math.ceil(cluster.cpus_per_worker * each)
-    least, most = cluster.max_workers, cluster.max_workers
-    if config.autoscaling:
-        least, most = config.autoscaling.min_workers, config.autoscaling.max_workers
+    per_pod = config.workers_per_pod
+    cpus = math.ceil(cluster.cpus_per_worker * per_pod)
+    smallest = config.autoscaling.min_workers if config.autoscaling else cluster.max_workers
+    largest = config.autoscaling.max_workers if config.autoscaling else cluster.max_workers
     return {
         "groupName": "workers",
-        "replicas": least // each,
-        "minReplicas": least // each,
-        "maxReplicas": most // each,
+        "replicas": smallest // per_pod,
+        "minReplicas": smallest // per_pod,
+        "maxReplicas": largest // per_pod,
         "rayStartParams": {"num-cpus": str(cpus), "object-store-memory": str(config.object_store_bytes)},
         "template": worker_pod(config, cpus, _gpus(cluster, "cpu")),
     }
@@ -197,16 +218,10 @@ def _labels(job_id: str, config: KubernetesConfig) -> dict[str, str]:
             labels["kueue.x-k8s.io/priority-class"] = config.priority
     if config.gang:
         labels["ray.io/gang-scheduling-enabled"] = "true"
-        labels |= {"ray.io/priority-class-name": config.priority} if config.priority else {}
-        match config.gang.scheduler:
-            case "volcano":
-                labels |= {"volcano.sh/queue-name": config.gang.queue} if config.gang.queue else {}
-            case "yunikorn":
-                labels |= {"yunikorn.apache.org/app-id": job_id} | (
-                    {"yunikorn.apache.org/queue": config.gang.queue} if config.gang.queue else {}
-                )
-            case "kai-scheduler":
-                labels |= {"kai.scheduler/queue": config.gang.queue} if config.gang.queue else {}
-            case "scheduler-plugins":
-                pass
+        if config.priority:
+            labels["ray.io/priority-class-name"] = config.priority
+        if config.gang.scheduler == "yunikorn":
+            labels["yunikorn.apache.org/app-id"] = job_id
+        if config.gang.queue and config.gang.scheduler in _QUEUE_LABELS:
+            labels[_QUEUE_LABELS[config.gang.scheduler]] = config.gang.queue
     return labels

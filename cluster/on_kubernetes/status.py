@@ -1,4 +1,7 @@
-"""What a job on Kubernetes waits for, or died of, in plain words: from the RayJob, its pods, their events and Kueue's Workload. Pure."""
+"""Plain words for what a job on Kubernetes waits for or died of.
+
+Pure functions of the RayJob, its pods, their events and Kueue's Workload.
+"""
 
 import re
 from collections.abc import Sequence
@@ -45,18 +48,25 @@ def is_queued(job: RayJob) -> bool:
 
 
 def state(job: RayJob, workload: Workload | None) -> str:
-    """PENDING, RUNNING, SUCCEEDED, FAILED and STOPPED as Ray has them; also SUSPENDED, RETRYING, and INVALID: refused by the operator."""
+    """The state of a job.
+
+    PENDING, RUNNING, SUCCEEDED, FAILED and STOPPED mean the same as in Ray. There are also
+    SUSPENDED, RETRYING, and INVALID for a job that the operator refuses.
+    """
     status = job_status(job)
-    found = _DEPLOYMENT.get(status.get("jobDeploymentStatus", ""), "PENDING")
-    if found == "SUCCEEDED" and status.get("jobStatus") in ("FAILED", "STOPPED"):
+    deployment = _DEPLOYMENT.get(status.get("jobDeploymentStatus", ""), "PENDING")
+    if deployment == "SUCCEEDED" and status.get("jobStatus") in ("FAILED", "STOPPED"):
         return str(status["jobStatus"])
-    if found in ("PENDING", "SUSPENDED") and is_queued(job):  # Kueue suspends what it lets wait
+    if deployment in ("PENDING", "SUSPENDED") and is_queued(job):  # Kueue suspends a job that waits in a queue
         return "SUSPENDED" if workload and workload["spec"].get("active") is False else "PENDING"
-    return "SUSPENDED" if found == "PENDING" and job["spec"].get("suspend") else found
+    return "SUSPENDED" if deployment == "PENDING" and job["spec"].get("suspend") else deployment
 
 
 def explain(job: RayJob, pods: Sequence[Pod], events: Sequence[Event], workload: Workload | None) -> str:
-    """One line: why the job is in its state, with the words of whoever knows. `events` are those of the job and of its pods."""
+    """Why the job is in its state, on one line and in the words of the component that knows.
+
+    `events` are the events of the job and of its pods.
+    """
     status = job_status(job)
     match state(job, workload):
         case "SUCCEEDED":
@@ -68,17 +78,16 @@ def explain(job: RayJob, pods: Sequence[Pod], events: Sequence[Event], workload:
         case "FAILED":
             return _failure(status, pods)
         case "RETRYING":
-            return f"{_tries(job)} failed; a new RayCluster comes up. {_failure(status, pods)}"
+            return f"{_tries(job)} failed; a new RayCluster is starting. {_failure(status, pods)}"
         case "SUSPENDED":
-            return _quota(workload) or "suspended; `switchwork resume` lets it go on"
+            return _quota(workload) or "suspended; `switchwork resume` lets it continue"
         case "RUNNING":
-            return "; ".join(
-                filter(None, [f"{_tries(job)} on RayCluster {status.get('rayClusterName')}", _pods(pods, events)])
-            )
+            running = f"{_tries(job)} on RayCluster {status.get('rayClusterName')}"
+            stuck = _stuck_pods(pods, events)
+            return f"{running}; {stuck}" if stuck else running
         case _:
-            return (
-                _quota(workload) or _pods(pods, events) or _not_picked_up(status, events) or "the RayCluster comes up"
-            )
+            waiting = _quota(workload) or _stuck_pods(pods, events) or _not_picked_up(status, events)
+            return waiting or "the RayCluster is starting"
 
 
 def _tries(job: RayJob) -> str:
@@ -89,7 +98,7 @@ def _tries(job: RayJob) -> str:
 
 
 def _quota(workload: Workload | None) -> str:
-    """What Kueue says while it holds the job back."""
+    """Kueue's reason for holding the job back; "" if it does not."""
     if workload is None:
         return ""
     status: WorkloadStatus = workload.get("status") or {}
@@ -106,9 +115,9 @@ def _quota(workload: Workload | None) -> str:
     return f"waits in queue {queue}"
 
 
-def _pods(pods: Sequence[Pod], events: Sequence[Event]) -> str:
-    """The first thing that keeps a pod from running, and how many pods it keeps."""
-    stuck = [(pod["metadata"]["name"], found) for pod in pods if (found := _stuck(pod, events))]
+def _stuck_pods(pods: Sequence[Pod], events: Sequence[Event]) -> str:
+    """The first pod that cannot run, its reason, and the number of other such pods."""
+    stuck = [(pod["metadata"]["name"], reason) for pod in pods if (reason := _stuck(pod, events))]
     if not stuck:
         return ""
     name, reason = stuck[0]
@@ -117,7 +126,9 @@ def _pods(pods: Sequence[Pod], events: Sequence[Event]) -> str:
 
 
 def _stuck(pod: Pod, events: Sequence[Event]) -> str:
+    """The reason why a pod does not run; "" if it runs or has succeeded."""
     status = pod_status(pod)
+    is_pending = status.get("phase") == "Pending"
     if status.get("phase") == "Failed":
         return f"failed: {_last_words(pod)}"
     if unscheduled := _condition(status, "PodScheduled", "False"):
@@ -128,20 +139,13 @@ def _stuck(pod: Pod, events: Sequence[Event]) -> str:
             return reason
     own = [event for event in events if event["involvedObject"]["name"] == pod["metadata"]["name"]]
     for event in reversed(own):
-        if event.get("reason") in _MOUNT and status.get("phase") == "Pending":
+        if event.get("reason") in _MOUNT and is_pending:
             return f"waits for its storage: {line(event.get('message'))}"
-        if (
-            event.get("reason") == "FailedScheduling"
-            and status.get("phase") == "Pending"
-            and not status.get("containerStatuses")
-        ):
+        if event.get("reason") == "FailedScheduling" and is_pending and not status.get("containerStatuses"):
             return f"cannot be scheduled: {line(event.get('message'))}"
-    if status.get("phase") == "Pending":
-        return (
-            "is starting: its image is fetched"
-            if any(event.get("reason") == "Pulling" for event in own[-1:])
-            else "is starting"
-        )
+    if is_pending:
+        is_pulling = bool(own) and own[-1].get("reason") == "Pulling"
+        return "is starting: its image is being pulled" if is_pulling else "is starting"
     return ""
 
 
@@ -159,7 +163,7 @@ def _waiting(container: ContainerStatus, waiting: Stage) -> str:
 
 
 def _last_words(pod: Pod) -> str:
-    """What a failed pod has left: its own message (Evicted, say), else that of its first failed container."""
+    """The message of a failed pod (for example Evicted), else of its first failed container."""
     status = pod_status(pod)
     if message := status.get("message"):
         return line(message)
@@ -171,48 +175,46 @@ def _last_words(pod: Pod) -> str:
 
 
 def _words(ended: Stage) -> str:
-    """`OOMKilled` and its kin, the exit code, and what the container wrote last."""
-    reason = {"OOMKilled": "out of memory (OOMKilled; raise memory)"}.get(
-        ended.get("reason", ""), f"exit code {ended.get('exitCode')}"
-    )
+    """The reason or exit code of a container, and the last line that it wrote."""
+    reason = f"exit code {ended.get('exitCode')}"
+    if ended.get("reason") == "OOMKilled":
+        reason = "out of memory (OOMKilled; raise memory)"
     last = [text for text in str(ended.get("message") or "").splitlines() if text.strip()]
     return f"{reason}: {line(last[-1])}" if last else reason
 
 
 def _failure(status: RayJobStatus, pods: Sequence[Pod]) -> str:
-    """Why a job failed: a pod's own words if one failed, else the driver's last error, else the operator's."""
+    """Why a job failed: the operator's reason, a failed pod's words, the driver's last error."""
     message = str(status.get("message") or "")
     errors = re.findall(r"^(?:error: .*|\w*(?:Error|Exception): .*)$", message, re.MULTILINE)
-    dead = [
-        pod
-        for pod in pods
-        if pod_status(pod).get("phase") == "Failed" and "ray.io/cluster" in pod["metadata"].get("labels", {})
-    ]
-    words = [f"{status['reason']}" if status.get("reason") else "failed"]
-    words += [f"pod {dead[0]['metadata']['name']}: {_last_words(dead[0])}"] if dead else []
-    words += [line(errors[-1] if errors else message)] if message else []
-    return ": ".join(words)
+    ray_pods = [pod for pod in pods if "ray.io/cluster" in pod["metadata"].get("labels", {})]
+    failed = [pod for pod in ray_pods if pod_status(pod).get("phase") == "Failed"]
+    parts = [str(status.get("reason") or "failed")]
+    if failed:
+        parts.append(f"pod {failed[0]['metadata']['name']}: {_last_words(failed[0])}")
+    if message:
+        parts.append(line(errors[-1] if errors else message))
+    return ": ".join(parts)
 
 
 def _not_picked_up(status: RayJobStatus, events: Sequence[Event]) -> str:
-    """Why a job waits that no operator has looked at yet; "": one has."""
-    if not status.get("jobDeploymentStatus"):
-        warnings = [event for event in events if event.get("type") == "Warning"]
-        return (
-            line(warnings[-1].get("message"))
-            if warnings
-            else "no operator has looked at it yet; is KubeRay running, and does it watch this namespace?"
-        )
-    return ""
+    """Why no operator has looked at the job yet; "" if one has."""
+    if status.get("jobDeploymentStatus"):
+        return ""
+    warnings = [event for event in events if event.get("type") == "Warning"]
+    if warnings:
+        return line(warnings[-1].get("message"))
+    return "no operator has looked at it yet; is KubeRay running, and does it watch this namespace?"
 
 
 def _condition(status: PodStatus, kind: str, value: str) -> Condition | None:
-    return next(
-        (each for each in status.get("conditions") or [] if each["type"] == kind and each["status"] == value), None
-    )
+    for condition in status.get("conditions") or []:
+        if condition["type"] == kind and condition["status"] == value:
+            return condition
+    return None
 
 
 def line(text: object) -> str:
-    """`text` on one line, cut at 400 characters, the beginning first."""
+    """The first 400 characters of `text`, on one line."""
     joined = one_line(text)
     return joined if len(joined) <= 400 else f"{joined[:400]} ..."

@@ -1,4 +1,7 @@
-"""What Ray knows of failures and of nodes that are about to go. Ray's interfaces for both move: this is their one place."""
+"""Failures that Ray has seen, and notices of nodes that are about to leave.
+
+Ray's interfaces for both change between releases; only this file uses them.
+"""
 
 import re
 import time
@@ -16,11 +19,17 @@ _DETAIL = re.compile(r"(?:exit detail|reason)[^:]*:\s*(.+?)(?:\. |$)")
 
 
 class WorkerPreempted(RuntimeError):
-    """A worker has saved and left because its node goes: to be started again elsewhere, as after any failure."""
+    """A worker saved and left because its node is about to leave.
+
+    Ray restarts the workers elsewhere, as after any failure.
+    """
 
 
 class NoteFailures(UserCallback):
-    """Notes in the run folder at `url` what Ray saw of the end of an attempt; called in Ray Train's controller."""
+    """Records in the run folder at `url` why an attempt ended, as Ray saw it.
+
+    Ray Train's controller calls it.
+    """
 
     def __init__(self, url: str):
         self.url = url
@@ -44,8 +53,8 @@ def _died(error: Exception) -> bool:
 
 def _detail(error: Exception) -> str:
     text = one_line(error)
-    found = _DETAIL.search(text)
-    return (found[1] if found else text)[:300]
+    match = _DETAIL.search(text)
+    return (match[1] if match else text)[:300]
 
 
 def _last_line(error: Exception) -> str:
@@ -53,9 +62,11 @@ def _last_line(error: Exception) -> str:
 
 
 def preemption() -> Stopped | None:
-    """Why the worker's node is about to go, from the drain notices of the cluster; None if it stays."""
+    """The cluster's drain notice for this worker's node; None if there is none."""
     deadline = ray._private.state.state.get_draining_nodes().get(ray.get_runtime_context().get_node_id())
     if deadline is None:
         return None
-    detail = f"the node goes in {max(0.0, deadline / 1000 - time.time()):.0f} s" if deadline else "the node is drained"
+    detail = (
+        f"the node leaves in {max(0.0, deadline / 1000 - time.time()):.0f} s" if deadline else "the node is drained"
+    )
     return Stopped(Ending.PREEMPTED, detail)

@@ -1,7 +1,7 @@
-"""Jobs on a Ray cluster, through its Jobs API: the client may leave, the job goes on.
+"""Jobs on a Ray cluster, through its Jobs API; a job continues after its client has left.
 
-The code travels with the job: a copy of the five packages and the job file. A cluster that wants a token finds it in
-RAY_AUTH_TOKEN (or ~/.ray/auth_token), as Ray's own commands do.
+The code travels with the job, as a copy of the five packages next to the job file. The token of a
+cluster is read from RAY_AUTH_TOKEN or ~/.ray/auth_token, as Ray's own commands do.
 """
 
 import os
@@ -18,7 +18,9 @@ from trainer.checkout import CHECKOUT
 from trainer.parsing import one_line
 from trainer.records.code_version import code_name
 
-if TYPE_CHECKING:  # Ray takes a second to import, and its address may be wrong; a job's config imports torch, and only `submit` has one
+if TYPE_CHECKING:
+    # Ray takes a second to import, which is wasted if the address is wrong.
+    # A job's config imports torch, and only `submit` has one.
     from ray.dashboard.modules.job.pydantic_models import JobDetails
     from ray.job_submission import JobSubmissionClient
 
@@ -28,13 +30,16 @@ PACKAGES = ("launch", "cluster", "trainer", "models", "data")
 _STOP_WAIT_S = 600
 _AGENT_WAIT_S = 60.0
 _NO_AGENT = "No available agent"
-"""What a head says that answers already and is not yet able to start anything."""
+"""The message of a head that already answers but cannot start jobs yet."""
 _ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)}
-"""A job that is stopped gets SIGTERM, saves and leaves; Ray would kill it after 3 s."""
+"""A stopped job gets SIGTERM and saves before it leaves; by default Ray kills it after 3 s."""
 
 
 def client(address: str) -> "JobSubmissionClient":
-    """A client of the Jobs API at `address` (http://HEAD:8265). Raises ValueError if nobody answers there, or refuses."""
+    """A client of the Jobs API at `address` (http://HEAD:8265).
+
+    Raises ValueError if there is no answer, or the token is refused.
+    """
     if os.environ.get("RAY_AUTH_TOKEN") or Path("~/.ray/auth_token").expanduser().exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     from ray.exceptions import RayError
@@ -44,16 +49,18 @@ def client(address: str) -> "JobSubmissionClient":
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise ValueError(
-            f"--to: no Ray cluster at {address} ({_line(error)}); is the head up, its port 8265 open, and RAY_AUTH_TOKEN right?"
+            f"--to: no Ray cluster at {address} ({_short(error)}); "
+            "is the head up, its port 8265 open, and RAY_AUTH_TOKEN right?"
         ) from None
 
 
 def submit(address: str, job: "Submission") -> str:
-    """Start the job and return its id."""
+    """Start the job and return its ID."""
     root = job.run.root
     if "://" not in root and not Path(root).is_absolute():
         raise ValueError(
-            f"run.root: {root} is relative, but a job on a cluster needs a folder that all its nodes share, or a URL; use run.root=/shared/runs, say"
+            f"run.root: {root} is relative, but a job on a cluster needs a URL or a folder that all its nodes share; "
+            "use run.root=/shared/runs, say"
         )
     job = job.tracked_at(_tracking_uri(job))
     jobs = client(address)
@@ -65,7 +72,10 @@ def submit(address: str, job: "Submission") -> str:
 
 
 def _tracking_uri(job: "Submission") -> str:
-    """The job's own, else this shell's, else a database beside the runs. Raises ValueError where the runs are at a URL, which has none."""
+    """The job's own tracking URI, else this shell's, else that of a database next to the runs.
+
+    Raises ValueError if the runs are at a URL, which cannot hold a database.
+    """
     root = job.run.root
     uri = job.run.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri and "://" in root:
@@ -74,7 +84,7 @@ def _tracking_uri(job: "Submission") -> str:
 
 
 def _submit(jobs: "JobSubmissionClient", address: str, job: "Submission", folder: str) -> str:
-    """Hand over the working directory `folder`, and ask again while the head has no agent yet."""
+    """Submit the working directory `folder`; try again while the head has no agent yet."""
     entrypoint = f"python -m launch.cli train {job.name}.yaml{' --resume' if job.resume else ''}"
     job_id = f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     environment = {"working_dir": folder, "env_vars": _ENVIRONMENT | {"SWITCHWORK_COMMIT": code_name()}}
@@ -84,7 +94,7 @@ def _submit(jobs: "JobSubmissionClient", address: str, job: "Submission", folder
             return str(jobs.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env=environment))
         except (RuntimeError, ConnectionError) as error:
             if _NO_AGENT not in str(error) or time.monotonic() > deadline:
-                raise ValueError(f"--to: {address} did not take the job ({_line(error)})") from None
+                raise ValueError(f"--to: {address} did not accept the job ({_short(error)})") from None
         time.sleep(1.0)
 
 
@@ -100,14 +110,15 @@ def status(address: str, job_id: str) -> dict[str, str]:
         return _facts(client(address).get_job_info(job_id))
     except RuntimeError:
         raise ValueError(
-            f"job {job_id}: {address} does not know it; `switchwork jobs --to {address}` lists those it knows"
+            f"job {job_id}: not known to {address}; choose one that `switchwork jobs --to {address}` lists"
         ) from None
 
 
 def logs(address: str, job_id: str, follow: bool) -> Iterator[str]:
-    """What the job has printed; with `follow` until it ends."""
+    """Yield the output of the job's driver; with `follow` until the job ends."""
     status(address, job_id)
-    jobs, printed = client(address), 0
+    jobs = client(address)
+    printed = 0
     while True:
         ended = not follow or jobs.get_job_status(job_id).is_terminal()
         text = str(jobs.get_job_logs(job_id))
@@ -119,20 +130,20 @@ def logs(address: str, job_id: str, follow: bool) -> Iterator[str]:
 
 
 def stop(address: str, job_id: str) -> None:
-    """Have the cluster stop the job, which saves first."""
+    """Ask the cluster to stop the job, which saves first."""
     status(address, job_id)
     client(address).stop_job(job_id)
 
 
 def suspend(address: str, job_id: str) -> None:
-    """Ray's Jobs API has no such thing. Raises ValueError."""
+    """Raises ValueError, because Ray's Jobs API cannot suspend jobs."""
     raise ValueError(
         f"job {job_id}: a Ray head suspends no jobs; use `switchwork stop`, and later `switchwork submit --resume`"
     )
 
 
 def resume(address: str, job_id: str) -> None:
-    """Ray's Jobs API has no such thing. Raises ValueError."""
+    """Raises ValueError, because Ray's Jobs API cannot suspend jobs."""
     suspend(address, job_id)
 
 
@@ -140,9 +151,9 @@ def _facts(details: "JobDetails") -> dict[str, str]:
     return {
         "id": str(details.submission_id),
         "state": str(details.status.value),
-        "message": _line(details.message or ""),
+        "message": _short(details.message or ""),
     }
 
 
-def _line(text: object) -> str:
+def _short(text: object) -> str:
     return one_line(text, 300)

@@ -1,11 +1,14 @@
-"""Ray Train starts the workers, and starts them again after a failure; the worker itself is trainer/worker/main.py."""
+"""Starts workers with Ray Train and restarts them after a failure.
+
+The worker itself is trainer/worker/main.py.
+"""
 
 import logging
 import os
 import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -31,16 +34,23 @@ from trainer.records.attempts import close_attempt, current_attempt
 from trainer.run_files import RunFiles, run_files
 from trainer.world import free_port
 
+if TYPE_CHECKING:
+    from ray.train import Result
+    from ray.train.v2._internal.execution.callback import RayTrainCallback
+
 WorkerFunction = Callable[[Json], None]
-"""What each worker is called with, and does."""
+"""A function that Ray Train calls on each worker, with its configuration."""
 
 
 def connect(cluster: ClusterConfig) -> None:
-    """Join the Ray cluster that the job or RAY_ADDRESS names, or start one on this machine. Raises ValueError if it is not there."""
+    """Join the Ray cluster that the job or RAY_ADDRESS names, or start one on this machine.
+
+    Raises ValueError if the cluster does not answer.
+    """
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     try:
-        _knock(address)
-        # "local" and not None: with None Ray would look for a cluster that was once started here, and wait for it if it is gone.
+        _check_port(address)
+        # With None in place of "local", Ray would wait for a cluster that once ran on this machine.
         ray.init(
             address=address or "local",
             include_dashboard=None if address else False,
@@ -54,45 +64,49 @@ def connect(cluster: ClusterConfig) -> None:
         ) from None
 
 
-def _knock(address: str | None) -> None:
-    """Raises OSError if nobody listens at `address`, where that is host:port: Ray itself would try for minutes."""
-    if address and (found := re.fullmatch(r"(?:ray://)?([\w.-]+):(\d+)", address)):
-        socket.create_connection((found[1], int(found[2])), timeout=5).close()
+def _check_port(address: str | None) -> None:
+    """Raises OSError if `address` is host:port and nothing listens there.
+
+    Ray itself would try for minutes.
+    """
+    if address and (match := re.fullmatch(r"(?:ray://)?([\w.-]+):(\d+)", address)):
+        socket.create_connection((match[1], int(match[2])), timeout=5).close()
 
 
 def leave() -> None:
-    """Leave the Ray cluster; one that was started here ends."""
+    """Leave the Ray cluster; a cluster that `connect` started ends."""
     ray.shutdown()
 
 
 def gpus_per_worker(cluster: ClusterConfig) -> float:
-    """As configured, else one if the cluster has any."""
+    """GPUs per worker as configured, else one if the cluster has any."""
     if cluster.gpus_per_worker is not None:
         return cluster.gpus_per_worker
     return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
 
 
 def fits(cluster: ClusterConfig) -> int:
-    """How many such workers the connected cluster can hold."""
+    """The number of such workers that fit on the connected cluster."""
     return room(fitting_nodes(cluster.node_labels), _resources(cluster, gpus_per_worker(cluster)), cluster.placement)
 
 
 def check_room(cluster: ClusterConfig) -> None:
     """Raises ValueError if the connected cluster can never hold the workers."""
     if os.environ.get("SWITCHWORK_AUTOSCALING"):
-        return  # nodes come when workers ask for them; how many at most was checked when the job was submitted
+        return  # nodes are added when workers ask for them; `submit` has checked the maximum
     if (fit := fits(cluster)) < cluster.min_workers:
         resources = _resources(cluster, gpus_per_worker(cluster))
         wanted = " and ".join(f"{name.lower()}s_per_worker {amount:g}" for name, amount in resources.items())
         nodes = _describe_nodes(cluster, list(resources))
         where = " on one node (placement STRICT_PACK)" if cluster.placement == "STRICT_PACK" else ""
         raise ValueError(
-            f"cluster.workers: {cluster.min_workers} with {wanted}, and {nodes} have room for {fit}{where}; use fewer workers, or smaller ones"
+            f"cluster.workers: {cluster.min_workers} with {wanted}, and {nodes} have room for {fit}{where}; "
+            "use fewer workers, or smaller ones"
         )
 
 
 def _describe_nodes(cluster: ClusterConfig, kinds: Sequence[str]) -> str:
-    """The number of nodes that the workers may run on, and how much these have of each kind of resource."""
+    """The number of nodes that the workers may run on, and their total of each resource."""
     nodes = fitting_nodes(cluster.node_labels)
     count = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
     labels = f" with node_labels {cluster.node_labels}" if cluster.node_labels else ""
@@ -101,7 +115,7 @@ def _describe_nodes(cluster: ClusterConfig, kinds: Sequence[str]) -> str:
 
 
 def waits_for(cluster: ClusterConfig) -> str:
-    """What the workers wait for, as other jobs hold it for now; "": nothing."""
+    """The resource that the workers wait for because other jobs hold it; "" if there is none."""
     free = ray.available_resources()
     for name, amount in _resources(cluster, gpus_per_worker(cluster)).items():
         if (has := free.get(name, 0)) < (wanted := cluster.min_workers * amount):
@@ -110,49 +124,68 @@ def waits_for(cluster: ClusterConfig) -> str:
 
 
 class WorkersFailed(RuntimeError):
-    """The workers failed, and were not to be started again."""
+    """The workers failed, and no restarts are left."""
 
 
 class _Trainer(DataParallelTrainer):
-    """Ray's base trainer, as the ranks join each other by themselves: TorchTrainer would have the controller import torch first.
+    """Ray's base trainer, with our policy for a range of workers.
 
-    A range of workers follows our policy. The actor that removes placement groups if the controller dies needs the dashboard, which a
-    local Ray does without.
+    The ranks join each other without Ray; TorchTrainer would make the controller import torch
+    first. The actor that removes placement groups if the controller dies is left out: it needs the
+    dashboard, which a local Ray does without.
     """
 
-    def __init__(self, cluster: ClusterConfig, *arguments: Any, **options: Any):
-        super().__init__(*arguments, **options)
+    def __init__(
+        self,
+        cluster: ClusterConfig,
+        work: WorkerFunction,
+        config: Json,
+        scaling_config: ScalingConfig,
+        run_config: RayRunConfig,
+    ):
+        super().__init__(
+            work,
+            train_loop_config=config,
+            scaling_config=scaling_config,
+            run_config=run_config,  # type: ignore[arg-type]  # Ray's hint names the class of Ray Train V1
+        )
         self.cluster = cluster
 
-    def _initialize_and_run_controller(self, **options: Any) -> Any:
+    def _initialize_and_run_controller(self, **options: object) -> "Result":
         if self.cluster.min_workers < self.cluster.max_workers:
-            options["scaling_policy"] = Elastic(self.scaling_config, self.cluster)  # type: ignore[arg-type]  # it is of Ray Train V2
+            options["scaling_policy"] = Elastic(self.scaling_config, self.cluster)  # type: ignore[arg-type]  # the class is of Ray Train V2
         return super()._initialize_and_run_controller(**options)
 
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks = [
-            each for each in super()._create_default_callbacks() if not isinstance(each, PlacementGroupCleanerCallback)
-        ]
-        return sorted(
-            callbacks, key=lambda each: not isinstance(each, Placement)
-        )  # first: the others are to hear of the nodes that it gives up
+    def _create_default_callbacks(self) -> list["RayTrainCallback"]:
+        callbacks = super()._create_default_callbacks()
+        kept = [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+        # Placement comes first, so that the others learn of the nodes that it gives up.
+        return sorted(kept, key=lambda callback: not isinstance(callback, Placement))
 
 
 def train(values: Json, cluster: ClusterConfig, started: float, expert_ranks: Mapping[int, int]) -> None:
-    """Run `values` (a plain RunConfig) on the connected cluster until it is done. Raises WorkersFailed if they fail for good.
+    """Run `values` (a plain RunConfig) on the connected cluster until it is done.
 
-    `expert_ranks` has the number of ranks that share a set of experts, by the number of workers.
+    `expert_ranks` maps a number of workers to the number of ranks that share a set of experts.
+    Raises WorkersFailed if the workers fail and no restarts are left.
     """
     _run(_worker, {"run": values, "started": started}, values, cluster, expert_ranks)
 
 
 def audit(values: Json, cluster: ClusterConfig, expert_ranks: Mapping[int, int]) -> None:
-    """Have the workers of `values` make the steps of an audit, and write their evidence into the run's folder. Raises WorkersFailed."""
+    """Have the workers of `values` run the steps of an audit.
+
+    They write their evidence to the run folder. Raises WorkersFailed as `train` does.
+    """
     _run(_audit_worker, {"run": values}, values, cluster, expert_ranks)
 
 
 def _run(
-    work: WorkerFunction, config: Json, values: Json, cluster: ClusterConfig, expert_ranks: Mapping[int, int]
+    work: WorkerFunction,
+    config: Json,
+    values: Json,
+    cluster: ClusterConfig,
+    expert_ranks: Mapping[int, int],
 ) -> None:
     files = run_files(values["root"], values["name"])
     try:
@@ -162,33 +195,34 @@ def _run(
 
 
 def start_workers(
-    work: WorkerFunction, config: Json, cluster: ClusterConfig, files: RunFiles, expert_ranks: Mapping[int, int]
+    work: WorkerFunction,
+    config: Json,
+    cluster: ClusterConfig,
+    files: RunFiles,
+    expert_ranks: Mapping[int, int],
 ) -> None:
-    """Call `work` with `config` on each worker of the connected cluster, and again after failures, until all are through.
+    """Call `work` with `config` on each worker of the connected cluster until all have finished.
 
-    `files` are the run's; `expert_ranks` has the number of ranks that share a set of experts, by the number of workers.
+    After a failure all workers are called again. `files` are the run's; `expert_ranks` maps a
+    number of workers to the number of ranks that share a set of experts.
     """
     gpus = gpus_per_worker(cluster)
-    trainer = _Trainer(
-        cluster,
-        work,
-        train_loop_config=config,
-        scaling_config=ScalingConfig(
-            num_workers=cluster.workers,
-            use_gpu=gpus > 0,
-            resources_per_worker=_resources(cluster, gpus),
-            placement_strategy=cluster.placement,
-            label_selector=cluster.selector or None,
-        ),
-        run_config=RayRunConfig(
-            name=files.folder.name,
-            storage_path=files.ray.url,  # Ray Train's own few files: inside the run folder, so that no files are left elsewhere
-            failure_config=FailureConfig(max_failures=cluster.max_failures),
-            callbacks=[NoteFailures(files.folder.url), Placement(cluster, expert_ranks)],  # type: ignore[list-item]  # Ray's hint is of UserCallback alone
-            worker_runtime_env={"env_vars": cluster.env},
-        ),
+    scaling = ScalingConfig(
+        num_workers=cluster.workers,
+        use_gpu=gpus > 0,
+        resources_per_worker=_resources(cluster, gpus),
+        placement_strategy=cluster.placement,
+        label_selector=cluster.selector or None,
     )
-    trainer.fit()
+    settings = RayRunConfig(
+        name=files.folder.name,
+        storage_path=files.ray.url,  # Ray Train's own few files, kept inside the run folder
+        failure_config=FailureConfig(max_failures=cluster.max_failures),
+        # Ray's hint names UserCallback alone.
+        callbacks=[NoteFailures(files.folder.url), Placement(cluster, expert_ranks)],  # type: ignore[list-item]
+        worker_runtime_env={"env_vars": cluster.env},
+    )
+    _Trainer(cluster, work, config, scaling, settings).fit()
 
 
 def _resources(cluster: ClusterConfig, gpus: float) -> dict[str, float]:
@@ -196,7 +230,7 @@ def _resources(cluster: ClusterConfig, gpus: float) -> dict[str, float]:
 
 
 def _worker(config: Json) -> None:
-    """What Ray Train calls on each worker of a run."""
+    """The function that Ray Train calls on each worker of a run."""
     _set_rendezvous_environment()
     from trainer.worker.main import run_worker
 
@@ -206,7 +240,7 @@ def _worker(config: Json) -> None:
 
 
 def _audit_worker(config: Json) -> None:
-    """And on each worker of an audit."""
+    """The function that Ray Train calls on each worker of an audit."""
     _set_rendezvous_environment()
     from trainer.audit.collect import audit_worker
 
@@ -214,14 +248,13 @@ def _audit_worker(config: Json) -> None:
 
 
 def _set_rendezvous_environment() -> None:
-    """Tell the ranks who they are and where rank 0 listens, as torchrun would."""
+    """Name this worker's rank and rank 0's address in the environment, as torchrun does."""
     context = ray.train.get_context()
     ip = ray.util.get_node_ip_address()
     host, port = broadcast_from_rank_zero((ip, free_port()))
     if interface := _interface(ip):
-        os.environ.setdefault(
-            "GLOO_SOCKET_IFNAME", interface
-        )  # else that of the host's name, which other nodes may not reach
+        # By default gloo uses the host name's interface, which other nodes may not reach.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     ranks = {
         "RANK": context.get_world_rank(),
         "WORLD_SIZE": context.get_world_size(),
@@ -231,23 +264,25 @@ def _set_rendezvous_environment() -> None:
 
 
 def _interface(ip: str) -> str:
-    """The network interface that has the address `ip`; "": none, as behind a translated address."""
-    return next(
-        (name for name, addresses in psutil.net_if_addrs().items() if ip in [each.address for each in addresses]), ""
-    )
+    """The network interface with the address `ip`; "" if there is none, as behind NAT."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == ip for address in addresses):
+            return str(name)
+    return ""
 
 
 def _cause(error: BaseException, files: RunFiles) -> str:
-    """What the first failed worker raised, with its traceback above it, and why the attempt ended."""
+    """The error of the first failed worker below its traceback, and why the attempt ended."""
     failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
-    said = [f"{failure}\nworker {rank} failed, see above" for rank, failure in sorted(failures.items())][:1] or [
-        str(error)
-    ]
-    if lacking := re.findall(r"(?:ModuleNotFoundError|ImportError): (.+)", said[0]):
-        said.append(
-            f"a worker's node has not what workers need ({lacking[-1]}); give every node the environment of this checkout"
+    lines = [str(error)]
+    if failures:
+        rank = min(failures)
+        lines = [f"{failures[rank]}\nworker {rank} failed, see above"]
+    if missing := re.findall(r"(?:ModuleNotFoundError|ImportError): (.+)", lines[0]):
+        lines.append(
+            f"a worker's node is missing a package ({missing[-1]}); install this checkout's environment on every node"
         )
     attempt = current_attempt(files)
     if attempt >= 0:
-        said.append(f"attempt {attempt} ended: {close_attempt(files, attempt)}")
-    return "\n".join(said)
+        lines.append(f"attempt {attempt} ended: {close_attempt(files, attempt)}")
+    return "\n".join(lines)

@@ -117,7 +117,7 @@ def _run(
     try:
         for trial in waiting:
             ray_train.check_room(trial.job.cluster)
-        concurrent = _concurrent(config, tune_sweep.places(trial.job.cluster for trial in waiting))
+        concurrent = _concurrent(config, tune_sweep.max_concurrent(trial.job.cluster for trial in waiting))
         for trial in waiting:
             _make_ready(trial)
         RunFiles(place).delete_stop_request()
@@ -125,7 +125,9 @@ def _run(
         rungs, past = None, {trial.name: look(trial, config.metric).curve for trial in trials if trial not in waiting}
         if isinstance(asha := config.scheduler, Asha):
             most = max(trial.steps or 0 for trial in trials)
-            rungs = tune_sweep.Rungs(grace_steps=asha.grace_steps, reduction_factor=asha.reduction_factor, most=most)
+            rungs = tune_sweep.Rungs(
+                grace_steps=asha.grace_steps, reduction_factor=asha.reduction_factor, last_step=most
+            )
         work = {trial.name: _work(trial) for trial in waiting}
         with _watched(console, config, trials), stopping(lambda: [RunFiles(place)], console):
             tune_sweep.run_trials(work, place.url, config.metric, config.mode, concurrent, rungs, past)
