@@ -97,11 +97,11 @@ def train(world: Any, job: dict[str, Any], by_hand: list[int] | None = None) -> 
     """A whole run; `by_hand` are the first and the last step to pass over."""
     from trainer.config import RunConfig
     from trainer.parsing import parse
-    from trainer.settle import prepare, settle
+    from trainer.settle import prepare, resolve_run
     from trainer.worker.main import _train
 
     resume = (Path(job["root"]) / job["name"]).exists()
-    run = settle(parse(RunConfig, job, "run"), "job", world.size, resume=resume)
+    run = resolve_run(parse(RunConfig, job, "run"), "job", world.size, resume=resume)
     if world.is_main:
         files = prepare(run, resume=resume)
         if by_hand:

@@ -213,13 +213,13 @@ def whole_run(world: Any, job: dict[str, Any], resume: bool) -> dict[str, Any]:
     from trainer.config import RunConfig
     from trainer.core.training import Hook
     from trainer.parsing import parse
-    from trainer.settle import prepare, settle
+    from trainer.settle import prepare, resolve_run
     from trainer.worker import hooks as run_hooks
     from trainer.worker import main as worker
 
     made = run_hooks.collapse_hooks
     run_hooks.collapse_hooks = lambda *parts: [Hook(1, plant), *made(*parts)]
-    config = settle(parse(RunConfig, job, "run"), "job", world.size, resume=resume)
+    config = resolve_run(parse(RunConfig, job, "run"), "job", world.size, resume=resume)
     if world.is_main:
         prepare(config, resume=resume)
     world.gather(None)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trainer.config import RunConfig, check
 from trainer.parsing import parse, plain, read_job
-from trainer.settle import prepare, settle
+from trainer.settle import prepare, resolve_run
 from trainer.worker.main import run_worker
 from trainer.world import place_in_environment
 
@@ -19,7 +19,7 @@ def main() -> int:
             raise ValueError("which job? torchrun -m trainer JOB.yaml [a.b=c ...] [--resume]")
         job = read_job(arguments[0], arguments[1:])
         workers = place_in_environment()[1]
-        run = settle(
+        run = resolve_run(
             parse(RunConfig, job.get("run") or {}, "run"), Path(arguments[0]).stem, workers, resume, numbered=False
         )
         check(run, workers)

@@ -13,7 +13,7 @@ from trainer.storage import Folder, absolute, check_writable
 from trainer.tracking.config import tracking_uri
 
 
-def settle(run: RunConfig, stem: str, workers: int, resume: bool, numbered: bool = True) -> RunConfig:
+def resolve_run(run: RunConfig, stem: str, workers: int, resume: bool, numbered: bool = True) -> RunConfig:
     """`run` with a name, absolute paths and a number of lanes, as the worker needs it: nothing in it depends on where or when any more.
 
     An unnamed run is called after its job file: `<stem>-<next free number>`, or with `resume` the newest of that name.
@@ -22,11 +22,11 @@ def settle(run: RunConfig, stem: str, workers: int, resume: bool, numbered: bool
     tracking = replace(run.tracking, uri=tracking_uri(run.tracking))
     name = run.name or (_numbered(Folder(root), stem, resume) if numbered else stem)
     objective = run.objective.resolved(workers, resume)
-    evaluate = replace(run.evaluate, rules=run.evaluate.rules and _settle_rules(run.evaluate.rules))
+    evaluate = replace(run.evaluate, rules=run.evaluate.rules and _resolve_rules(run.evaluate.rules))
     return replace(run, root=root, tracking=tracking, name=name, source=stem, evaluate=evaluate, objective=objective)
 
 
-def _settle_rules(rules: RulesConfig) -> RulesConfig:
+def _resolve_rules(rules: RulesConfig) -> RulesConfig:
     """With absolute paths, once the rules are read and found to end."""
     from trainer.rules.gate import Gate
 

@@ -29,7 +29,7 @@ class Save:
         if training.step == self.checkpointer.newest:
             return
         begin = time.perf_counter()
-        self.settle(training)
+        self.wait(training)
         assert training.data_state is not None, "a step was done"
         data = self.merge(training.world.gather(training.data_state))
         state = State(
@@ -45,7 +45,7 @@ class Save:
         self.ledger.saved(data)
         self.tracker.log(training.step, {"checkpoint_stall_s": time.perf_counter() - begin})
 
-    def settle(self, training: Training) -> str:
+    def wait(self, training: Training) -> str:
         """Wait for the save under way. Where it failed, that is said and returned: the run goes on, and the next save tries again."""
         problem = self.checkpointer.wait_for_all()
         if problem:

@@ -37,7 +37,7 @@ def resume(training: Training, checkpointer: Checkpointer, files: RunFiles, say:
 
 def go_back(training: Training, files: RunFiles, save: Save, report: Report, say: Say) -> State:
     """To the newest whole checkpoint, in the same attempt; returns its state."""
-    save.settle(training)
+    save.wait(training)
     progress = training.progress
     progress.must_roll_back, training.sums = False, {}
     progress.replay_until = max(progress.replay_until, progress.step)

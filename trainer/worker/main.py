@@ -161,6 +161,6 @@ def _fit_and_go_back(
             break
         state = go_back(training, files, hooks.save, hooks.report, say)
     settling = time.perf_counter()
-    if problem := hooks.save.settle(training):
+    if problem := hooks.save.wait(training):
         training.stopped = Stopped(Ending.CHECKPOINT_FAILED, f"{problem}; make room and use --resume")
     training.spend("checkpoint", settling)
