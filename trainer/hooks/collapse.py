@@ -69,7 +69,7 @@ class CollapseHook:
                 done = f"its balance loss now counts {float(self.watch.raised_L[layer]):g} times"
             case ReinitDeadExperts():
                 dead = (self.watch.idle_LE[layer] >= config.steps).nonzero()[:, 0].tolist()
-                start_anew(training, self, layer, dead, busiest)
+                reinit_experts(training, self, layer, dead, busiest)
                 done = (
                     f"experts {', '.join(map(str, dead))} start anew"
                     if dead
@@ -84,7 +84,7 @@ class CollapseHook:
 
 
 @torch.no_grad()
-def start_anew(training: Training, hook: CollapseHook, layer: int, dead: list[int], busiest: int) -> None:
+def reinit_experts(training: Training, hook: CollapseHook, layer: int, dead: list[int], busiest: int) -> None:
     """New weights for the `dead` experts of a layer, and no memory of the old ones in Adam's moments.
 
     Drawn from (seed, name, global expert, step), so the same in every layout. An expert whose score is below the busiest's for every

@@ -5,7 +5,7 @@ from functools import partial
 from trainer.checkpoint import load as restore
 from trainer.checkpoint.format import State
 from trainer.checkpoint.save import Checkpointer
-from trainer.core.anomaly import Note
+from trainer.core.anomaly import RecordAnomaly
 from trainer.core.training import Training, fragments
 from trainer.hooks.report import Report
 from trainer.hooks.save import Save
@@ -35,7 +35,7 @@ def resume(training: Training, checkpointer: Checkpointer, files: RunFiles, say:
     return state
 
 
-def go_back(training: Training, files: RunFiles, save: Save, report: Report, say: Say) -> State:
+def roll_back(training: Training, files: RunFiles, save: Save, report: Report, say: Say) -> State:
     """To the newest whole checkpoint, in the same attempt; returns its state."""
     save.wait(training)
     progress = training.progress
@@ -50,7 +50,7 @@ def go_back(training: Training, files: RunFiles, save: Save, report: Report, say
     return state
 
 
-def note_in(files: RunFiles, tracker: Tracker, world: World, say: Say) -> Note:
+def record_in(files: RunFiles, tracker: Tracker, world: World, say: Say) -> RecordAnomaly:
     """Has every anomaly written into the run's folder before the run goes on."""
 
     def note(anomaly: Anomaly, nth: int) -> None:

@@ -12,7 +12,7 @@ from models.init import initialise
 from trainer.checkpoint.format import State
 from trainer.checkpoint.save import Checkpointer
 from trainer.config import RunConfig, check
-from trainer.core.anomaly import Guard, Note, no_checkpoint, unnoted
+from trainer.core.anomaly import Guard, RecordAnomaly, no_checkpoint, record_nothing
 from trainer.core.ema import Ema
 from trainer.core.loop import fit
 from trainer.core.protocols import Engine, Objective
@@ -26,7 +26,7 @@ from trainer.records.attempts import Print, begin_attempt, close_attempt, ending
 from trainer.records.goodput import Goodput, open_goodput
 from trainer.records.ledger import Ledger, frozen_manifest
 from trainer.recovery.control import Asked, Control, nobody_asks
-from trainer.recovery.resume import go_back, note_in, resume
+from trainer.recovery.resume import roll_back, record_in, resume
 from trainer.recovery.watchdog import Watchdog
 from trainer.run_files import RunFiles, run_files
 from trainer.run_rows import EventKind, Say, Summary
@@ -57,7 +57,7 @@ def build_training(
     run: RunConfig,
     world: World,
     objective: Objective | None = None,
-    note: Note = unnoted,
+    note: RecordAnomaly = record_nothing,
     newest_checkpoint: Callable[[], int] = no_checkpoint,
 ) -> Training:
     """Sharded networks and engines, initialised from the seed, for `objective` (by default, the one that `run` names)."""
@@ -93,7 +93,7 @@ def _train(run: RunConfig, world: World, say: Print, started: float, asked: Aske
     manifest = frozen_manifest(files, objective, world)
     tracker = open_tracker(run, files, attempt, manifest, world, tell)
     checkpointer = Checkpointer(files.checkpoints, world, run.checkpoint, attempt)
-    training = build_training(run, world, objective, note_in(files, tracker, world, tell), lambda: checkpointer.newest)
+    training = build_training(run, world, objective, record_in(files, tracker, world, tell), lambda: checkpointer.newest)
     state = _resume_or_start(run, training, checkpointer, files, tell)
     ledger = Ledger(files, attempt, training.objective.tokens_per_sample, world)
     with (
@@ -108,7 +108,7 @@ def _train(run: RunConfig, world: World, say: Print, started: float, asked: Aske
         hooks = build_hooks(run, training, files, tracker, checkpointer, ledger, goodput, Path(scratch), tell, started)
         begin, first = time.perf_counter(), training.step
         goodput.start(training)
-        _fit_and_go_back(run, training, files, ledger, goodput, hooks, state, tell)
+        _fit_with_rollbacks(run, training, files, ledger, goodput, hooks, state, tell)
         assert training.stopped is not None, "fit() ends with a reason"
         summary = summarise(training, training.stopped, hooks, attempt, first, time.perf_counter() - begin)
         if world.is_main:
@@ -132,7 +132,7 @@ def _resume_or_start(
     return state
 
 
-def _fit_and_go_back(
+def _fit_with_rollbacks(
     run: RunConfig,
     training: Training,
     files: RunFiles,
@@ -159,7 +159,7 @@ def _fit_and_go_back(
         stream.close()
         if not training.progress.must_roll_back:
             break
-        state = go_back(training, files, hooks.save, hooks.report, say)
+        state = roll_back(training, files, hooks.save, hooks.report, say)
     settling = time.perf_counter()
     if problem := hooks.save.wait(training):
         training.stopped = Stopped(Ending.CHECKPOINT_FAILED, f"{problem}; make room and use --resume")

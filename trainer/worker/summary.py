@@ -21,7 +21,7 @@ def summarise(
         "stopped": str(stopped),
         "ending": stopped.ending,
         "failed": training.failed,
-        "anomalies": training.guard.found,
+        "anomalies": training.guard.anomalies,
         "world": training.world.size,
         "attempt": attempt,
         "train_seconds": seconds,
