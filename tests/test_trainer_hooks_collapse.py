@@ -203,7 +203,7 @@ def test_dead_experts_start_anew(world: int, layout: tuple[int, int], corpus: Pa
     counters = "buffer/model/routing_watch."
     untouched = [key for key in before if not key.startswith(counters) and key.partition("/")[2] not in touched]
     assert all(torch.equal(before[key], after[key]) for key in untouched)
-    assert "experts 0, 1, 3 start anew" in found["said"][0]
+    assert "experts 0, 1, 3 are reinitialised" in found["said"][0]
     loads_E = torch.stack(found["loads"])[:, LAYER]
     assert not loads_E[EVENT_STEP - 1, dead].any()
     assert (loads_E[EVENT_STEP, dead] > 0).all(), loads_E

@@ -21,10 +21,8 @@ class EmaConfig:
     """
 
     decay: float = 0.999
-    """Share of the average that each step keeps.
-
-    At step s it is at most (1 + s) / (10 + s), so that the initial weights are soon forgotten.
-    """
+    """Share of the average that each step keeps; at step s at most (1 + s) / (10 + s), so that the
+    initial weights are soon forgotten."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:

@@ -90,8 +90,7 @@ class Objective(Protocol):
         """
 
     def weight(self, phase: str, batch: Batch) -> Tensor:
-        """Return the weight of `batch`, such as its number of targets or samples: a float64 on the
-        CPU.
+        """Return the number of targets, or of samples, in `batch`, as a float64 on the CPU.
 
         The loss is divided by the sum of the weights of the global batch.
         """
