@@ -1,9 +1,9 @@
 """A new objective is one file: tests/support/line_objective.py, which trainer/README.md shows.
 
 In the product it would lie in trainer/objectives/, and `OBJECTIVES` would get one line more. Here
-`register` adds that line, in every process that needs it. Nothing else of the trainer changes: these
-tests train the objective on two ranks through the real worker, save it, resume it on one rank, sample
-from it, and see that it has no export.
+`register` adds that line, in every process that needs it. Nothing else of the trainer changes:
+these tests train the objective on two ranks through the real worker, save it, resume it on one
+rank, sample from it, and see that it has no export.
 """
 
 import json
