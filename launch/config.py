@@ -9,7 +9,7 @@ from cluster.config.cluster import ClusterConfig
 from cluster.submission import Submission
 from trainer.config import RunConfig, check
 from trainer.parsing import parse, read_job
-from trainer.settle import settle
+from trainer.settle import resolve_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ def load(path: str, overrides: Sequence[str] = (), resume: bool = False) -> JobC
     """The job at `path` with `overrides`, named, checked as far as it can be before anything starts."""
     job = parse(JobConfig, read_job(path, overrides))
     _check(job)
-    return replace(job, run=settle(job.run, Path(path).stem, math.lcm(*job.cluster.sizes), resume))
+    return replace(job, run=resolve_run(job.run, Path(path).stem, math.lcm(*job.cluster.sizes), resume))
 
 
 def _check(job: JobConfig) -> None:

@@ -50,12 +50,12 @@ def curves(
                     files.folder.make()
                     inject(run.faults, training, files)
                 case "refused":  # the loss is objected to: the engine is told
-                    objection = training.guard.objection
-                    training.guard.objection = lambda *about, training=training, objection=objection: (
-                        "refused" if training.step + 1 == BAD else objection(*about)
+                    check_loss = training.guard.check_loss
+                    training.guard.check_loss = lambda *about, training=training, check_loss=check_loss: (
+                        "refused" if training.step + 1 == BAD else check_loss(*about)
                     )
                 case "by hand":
-                    training.guard.found = [{"step": BAD, "reason": "by hand", "first": BAD, "last": BAD}]
+                    training.guard.anomalies = [{"step": BAD, "reason": "by hand", "first": BAD, "last": BAD}]
 
             def note(training: Any, curve: dict[int, float] = curve) -> None:
                 if training.sums:
@@ -72,7 +72,7 @@ def curves(
             fit(training, stream, STEPS, [Hook(1, note)])
             stream.close()
             finite = all(bool(fragment.values.isfinite().all()) for fragment in fragments(training))
-            found[name, zero, way] = (curve, finite, len(training.guard.found))
+            found[name, zero, way] = (curve, finite, len(training.guard.anomalies))
     return found
 
 
@@ -97,11 +97,11 @@ def train(world: Any, job: dict[str, Any], by_hand: list[int] | None = None) -> 
     """A whole run; `by_hand` are the first and the last step to pass over."""
     from trainer.config import RunConfig
     from trainer.parsing import parse
-    from trainer.settle import prepare, settle
+    from trainer.settle import prepare, resolve_run
     from trainer.worker.main import _train
 
     resume = (Path(job["root"]) / job["name"]).exists()
-    run = settle(parse(RunConfig, job, "run"), "job", world.size, resume=resume)
+    run = resolve_run(parse(RunConfig, job, "run"), "job", world.size, resume=resume)
     if world.is_main:
         files = prepare(run, resume=resume)
         if by_hand:
@@ -163,13 +163,13 @@ def test_skip_rollback_and_the_end_of_the_budget_in_whole_runs(corpus: Path, tmp
 def test_a_spike_lies_so_many_robust_deviations_above_the_median() -> None:
     guard = Guard(AnomalyConfig(spike=6), ALONE, {"model": torch.nn.Linear(1, 1)})
     for number in range(21):  # median 3, and the median distance from it 0.1, also with one more that is high
-        assert guard.objection("model", torch.tensor(2 * (2.9, 3.0, 3.1)[number % 3]), 2) == ""
-    assert guard.objection("model", torch.tensor(3 + 5.9 * 1.4826 * 0.1), 1) == ""
-    assert "standard deviations" in guard.objection("model", torch.tensor(3 + 6.2 * 1.4826 * 0.1), 1)
-    assert guard.objection("model", torch.tensor(-50.0), 1) == "", "a fall is no spike"
-    assert "loss is nan" in guard.objection("model", torch.tensor(math.nan), 1)
+        assert guard.check_loss("model", torch.tensor(2 * (2.9, 3.0, 3.1)[number % 3]), 2) == ""
+    assert guard.check_loss("model", torch.tensor(3 + 5.9 * 1.4826 * 0.1), 1) == ""
+    assert "standard deviations" in guard.check_loss("model", torch.tensor(3 + 6.2 * 1.4826 * 0.1), 1)
+    assert guard.check_loss("model", torch.tensor(-50.0), 1) == "", "a fall is no spike"
+    assert "loss is nan" in guard.check_loss("model", torch.tensor(math.nan), 1)
     few = Guard(AnomalyConfig(spike=6), ALONE, {"model": torch.nn.Linear(1, 1)})
-    assert few.objection("model", torch.tensor(1.0), 1) == few.objection("model", torch.tensor(1e9), 1) == ""
+    assert few.check_loss("model", torch.tensor(1.0), 1) == few.check_loss("model", torch.tensor(1e9), 1) == ""
 
 
 def test_running_statistics_of_a_poisoned_batch_are_undone() -> None:
@@ -179,7 +179,7 @@ def test_running_statistics_of_a_poisoned_batch_are_undone() -> None:
     mean = norm.running_mean.clone()
     guard.keep_buffers()
     norm(torch.full((8, 3), math.nan))
-    assert guard.act("the loss is nan", step=2)[0] == "skip"
+    assert guard.decide("the loss is nan", step=2)[0] == "skip"
     assert torch.equal(norm.running_mean, mean)
     assert norm.num_batches_tracked == 1
     assert guard.skips(2)

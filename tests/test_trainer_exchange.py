@@ -19,7 +19,7 @@ from models.transformer.generate import generate
 from trainer.config import RunConfig
 from trainer.objectives import build_objective
 from trainer.parsing import parse, plain
-from trainer.settle import settle
+from trainer.settle import resolve_run
 
 TOP_2 = {"experts": 4, "ffn": 48, "router": {"name": "top_k", "k": 2}}
 MODELS: dict[str, dict[str, Any]] = {
@@ -177,7 +177,7 @@ def trained(world: Any, job: dict[str, Any], resume: bool) -> dict[str, Any]:
     from trainer.settle import prepare
     from trainer.worker.main import _train
 
-    run = settle(parse(RunConfig, job, "run"), "job", world.size, resume)
+    run = resolve_run(parse(RunConfig, job, "run"), "job", world.size, resume)
     prepare(run, resume)
     return _train(run, world, say=lambda line: None, started=0.0)
 

@@ -203,7 +203,7 @@ def test_dead_experts_start_anew(world: int, layout: tuple[int, int], corpus: Pa
     counters = "buffer/model/routing_watch."
     untouched = [key for key in before if not key.startswith(counters) and key.partition("/")[2] not in touched]
     assert all(torch.equal(before[key], after[key]) for key in untouched)
-    assert "experts 0, 1, 3 start anew" in found["said"][0]
+    assert "experts 0, 1, 3 are reinitialised" in found["said"][0]
     loads_E = torch.stack(found["loads"])[:, LAYER]
     assert not loads_E[EVENT_STEP - 1, dead].any()
     assert (loads_E[EVENT_STEP, dead] > 0).all(), loads_E
@@ -213,13 +213,13 @@ def whole_run(world: Any, job: dict[str, Any], resume: bool) -> dict[str, Any]:
     from trainer.config import RunConfig
     from trainer.core.training import Hook
     from trainer.parsing import parse
-    from trainer.settle import prepare, settle
+    from trainer.settle import prepare, resolve_run
     from trainer.worker import hooks as run_hooks
     from trainer.worker import main as worker
 
     made = run_hooks.collapse_hooks
     run_hooks.collapse_hooks = lambda *parts: [Hook(1, plant), *made(*parts)]
-    config = settle(parse(RunConfig, job, "run"), "job", world.size, resume=resume)
+    config = resolve_run(parse(RunConfig, job, "run"), "job", world.size, resume=resume)
     if world.is_main:
         prepare(config, resume=resume)
     world.gather(None)

@@ -53,11 +53,14 @@ def resume(world: Any, job: dict[str, Any]) -> dict[str, Any]:
     """`train` again, in the same run folder."""
     from trainer.config import RunConfig
     from trainer.parsing import parse
-    from trainer.settle import settle
+    from trainer.settle import resolve_run
     from trainer.worker.main import _train
 
     return _train(
-        settle(parse(RunConfig, job, "run"), "job", world.size, resume=True), world, say=lambda line: None, started=0.0
+        resolve_run(parse(RunConfig, job, "run"), "job", world.size, resume=True),
+        world,
+        say=lambda line: None,
+        started=0.0,
     )
 
 

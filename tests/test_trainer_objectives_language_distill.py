@@ -38,7 +38,7 @@ from trainer.objectives.language import teacher
 from trainer.parsing import parse
 from trainer.planning.estimate import estimate
 from trainer.planning.layout import Part
-from trainer.settle import read_run, settle
+from trainer.settle import read_run, resolve_run
 from trainer.storage import Folder
 from trainer.world import joined
 
@@ -379,7 +379,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
         file = root / folder / "tokenizer.json"
         file.write_text(file.read_text().replace("<mask>", "<hole>"))
     with pytest.raises(ValueError) as raised:
-        settle(
+        resolve_run(
             parse(
                 RunConfig, student_of(corpus, root, "s", root / folder, {"qk_norm": True} | model, **objective), "run"
             ),
@@ -407,5 +407,5 @@ def test_an_absolute_folder_goes_into_the_resolved_job(
     root: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(root)
-    run = settle(parse(RunConfig, student_of(corpus, root, "s", "teacher"), "run"), "job", 1, resume=False)
+    run = resolve_run(parse(RunConfig, student_of(corpus, root, "s", "teacher"), "run"), "job", 1, resume=False)
     assert run.objective.teacher == str(root / "teacher")  # type: ignore[union-attr]

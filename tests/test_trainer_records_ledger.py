@@ -22,10 +22,10 @@ def train(world: Any, job: dict[str, Any], steps: int) -> str:
     """A run, or its next attempt, up to `steps`; returns what the user is told where it is refused."""
     from trainer.config import RunConfig
     from trainer.parsing import parse
-    from trainer.settle import prepare, settle
+    from trainer.settle import prepare, resolve_run
     from trainer.worker.main import _train
 
-    run = settle(parse(RunConfig, job | {"stop": {"steps": steps}}, "run"), "job", 2, resume=False)
+    run = resolve_run(parse(RunConfig, job | {"stop": {"steps": steps}}, "run"), "job", 2, resume=False)
     resume = run_files(run.root, run.name).has_begun
     world.gather(None)
     if world.is_main:

@@ -318,3 +318,12 @@ def test_torchs_allocator_says_that_memory_is_out() -> None:
     with pytest.raises(RuntimeError) as other:
         torch.zeros(2).view(3)
     assert not is_out_of_memory(str(other.value))
+
+
+def test_the_readme_has_the_table_of_the_files() -> None:
+    table = files_of_a_run.__doc__.partition("\n\n")[2].partition("\n\n")[0].splitlines()
+    names = [name for line in table for name in line.strip().partition("  ")[0].split(", ")]
+    section = Path("trainer/README.md").read_text().partition("## The run folder")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    assert [name.strip(" `") for row in rows for name in row.split(",")] == names
+    assert {name.strip("/") for name in names} == NAMES - {"harness.json"}

@@ -19,10 +19,10 @@ def train(world: Any, job: dict[str, Any]) -> dict[str, Any]:
     """A whole run in this process, which has joined its world already."""
     from trainer.config import RunConfig
     from trainer.parsing import parse
-    from trainer.settle import prepare, settle
+    from trainer.settle import prepare, resolve_run
     from trainer.worker.main import _train
 
-    run = settle(parse(RunConfig, job, "run"), "job", world.size, resume=False)
+    run = resolve_run(parse(RunConfig, job, "run"), "job", world.size, resume=False)
     if world.is_main:
         prepare(run, resume=False)
     world.gather(None)

@@ -1,1 +1,1 @@
-"""What one worker does: world, engines, one loop, objectives, experts across ranks, checkpoints, tracking. Never imports ray."""
+"""One worker of a run: its loop, objectives, engines, checkpoints and tracking. Never imports Ray."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trainer.config import RunConfig, check
 from trainer.parsing import parse, plain, read_job
-from trainer.settle import prepare, settle
+from trainer.settle import prepare, resolve_run
 from trainer.worker.main import run_worker
 from trainer.world import rank_and_size
 
@@ -23,7 +23,7 @@ def main() -> int:
         job = read_job(arguments[0], arguments[1:])
         rank, workers = rank_and_size()
         wanted = parse(RunConfig, job.get("run") or {}, "run")
-        run = settle(wanted, Path(arguments[0]).stem, workers, resume, numbered=False)
+        run = resolve_run(wanted, Path(arguments[0]).stem, workers, resume, numbered=False)
         check(run, workers)
         if rank == 0:
             prepare(run, resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0)

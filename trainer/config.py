@@ -1,4 +1,4 @@
-"""The part of a job that a worker needs: what to train, on what, for how long, and what to write down."""
+"""The `run` of a job file: everything that a worker needs, and nothing about where it runs."""
 
 import math
 import re
@@ -23,9 +23,9 @@ class BatchConfig:
     """How many samples make one optimiser step."""
 
     global_batch: int
-    """Samples of one optimiser step, over all ranks: the same for any number of them."""
+    """Samples per optimiser step, over all ranks: the same for any number of ranks."""
     micro_batch: int
-    """Samples of one forward pass on one rank; the rest of the global batch is accumulated."""
+    """Samples per forward pass on one rank; gradients are accumulated up to the global batch."""
 
     def __post_init__(self) -> None:
         if self.global_batch < 1 or self.micro_batch < 1:
@@ -36,12 +36,12 @@ class BatchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StopConfig:
-    """When to stop: at whatever comes first."""
+    """When to stop: at the first limit that is reached."""
 
     steps: int | None = None
-    """Optimiser steps."""
+    """Number of optimiser steps."""
     tokens: int | None = None
-    """Tokens trained on, rounded up to whole steps."""
+    """Number of tokens to train on, rounded up to whole steps."""
     hours: float | None = None
     """Wall-clock hours of this attempt, from the first step."""
 
@@ -55,72 +55,77 @@ class StopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Measures on the held-out samples, and samples to look at."""
+    """Evaluation on the held-out samples, and samples to look at."""
 
     every: int = 0
-    """Steps between evaluations; 0: only at the end."""
+    """Number of steps between evaluations; 0: only at the end."""
     quality_every: int = 0
-    """Steps between measures of the quality of samples (images, toy data); 0: only at the end."""
+    """Number of steps between measurements of the quality of generated samples (images, toy data);
+    0: only at the end."""
     sample_every: int = 0
-    """Steps between samples; 0: only at the end."""
+    """Number of steps between samplings; 0: only at the end."""
     samples: int = 2
-    """How many samples."""
+    """Number of samples per sampling."""
     micro_batch: int | None = None
-    """Samples of one forward pass; null: as in training."""
+    """Samples per forward pass of an evaluation; null: as in training."""
     rules: RulesConfig | None = None
-    """Rules over the sampled texts: the share that they refuse is logged after each sampling."""
+    """Rules over the sampled texts; the share of texts that they refuse is logged after each
+    sampling."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One run."""
+    """A run: the objective, the batch, the optimiser and engine, and how it is watched and kept."""
 
     name: str | None = None
-    """Folder of the run below `root`; null: the job file's name and the next free number."""
+    """Name of the run, and of its folder in `root`; null: the job file's name and the next free
+    number."""
     root: str = "runs"
-    """Folder of all runs, or a URL (s3://, gs://, any that fsspec knows); several nodes need shared storage or a URL."""
+    """Folder of all runs, or a URL (s3://, gs://, or any other that fsspec knows); several nodes
+    need shared storage or a URL."""
     seed: int = 0
-    """Decides initial weights, the order of the data, and all that is random in a step."""
+    """The seed of the initial weights, the order of the data, and everything random in a step."""
     objective: AnyObjective
-    """What is trained, with its network and data."""
+    """What is trained: the loss, the network and the data."""
     batch: BatchConfig
-    """Batch sizes."""
+    """The batch sizes."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """AdamW and its schedule."""
+    """AdamW and its learning-rate schedule."""
     engine: EngineConfig = DeepSpeedConfig()
-    """Who updates the network."""
+    """The library that updates the networks: DeepSpeed or Accelerate."""
     ema: EmaConfig | None = None
-    """Moving average of the weights, with which samples and measures are made; null: none."""
+    """Moving average of the weights, used for samples and evaluation; null: none."""
     precision: Precision = "auto"
-    """fp32, or bf16: autocast over fp32 weights; auto: bf16 on CUDA, fp32 elsewhere."""
+    """fp32, or bf16 (autocast over fp32 weights); auto: bf16 on CUDA, fp32 elsewhere."""
     device: Device = "auto"
-    """CUDA where there are GPUs, else the CPU; overridable."""
+    """The device of each worker; auto: CUDA if there are GPUs, else the CPU."""
     threads: int | None = None
-    """CPU threads of a worker; null: torch decides, or Ray's share."""
+    """Number of CPU threads per worker; null: torch's default, or the worker's share under Ray."""
     compile: bool = False
-    """Run the networks through torch.compile."""
+    """Whether to compile the networks with torch.compile."""
     stop: StopConfig
-    """When to stop."""
+    """The limits of the run."""
     log_every: int = 10
-    """Steps between logged metrics."""
+    """Number of steps between logged metrics."""
     evaluate: EvaluateConfig = EvaluateConfig()
-    """Evaluation and samples."""
+    """Evaluation on held-out samples, and samples to look at."""
     checkpoint: CheckpointConfig = CheckpointConfig()
-    """Checkpoints."""
+    """How often checkpoints are saved, and which are kept."""
     tracking: TrackingConfig = TrackingConfig()
-    """MLflow."""
+    """How metrics reach MLflow."""
     anomaly: AnomalyConfig = AnomalyConfig()
-    """Losses and gradients that are not finite, and loss spikes."""
+    """The reaction to losses and gradients that are not finite, and to loss spikes."""
     faults: tuple[FaultConfig, ...] = ()
-    """What is to go wrong, on purpose: see `switchwork chaos`."""
+    """Faults to inject, as `switchwork chaos` does."""
     profile: ProfileConfig | None = None
-    """A window of steps to profile."""
+    """A window of steps to profile; null: none."""
     collective_timeout_s: float = 600.0
-    """How long a rank waits for the others."""
+    """Seconds that a rank waits for the others in a collective operation."""
     hang_timeout_s: float | None = 1800.0
-    """No step, batch of an evaluation, or save for so long on a rank, and it leaves its stacks in the run and ends; null: it waits for good."""
+    """Seconds without progress (a step, an evaluation batch, a save) after which a rank writes its
+    stack traces to the run folder and exits; null: never."""
     source: str = field(default="", repr=False)
-    """The job file's name; filled in by the command."""
+    """Name of the job file; the command fills it in."""
 
     def __post_init__(self) -> None:
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
@@ -137,7 +142,7 @@ class RunConfig:
         return self.precision == "bf16" or (self.precision == "auto" and cuda)
 
     def ep(self, workers: int) -> int:
-        """Ranks, of `workers`, that share one set of experts."""
+        """Number of ranks, out of `workers`, that share one set of experts."""
         engine, moe = self.engine, self.objective.moe
         if not isinstance(engine, DeepSpeedConfig):
             return 1
@@ -146,12 +151,15 @@ class RunConfig:
         return math.gcd(workers, moe.experts) if moe is not None and engine.zero < 3 else 1
 
     def evaluation_share(self, world: World) -> Share:
-        """How the ranks of `world` divide the held-out samples."""
+        """Return this rank's share of the held-out samples."""
         micro_batch = self.evaluate.micro_batch or self.batch.micro_batch
         return Share(rank=world.rank, world=world.size, global_batch=micro_batch * world.size, micro_batch=micro_batch)
 
     def steps(self, tokens_per_sample: int) -> int | None:
-        """Optimiser steps until the end, if it can be known: the smaller of stop.steps and what stop.tokens makes."""
+        """Number of optimiser steps of the run; None if only the clock ends it.
+
+        It is the smaller one of stop.steps and the steps that stop.tokens takes.
+        """
         bounds = [] if self.stop.steps is None else [self.stop.steps]
         if self.stop.tokens is not None:
             if not tokens_per_sample:
@@ -163,47 +171,53 @@ class RunConfig:
 
 
 def check(run: RunConfig, workers: int) -> None:
-    """Raises ValueError, with both numbers and the fix, for whatever does not divide or go together on `workers` workers."""
-    batch, engine, moe, ep = run.batch, run.engine, run.objective.moe, run.ep(workers)
-    each = workers * batch.micro_batch
-    if batch.global_batch % each:
-        down = max(each, batch.global_batch // each * each)
+    """Check that the sizes and options of `run` go together on `workers` workers.
+
+    Raises ValueError, with both numbers and the fix, otherwise.
+    """
+    _check_batch(run, workers)
+    _check_experts(run, workers)
+    engine, objective, schedule = run.engine, run.objective, run.optimizer.schedule
+    if isinstance(engine, DeepSpeedConfig) and engine.zero == 3 and objective.needs_second_derivatives:
+        reason = "DeepSpeed accepts no second derivatives of sharded weights"
+        raise ValueError(f"run.engine.zero: 3 with a gradient penalty: {reason}; use zero 2, or penalty 0")
+    if run.steps(objective.tokens_per_sample) is None and not isinstance(schedule, Constant):
+        reason = f"needs a last step, but stop has only hours {run.stop.hours}"
+        advice = "set stop.steps or stop.tokens, or use the schedule constant"
+        raise ValueError(f"run.optimizer.schedule: {schedule.name} {reason}; {advice}")
+
+
+def _check_batch(run: RunConfig, workers: int) -> None:
+    batch, group, lanes = run.batch, run.objective.group, run.objective.lanes
+    forward_pass = workers * batch.micro_batch
+    if batch.global_batch % forward_pass:
+        fitting = max(forward_pass, batch.global_batch // forward_pass * forward_pass)
+        product = f"{workers} workers x micro_batch {batch.micro_batch} = {forward_pass}"
         raise ValueError(
-            f"run.batch.global_batch: {batch.global_batch} is no multiple of {workers} workers x micro_batch {batch.micro_batch} = {each}; use {down}, say"
+            f"run.batch.global_batch: {batch.global_batch} is no multiple of {product}; use {fitting}, for example"
         )
-    group = run.objective.group
     if batch.micro_batch % group:
+        samples = f"the {group} samples that stay together (routing, batch norm, packs)"
         raise ValueError(
-            f"run.batch.micro_batch: {batch.micro_batch} is no multiple of the {group} samples that stay together (routing, batch norm, packs); "
-            f"use a multiple of {group}"
+            f"run.batch.micro_batch: {batch.micro_batch} is no multiple of {samples}; use a multiple of {group}"
         )
-    lanes = run.objective.lanes
     if lanes is not None and lanes % workers:
-        raise ValueError(
-            f"run.objective.data.lanes: {lanes} is no multiple of {workers} workers; use {-(-lanes // workers) * workers}"
-        )
-    if ep > 1:
-        if moe is None:
-            raise ValueError(f"run.engine.ep: {ep}, but the model has no experts; use 1")
-        if moe.experts % ep:
-            raise ValueError(
-                f"run.engine.ep: {ep} does not divide the {moe.experts} experts; use a divisor of both {moe.experts} and {workers} workers"
-            )
-        if workers % ep:
-            raise ValueError(
-                f"run.engine.ep: {ep} does not divide the {workers} workers; use a divisor of both {moe.experts} experts and {workers}"
-            )
-    if isinstance(engine, DeepSpeedConfig) and engine.zero == 3 and ep > 1:
-        raise ValueError(
-            f"run.engine.zero: 3 with ep {ep}: DeepSpeed has no ZeRO 3 for experts over ranks; use zero 2, or ep 1"
-        )
-    if isinstance(engine, DeepSpeedConfig) and engine.zero == 3 and run.objective.needs_second_derivatives:
-        raise ValueError(
-            "run.engine.zero: 3 with a gradient penalty: DeepSpeed takes no second derivatives of sharded weights; use zero 2, or penalty 0"
-        )
-    schedule = run.optimizer.schedule
-    if run.steps(run.objective.tokens_per_sample) is None and not isinstance(schedule, Constant):
-        fix = "set stop.steps or stop.tokens, or use the schedule constant"
-        raise ValueError(
-            f"run.optimizer.schedule: {schedule.name} needs a last step, but stop has only hours {run.stop.hours}; {fix}"
-        )
+        fitting = -(-lanes // workers) * workers
+        raise ValueError(f"run.objective.data.lanes: {lanes} is no multiple of {workers} workers; use {fitting}")
+
+
+def _check_experts(run: RunConfig, workers: int) -> None:
+    engine, moe, ep = run.engine, run.objective.moe, run.ep(workers)
+    if ep == 1:
+        return
+    if moe is None:
+        raise ValueError(f"run.engine.ep: {ep}, but the model has no experts; use 1")
+    if moe.experts % ep:
+        advice = f"use a divisor of both {moe.experts} and {workers} workers"
+        raise ValueError(f"run.engine.ep: {ep} does not divide the {moe.experts} experts; {advice}")
+    if workers % ep:
+        advice = f"use a divisor of both {moe.experts} experts and {workers}"
+        raise ValueError(f"run.engine.ep: {ep} does not divide the {workers} workers; {advice}")
+    if isinstance(engine, DeepSpeedConfig) and engine.zero == 3:
+        reason = "DeepSpeed has no ZeRO 3 for experts across ranks"
+        raise ValueError(f"run.engine.zero: 3 with ep {ep}: {reason}; use zero 2, or ep 1")

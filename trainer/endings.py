@@ -1,7 +1,7 @@
-"""Why a run or an attempt ends: an `Ending` for programs, with a detail for people.
+"""The reasons why a run or an attempt ends: an `Ending` for programs, with a detail for people.
 
-Programs compare endings and never the words of a detail. Run folders that were written before there were endings have the
-words alone; `ending_of_words` is the one function that interprets them.
+Programs compare endings and never the words of a detail. Run folders that were written before there
+were endings have the words alone; no function but `ending_of_words` interprets them.
 """
 
 import json
@@ -13,7 +13,7 @@ from trainer.foreign_errors import is_lost_peer
 
 
 class Ending(StrEnum):
-    """The kinds of ends."""
+    """The kinds of reasons why a run or an attempt ends."""
 
     STEPS_DONE = "steps_done"
     """The run did all steps or tokens of its job."""
@@ -24,19 +24,19 @@ class Ending(StrEnum):
     SIGNAL = "signal"
     """A signal reached the command or a worker."""
     PREEMPTED = "preempted"
-    """A worker's node is about to go."""
+    """A worker's node is about to be taken away."""
     PRUNED = "pruned"
-    """A sweep ends a trial that is behind the others."""
+    """A sweep ended a trial that was behind the others."""
     COLLAPSED = "collapsed"
-    """The routing collapsed, and the job asks to stop then."""
+    """The routing collapsed, and the job's action is to stop."""
     ANOMALY = "anomaly"
-    """A batch must not be learned from, and the job allows no more of them."""
+    """A batch had to be skipped, and the job's action or budget is to stop."""
     CHECKPOINT_FAILED = "checkpoint_failed"
     """The last checkpoint could not be written."""
     ERROR = "error"
     """A rank raised an error of its own."""
     PEER_LOST = "peer_lost"
-    """A rank noticed that another one ended: a consequence, never the cause."""
+    """A rank noticed that another rank had ended: a consequence, never the cause."""
     HUNG = "hung"
     """A rank made no progress, and its watchdog ended it."""
     LOST = "lost"
@@ -51,7 +51,7 @@ class Ending(StrEnum):
 
     @property
     def is_done(self) -> bool:
-        """Whether a run that stops for this reason has done what its job asks for."""
+        """Whether a run that stops for this reason has completed its job."""
         return self in (Ending.STEPS_DONE, Ending.HOURS_OVER)
 
 
@@ -60,7 +60,7 @@ _PREFIXES = {Ending.PREEMPTED: "preemption: ", Ending.PRUNED: "pruned: "}
 
 @dataclass(frozen=True)
 class Stopped:
-    """An ending with its detail; printed, it is a sentence for people."""
+    """An ending with its detail; as a string, a sentence for people."""
 
     ending: Ending
     detail: str
@@ -70,7 +70,7 @@ class Stopped:
 
     @staticmethod
     def read(text: str, ending: str | None, failed: bool = False) -> "Stopped":
-        """From the sentence `text` and the key `ending` of a file; old files lack the key.
+        """Read the sentence `text` and the key `ending` of a file; old files lack the key.
 
         `failed` says whether the run failed.
         """
@@ -78,12 +78,12 @@ class Stopped:
         return Stopped(kind, text.removeprefix(_PREFIXES.get(kind, "")))
 
     def to_request(self) -> bytes:
-        """The content of a `stop` file."""
+        """Return the content of a `stop` file."""
         return json.dumps({"ending": self.ending, "detail": self.detail}).encode()
 
     @staticmethod
     def from_request(content: bytes) -> "Stopped":
-        """The request in a `stop` file; anything but our JSON is a person's reason."""
+        """Read a `stop` file; any content but `to_request`'s is a person's reason."""
         text = content.decode(errors="replace").strip()
         try:
             request = json.loads(text)
@@ -110,13 +110,13 @@ _OLD_WORDS = (
     (r"rank \d+: ", Ending.ERROR),
     (r"\d+ workers became \d+$", Ending.RESIZED),
 )
-"""How the sentences began in run folders that have no endings."""
+"""The beginnings of the sentences in run folders that have no endings."""
 
 
 def ending_of_words(text: str, failed: bool = False) -> Ending:
-    """The ending that a sentence of an old run folder means.
+    """Return the ending that a sentence of an old run folder means.
 
-    A sentence that no program wrote is the reason of a person who asked to stop.
+    A sentence that no program wrote is the reason of a person who asked the run to stop.
     """
     known = next((ending for words, ending in _OLD_WORDS if re.match(words, text, re.DOTALL)), None)
     if known is Ending.ERROR and is_lost_peer(text):

@@ -1,4 +1,4 @@
-"""The rows and documents of a run folder, typed; trainer/run_files.py says which file holds what."""
+"""The types of the rows and documents in a run folder; trainer/run_files.py lists the files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,26 +8,26 @@ from typing import Any, Literal, NotRequired, Protocol, TypedDict
 from trainer.endings import Ending, Stopped
 
 Spent = Literal["step", "data", "evaluation", "checkpoint", "replayed", "restart", "start-up", "other"]
-"""What the wall-clock time of a run is spent on; `other` is what is left of the whole."""
+"""Purposes of a run's wall-clock time; `other` is the rest, so that they sum to the whole."""
 
 
 class EventKind(StrEnum):
-    """What an event is about."""
+    """The subject of an event."""
 
     NOTE = "note"
-    """Nothing that a program acts on; also every event of a folder that was written before there were kinds."""
+    """A message for people; also every event from before there were kinds."""
     RESUMED = "resumed"
     """Training continues from a checkpoint."""
     ANOMALY = "anomaly"
-    """A batch is not learned from."""
+    """The batch of a step is skipped."""
     CHECKPOINT = "checkpoint"
     """A checkpoint is damaged, or could not be written."""
     COLLAPSE = "collapse"
     """The routing of a layer collapsed."""
     QUALITY = "quality"
-    """A measure of the run's own samples looks wrong."""
+    """A quality metric of the run's own samples is alarming."""
     TRACKING_AWAY = "tracking_away"
-    """The tracking server takes no metrics for now."""
+    """The tracking server is not accepting metrics."""
 
     @property
     def is_alarm(self) -> bool:
@@ -36,7 +36,7 @@ class EventKind(StrEnum):
 
 
 class Say(Protocol):
-    """Tells people, and the run's `events.jsonl`, that something happened."""
+    """Reports an event to people and to the run's `events.jsonl`."""
 
     def __call__(self, kind: EventKind, text: str, step: int | None = None) -> None: ...
 
@@ -50,42 +50,43 @@ class Event:
     time: float
     attempt: int
     step: int | None
-    """The step that it belongs to, where there is one."""
+    """The step that the event belongs to, if any."""
 
     def to_row(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the row, as JSON."""
         row = {"time": self.time, "attempt": self.attempt, "kind": self.kind, "event": self.text}
         return row if self.step is None else row | {"step": self.step}
 
     @staticmethod
     def from_row(row: Mapping[str, Any]) -> "Event":
-        """From JSON; a row of old has no kind."""
+        """Read a row; rows without a kind are notes."""
         kind = EventKind(row.get("kind", EventKind.NOTE))
         return Event(kind=kind, text=row["event"], time=row["time"], attempt=row["attempt"], step=row.get("step"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptBegan:
-    """A row of `attempts.jsonl`: an attempt begins."""
+    """A row of `attempts.jsonl`: the beginning of an attempt."""
 
     attempt: int
     time: float
     world: int | None
-    """Number of workers."""
+    """Number of workers; None if unknown."""
     host: str | None
     pid: int | None
-    """Of rank 0."""
+    """Process id of rank 0."""
     commit: str | None
-    """Version of the code; None where it is not known."""
+    """Commit of the code; None if unknown."""
     dirty: bool | None
+    """Whether the code had changes that were not committed; None if unknown."""
 
     def to_row(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the row, as JSON."""
         return vars(self).copy()
 
     @staticmethod
     def from_row(row: Mapping[str, Any]) -> "AttemptBegan":
-        """From JSON."""
+        """Read a row."""
         return AttemptBegan(
             attempt=row.get("attempt", 0),
             time=row.get("time", 0.0),
@@ -99,22 +100,22 @@ class AttemptBegan:
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptEnded:
-    """A row of `attempts.jsonl`, and a file of `ends/`: an attempt ended."""
+    """A row of `attempts.jsonl`, or a file of `ends/`: the end of an attempt."""
 
     attempt: int
     time: float
     by: str
-    """Who says so."""
+    """The reporter, such as `rank 0`."""
     stopped: Stopped
 
     def to_row(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the row, as JSON."""
         row = {"attempt": self.attempt, "time": self.time, "ended": str(self.stopped), "by": self.by}
         return row | {"ending": self.stopped.ending}
 
     @staticmethod
     def from_row(row: Mapping[str, Any]) -> "AttemptEnded":
-        """From JSON."""
+        """Read a row."""
         stopped = Stopped.read(row["ended"], row.get("ending"))
         return AttemptEnded(
             attempt=row["attempt"], time=row.get("time", 0.0), by=row.get("by", "nobody"), stopped=stopped
@@ -123,7 +124,7 @@ class AttemptEnded:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsRow:
-    """A row of `metrics.jsonl`: metrics that were logged after a step."""
+    """A row of `metrics.jsonl`: the metrics that were logged after a step."""
 
     step: int
     time: float
@@ -132,13 +133,13 @@ class MetricsRow:
 
     @staticmethod
     def from_row(row: Mapping[str, Any]) -> "MetricsRow":
-        """From JSON, in which a number that is not finite is a text."""
+        """Read a row, in which a number that is not finite is a string."""
         metrics = {name: float(value) for name, value in row.items() if name not in ("step", "time", "attempt")}
         return MetricsRow(step=row["step"], time=row.get("time", 0.0), attempt=row.get("attempt", 0), metrics=metrics)
 
 
 class Anomaly(TypedDict):
-    """A row of `anomalies.jsonl`, also kept in checkpoints; steps as they are logged."""
+    """A row of `anomalies.jsonl`, also kept in checkpoints; steps count as they are logged."""
 
     step: int
     reason: str
@@ -148,10 +149,10 @@ class Anomaly(TypedDict):
 
 
 class Fault(TypedDict):
-    """A row of `faults.jsonl`: a fault that was made on purpose."""
+    """A row of `faults.jsonl`: a fault that was injected."""
 
     fault: int
-    """Its number in the job; -1: made from outside the worker."""
+    """Number of the fault in the job; -1 for a fault from outside the worker."""
     name: str
     step: int
     rank: NotRequired[int]
@@ -159,12 +160,13 @@ class Fault(TypedDict):
 
 
 class GoodputRow(TypedDict):
-    """An attempt in `goodput.json`."""
+    """The time of an attempt, in `goodput.json`."""
 
     attempt: int
     begin: float
-    """When its time begins and until when it is booked, as time.time()."""
+    """When the attempt's time begins, as time.time()."""
     until: float
+    """The time until which it is booked, as time.time()."""
     step: int
     ended: bool
     seconds: dict[Spent, float]
@@ -181,14 +183,14 @@ class Sent(TypedDict):
 
 
 class Job(TypedDict):
-    """`resolved.yaml`: plain values of a RunConfig, and of a ClusterConfig where the run has one."""
+    """`resolved.yaml`: the plain values of a RunConfig and, if there is one, a ClusterConfig."""
 
     run: dict[str, Any]
     cluster: NotRequired[dict[str, Any]]
 
 
 class Summary(TypedDict):
-    """`summary.json`: what a run came to. Ranks other than 0 do not have what is marked as NotRequired."""
+    """`summary.json`: the results of a run. Only rank 0 has the keys that are not required."""
 
     name: str
     step: int
@@ -197,7 +199,7 @@ class Summary(TypedDict):
     stopped: str
     """Why the run stopped, for people."""
     ending: Ending
-    """The same for programs."""
+    """Why the run stopped, for programs."""
     failed: bool
     anomalies: list[Anomaly]
     world: int
@@ -205,13 +207,13 @@ class Summary(TypedDict):
     train_seconds: float
     steps_this_attempt: int
     seconds: dict[Spent, float]
-    """Of this attempt."""
+    """Wall-clock seconds of this attempt, by purpose."""
     training: dict[str, float]
-    """The last metrics of training."""
+    """The last logged metrics of training steps."""
     eval: dict[str, float]
     quality: dict[str, float]
     samples: dict[str, str]
     goodput: NotRequired[dict[Spent, float]]
-    """Seconds of all attempts."""
+    """Wall-clock seconds of all attempts, by purpose."""
     baselines: NotRequired[dict[str, float]]
     seconds_to_first_step: NotRequired[float]

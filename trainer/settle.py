@@ -1,4 +1,4 @@
-"""The folder of a run: its name, and what is in it before the first worker starts."""
+"""Resolves a config and makes the folder of its run; finds the folder of a run that exists."""
 
 import re
 from dataclasses import replace
@@ -13,21 +13,23 @@ from trainer.storage import Folder, absolute, check_writable
 from trainer.tracking.config import tracking_uri
 
 
-def settle(run: RunConfig, stem: str, workers: int, resume: bool, numbered: bool = True) -> RunConfig:
-    """`run` with a name, absolute paths and a number of lanes, as the worker needs it: nothing in it depends on where or when any more.
+def resolve_run(run: RunConfig, stem: str, workers: int, resume: bool, numbered: bool = True) -> RunConfig:
+    """Return `run` with a name, absolute paths and a number of lanes, as the workers need it.
 
-    An unnamed run is called after its job file: `<stem>-<next free number>`, or with `resume` the newest of that name.
+    Nothing in the result depends on the current folder or the time. An unnamed run is named after
+    its job file: `<stem>-<next free number>`, or with `resume` the newest run with such a name; if
+    `numbered` is False, `<stem>`.
     """
     root = absolute(run.root)
     tracking = replace(run.tracking, uri=tracking_uri(run.tracking))
     name = run.name or (_numbered(Folder(root), stem, resume) if numbered else stem)
     objective = run.objective.resolved(workers, resume)
-    evaluate = replace(run.evaluate, rules=run.evaluate.rules and _settle_rules(run.evaluate.rules))
+    evaluate = replace(run.evaluate, rules=run.evaluate.rules and _resolve_rules(run.evaluate.rules))
     return replace(run, root=root, tracking=tracking, name=name, source=stem, evaluate=evaluate, objective=objective)
 
 
-def _settle_rules(rules: RulesConfig) -> RulesConfig:
-    """With absolute paths, once the rules are read and found to end."""
+def _resolve_rules(rules: RulesConfig) -> RulesConfig:
+    """Return `rules` with absolute paths, after checking that they can be read and end."""
     from trainer.rules.gate import Gate
 
     Gate(rules)
@@ -35,22 +37,26 @@ def _settle_rules(rules: RulesConfig) -> RulesConfig:
 
 
 def _numbered(root: Folder, stem: str, resume: bool) -> str:
-    numbers = [int(found[1]) for entry in root.names() if (found := re.fullmatch(rf"{re.escape(stem)}-(\d+)", entry))]
+    matches = [re.fullmatch(rf"{re.escape(stem)}-(\d+)", entry) for entry in root.names()]
+    numbers = [int(match[1]) for match in matches if match]
     if resume and not numbers:
         raise ValueError(f"--resume: no run of {stem} in {root}; leave --resume out, or set run.name or run.root")
     return f"{stem}-{max(numbers, default=0) + (0 if resume else 1):03d}"
 
 
 def prepare(run: RunConfig, resume: bool, cluster: dict[str, Any] | None = None) -> RunFiles:
-    """Make the run folder and write the resolved job into it. Raises ValueError if it cannot be written to, or would mix two runs."""
+    """Make the run folder, and write the resolved job into it.
+
+    Raises ValueError if the folder is not writable, or holds another run.
+    """
     files = run_files(run.root, run.name)
     started = files.has_begun
     if started and not resume:
-        raise ValueError(f"run.name: {files} exists already; use --resume to go on with it, or another run.name")
+        raise ValueError(f"run.name: {files} exists already; use --resume to continue it, or another run.name")
     if resume and not started:
         raise ValueError(f"--resume: there is no run {files}; leave --resume out, or set run.name or run.root")
     check_writable(files.folder.url, "run.root")
-    files.delete_stop_request()  # of an earlier attempt
+    files.delete_stop_request()  # a request to an earlier attempt
     job = Job(run=plain(run))
     if cluster is not None:
         job["cluster"] = cluster
@@ -59,13 +65,15 @@ def prepare(run: RunConfig, resume: bool, cluster: dict[str, Any] | None = None)
 
 
 def find_run(text: str, root: str = "runs") -> Folder:
-    """The run that a person means: a folder or URL, or a name below `root`."""
-    for place in [text] if "://" in text else [text, f"{root}/{text}"]:
-        if RunFiles(folder := Folder(absolute(place))).has_job:
+    """Return the folder of a run, from its folder, its URL, or its name in `root`."""
+    candidates = [text] if "://" in text else [text, f"{root}/{text}"]
+    for candidate in candidates:
+        folder = Folder(absolute(candidate))
+        if RunFiles(folder).has_job:
             return folder
     raise ValueError(f"run {text}: no {RESOLVED} in it nor in {root}/{text}; name the folder of a run")
 
 
 def read_run(folder: Folder) -> RunConfig:
-    """The resolved job of a run."""
+    """Return the resolved config of a run."""
     return parse(RunConfig, RunFiles(folder).job()["run"], "run")

@@ -21,7 +21,7 @@ from trainer.config import RunConfig
 from trainer.parsing import Json, parse, plain
 from trainer.run_files import run_files
 from trainer.run_rows import Summary
-from trainer.settle import prepare, settle
+from trainer.settle import prepare, resolve_run
 from trainer.tracking.tracker import history
 from trainer.worker.main import run_worker
 from trainer.world import stand_alone
@@ -29,9 +29,9 @@ from trainer.world import stand_alone
 
 def named(run: RunConfig, label: str, root: str) -> RunConfig:
     """`run`, settled for one process, in a folder below `root` that is called after `label` and a digest of all its settings."""
-    settings = plain(settle(replace(run, name="unnamed", root=""), "", workers=1, resume=False)) | {"root": ""}
+    settings = plain(resolve_run(replace(run, name="unnamed", root=""), "", workers=1, resume=False)) | {"root": ""}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    return settle(replace(run, name=f"{label}-{digest}", root=root), label, workers=1, resume=False)
+    return resolve_run(replace(run, name=f"{label}-{digest}", root=root), label, workers=1, resume=False)
 
 
 def default_processes(run: RunConfig) -> int:

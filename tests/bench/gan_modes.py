@@ -21,7 +21,7 @@ from paired import arguments, write
 
 from trainer.config import RunConfig
 from trainer.parsing import parse, plain, read_job
-from trainer.settle import prepare, settle
+from trainer.settle import prepare, resolve_run
 from trainer.worker.main import run_worker
 
 JOB = str(Path(__file__).parents[2] / "launch/configs/gan_25_gaussians.yaml")
@@ -45,7 +45,7 @@ def train(overrides: list[str], seed: int, steps: int, root: str) -> dict[str, A
             "run.threads=1",
         ],
     )
-    run = settle(parse(RunConfig, job["run"], "run"), "grid", workers=1, resume=False)
+    run = resolve_run(parse(RunConfig, job["run"], "run"), "grid", workers=1, resume=False)
     prepare(run, resume=False)
     summary = run_worker(plain(run), say=lambda line: None)
     return {"seed": seed, "seconds": summary["train_seconds"], **summary["quality"]}

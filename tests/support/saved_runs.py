@@ -19,7 +19,7 @@ from trainer.objectives import build_objective
 from trainer.parsing import parse, plain
 from trainer.run_files import run_files
 from trainer.run_rows import Job, Summary
-from trainer.settle import settle
+from trainer.settle import resolve_run
 from trainer.storage import Folder
 
 SWITCH = {"experts": 4, "ffn": 48, "router": {"name": "switch"}}
@@ -35,7 +35,7 @@ def job_of(corpus: Path, root: Path, name: str, model: dict[str, Any], **objecti
 
 def save_run(job: dict[str, Any]) -> Path:
     """The folder of a run that has saved its first weights, norms and router's noise included, and not trained."""
-    run = settle(parse(RunConfig, job, "run"), "job", 1, resume=False)
+    run = resolve_run(parse(RunConfig, job, "run"), "job", 1, resume=False)
     files = run_files(run.root, run.name)
     files.write_job(Job(run=plain(run)))
     model = build_objective(run.objective, run.seed).networks["model"]
@@ -82,7 +82,7 @@ def model_of(run: Path) -> Transformer:
 
 def begun(job: dict[str, Any]) -> Transformer:
     """The model of `job` at its step 0, in one process."""
-    run = settle(parse(RunConfig, job, "run"), "job", 1, resume=False)
+    run = resolve_run(parse(RunConfig, job, "run"), "job", 1, resume=False)
     model = build_objective(run.objective, run.seed).networks["model"]
     assert isinstance(model, Transformer)
     initialise(model, run.seed)

@@ -109,7 +109,7 @@ def _audited(
             losses={phase: training.guard.losses[phase][-1] for phase in norms if training.guard.losses[phase]},
             norms=norms,
             stale=_stale(before.weights, _to_main(watch.seen, training.world)),
-            refused=str(training.stopped or "") or next((anomaly["reason"] for anomaly in training.guard.found), ""),
+            refused=str(training.stopped or "") or next((anomaly["reason"] for anomaly in training.guard.anomalies), ""),
         ),
         batches=list(batches),
         decisions=list(decisions),

@@ -1,1 +1,1 @@
-"""The loop and the protocols of what it trains: the part of the trainer to read first."""
+"""The training loop, and the protocols of the parts that it binds: read this folder first."""

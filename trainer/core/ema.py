@@ -1,4 +1,7 @@
-"""Exponential moving average of the weights, kept on the fragments that this rank holds: no gather while training, at any ZeRO stage."""
+"""Exponential moving average of the weights.
+
+It is kept on the fragments that this rank holds, so training needs no gather at any ZeRO stage.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,10 +15,14 @@ from trainer.core.protocols import Engine
 
 @dataclass(frozen=True, kw_only=True)
 class EmaConfig:
-    """The average that samples and measures are made with (Polyak & Juditsky 1992; Ho et al. 2020, appendix B)."""
+    """A moving average of the weights, used for samples and evaluation.
+
+    Polyak & Juditsky 1992; Ho et al. 2020, appendix B.
+    """
 
     decay: float = 0.999
-    """Share of the average that a step leaves; at step s no more than (1 + s) / (10 + s), so that the start is soon forgotten."""
+    """Share of the average that each step keeps; at step s at most (1 + s) / (10 + s), so that the
+    initial weights are soon forgotten."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
@@ -23,7 +30,7 @@ class EmaConfig:
 
 
 class Ema:
-    """The moving averages of this rank's weights; empty, and doing nothing, where `config` is None."""
+    """The moving averages of this rank's weights; if `config` is None, empty and without effect."""
 
     def __init__(self, config: EmaConfig | None, engines: Mapping[str, Engine], networks: Sequence[str]):
         self.engines = {name: engines[name] for name in networks} if config else {}
@@ -36,20 +43,20 @@ class Ema:
         """The averages, in the layout of the weights."""
 
     def update(self, step: int) -> None:
-        """Move the averages towards the weights, once after each step; `step` counts the one just done."""
+        """Move the averages towards the weights, after each step; `step` is the one just done."""
         decay = min(self.decay, (1 + step) / (10 + step))
         if self.weights:
             averages = [fragment.values for fragment in self.fragments]
             torch._foreach_lerp_(averages, [fragment.values for fragment in self.weights], 1 - decay)
 
     def restart(self) -> None:
-        """The averages begin at the weights as they are now."""
+        """Set the averages to the current weights."""
         for average, weight in zip(self.fragments, self.weights, strict=True):
             average.values.copy_(weight.values)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The networks with the averages as their weights, for a `with` block."""
+        """Give the networks the averages as their weights, for a `with` block."""
         self._exchange()
         try:
             yield
@@ -58,8 +65,8 @@ class Ema:
 
     def _exchange(self) -> None:
         for average, weight in zip(self.fragments, self.weights, strict=True):
-            kept = weight.values.clone()
+            weights = weight.values.clone()
             weight.values.copy_(average.values)
-            average.values.copy_(kept)
+            average.values.copy_(weights)
         for engine in self.engines.values():
             engine.refresh()

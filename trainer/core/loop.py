@@ -1,11 +1,14 @@
 """The loop: one training step and one `fit`, for every objective, engine and number of ranks.
 
-A step has seven moments, in this order. `fit` takes the next micro-batches from the stream (1), unless the step is one to skip.
-`train_step` then has all ranks agree on the weight of the global batch, and on whether to stop (2); for each network that is due,
-it adds up the gradients of the micro-batches (3), asks the guard whether they may be learned from (4), and has the engine clip and
-update (5); after the last network, what changes by a rule changes (6). Last, `fit` counts the step and calls the hooks that are due (7).
+A step has seven moments, in this order. `fit` takes the next micro-batches from the stream (1).
+`train_step` makes all ranks agree on the weight of the global batch, and on whether to stop (2).
+For each network that is due, it adds up the gradients of the micro-batches (3), asks the guard
+whether to learn from this loss (4), and has the engine clip and update (5). After the last network,
+the state that changes by a rule rather than a gradient is updated (6). Finally, `fit` counts the
+step and calls the hooks that are due (7). A step that the guard skips goes from 1 directly to 7.
 
-Side effects (tracking, evaluation, samples, checkpoints, profiler) are hooks: there is no other place for them.
+Side effects (tracking, evaluation, samples, checkpoints, profiler) are hooks: the loop has no other
+extension point.
 """
 
 import time
@@ -22,28 +25,27 @@ from trainer.endings import ALL_STEPS_DONE, Ending, Stopped
 
 
 def train_step(training: Training, micro_batches: Sequence[Batch]) -> None:
-    """Update every network that is due, in the order of the phases, on one global batch of which this rank has `micro_batches`."""
+    """Update every network that is due, in the order of the phases.
+
+    `micro_batches` are this rank's part of the global batch.
+    """
     weights = global_weights(training, micro_batches)
     if training.stopped:
         return
-    objective, device, guard = training.objective, training.world.device, training.guard
-    batches = [to_device(batch, device) for batch in micro_batches]
+    objective, guard = training.objective, training.guard
+    batches = [to_device(batch, training.world.device) for batch in micro_batches]
     step_sums: Sums = {}
     for phase, weight in zip(objective.phases, weights.tolist(), strict=True):
         if not objective.is_due(phase, training.step):
             continue
         freeze_others(objective, phase)
-        engine, loss_sum = training.engines[phase], torch.zeros((), device=device)
         guard.keep_buffers()
-        for batch in objective.prepare(phase, engine.module, batches, training.world.rows):
-            loss, sums = objective.loss(phase, engine.module, batch, training.step)
-            # Engines average over the ranks; the loss is divided by the weight of the whole global batch.
-            engine.backward(loss * (training.world.size / weight))
-            add(step_sums, sums)
-            loss_sum += loss.detach()
-        reason = guard.objection(phase, loss_sum, weight)
-        norm = engine.step(training.learning_rate(phase, training.step), update=not reason)
-        if reason := reason or guard.objection_to_norm(phase, norm):
+        loss_sum = accumulate_gradients(training, phase, batches, weight, step_sums)
+        reason = guard.check_loss(phase, loss_sum, weight)
+        learning_rate = training.learning_rate(phase, training.step)
+        norm = training.engines[phase].step(learning_rate, update=not reason)
+        reason = reason or guard.check_gradient_norm(phase, norm)
+        if reason:
             handle_bad_update(training, reason)
             return
         training.norms[phase] = norm
@@ -51,9 +53,27 @@ def train_step(training: Training, micro_batches: Sequence[Batch]) -> None:
     add(training.sums, step_sums)
 
 
+def accumulate_gradients(
+    training: Training, phase: str, batches: Sequence[Batch], weight: float, step_sums: Sums
+) -> Tensor:
+    """Run `batches` forward and backward; returns this rank's summed loss.
+
+    `weight` is that of the global batch. The metrics are added to `step_sums`.
+    """
+    objective, engine, world = training.objective, training.engines[phase], training.world
+    loss_sum = torch.zeros((), device=world.device)
+    for batch in objective.prepare(phase, engine.module, batches, world.rows):
+        loss, sums = objective.loss(phase, engine.module, batch, training.step)
+        # Engines average across ranks; the loss is divided by the weight of the whole global batch.
+        engine.backward(loss * (world.size / weight))
+        add(step_sums, sums)
+        loss_sum += loss.detach()
+    return loss_sum
+
+
 def handle_bad_update(training: Training, reason: str) -> None:
-    """Skip the update of this batch, or roll back or stop, as the job says."""
-    action, why = training.guard.act(reason, training.step + 1)
+    """Record why this update was discarded, and skip, roll back or stop, as the guard decides."""
+    action, why = training.guard.decide(reason, training.step + 1)
     match action:
         case "stop":
             training.stopped = Stopped(Ending.ANOMALY, why)
@@ -62,7 +82,10 @@ def handle_bad_update(training: Training, reason: str) -> None:
 
 
 def global_weights(training: Training, micro_batches: Sequence[Batch]) -> Tensor:
-    """Weight of the global batch for each phase, and whether any rank asks to stop: one small all-reduce over the CPU."""
+    """Return the weight of the global batch for each phase, and agree on whether to stop.
+
+    One small all-reduce on the CPU carries both.
+    """
     phases = training.objective.phases
     message = torch.zeros(len(phases) + 1, dtype=torch.float64)
     for index, phase in enumerate(phases):
@@ -76,13 +99,13 @@ def global_weights(training: Training, micro_batches: Sequence[Batch]) -> Tensor
 
 
 def fit(training: Training, stream: Stream, steps: int | None, hooks: Sequence[Hook]) -> None:
-    """Train until `steps`, or until a rank asks to stop, or until the run must roll back.
+    """Train until step `steps` (None: without end), until a rank asks to stop, or until a rollback.
 
-    Each hook is called every so many steps, and once at the end.
+    Each hook is called every `hook.every` steps and, unless the run rolls back, once at the end.
     """
     progress = training.progress
     mark = time.perf_counter()
-    called = [progress.step] * len(hooks)
+    last_calls = [progress.step] * len(hooks)
     steps_of_data = iter(stream)
     while not training.stopped and (steps is None or progress.step < steps):
         replaying = progress.step < progress.replay_until
@@ -99,26 +122,26 @@ def fit(training: Training, stream: Stream, steps: int | None, hooks: Sequence[H
         for index, hook in enumerate(hooks):
             if hook.every and progress.step % hook.every == 0:
                 hook.call(training)
-                called[index] = progress.step
+                last_calls[index] = progress.step
                 mark = training.spend(hook.books_as, mark)
         mark = training.spend("other", mark)
     training.stopped = training.stopped or ALL_STEPS_DONE
-    for index, hook in enumerate(hooks):
-        if called[index] != progress.step:
+    for hook, last_call in zip(hooks, last_calls, strict=True):
+        if last_call != progress.step:
             hook.call(training)
             mark = training.spend(hook.books_as, mark)
     training.spend("other", mark)
 
 
 def count(training: Training, data: Step) -> None:
-    """Count the step that was done with `data`, also where its update was skipped."""
+    """Count the step that was done with `data`, even if its update was skipped."""
     training.progress.step += 1
     training.progress.samples += training.world.size * sum(len(batch["sample"]) for batch in data.micro_batches)
     training.data_state = data.state
 
 
 def freeze_others(objective: Objective, phase: str) -> None:
-    """Only the network of this phase gets gradients; with one network there is nothing to do."""
+    """Let gradients reach the network of this phase alone; with one network nothing changes."""
     if len(objective.networks) > 1:
         for name, network in objective.networks.items():
             network.requires_grad_(name == phase)

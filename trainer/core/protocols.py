@@ -1,7 +1,8 @@
-"""What the loop asks of an objective and of an engine, and the types that pass between them.
+"""The two things that the loop binds, an objective and its engines, and the types between them.
 
-An objective says what is minimised, measured and looked at; it knows no optimiser, engine, rank or tracker.
-An engine updates one network, and knows no objective. `trainer.objectives` and `trainer.engines` build them.
+An objective defines the loss, the metrics and the samples; it knows no optimiser, engine, rank or
+tracker. An engine updates one network, and knows no objective. `trainer.objectives` and
+`trainer.engines` build them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,123 +19,150 @@ from trainer.checkpoint.fragments import Fragment
 _T = TypeVar("_T")
 
 Sums = dict[str, Tensor]
-"""Metrics as sums that add up over micro-batches and ranks; `Objective.report` makes figures of them."""
+"""Sums over micro-batches and ranks, by name; `Objective.report` turns them into metrics."""
 
 GatherRows = Callable[[Tensor], Tensor]
-"""The rows of this rank's tensor -> those of all ranks, one rank behind the other, on each of them."""
+"""Takes this rank's rows; returns the rows of all ranks, in rank order, on every rank."""
 
 
 class Gather(Protocol):
-    """The things that all ranks pass in, as a list in the order of the ranks, returned on each of them."""
+    """Takes one object per rank; returns all of them, in rank order, on every rank."""
 
     def __call__(self, thing: _T, /) -> list[_T]: ...
 
 
 @dataclass(frozen=True)
 class SampleSet:
-    """What a person looks at."""
+    """Samples for a person to look at."""
 
     text: dict[str, str] = field(default_factory=dict)
-    """Texts by name."""
+    """Texts, by name."""
     images: dict[str, Tensor] = field(default_factory=dict)
-    """Grids by name: (3, H, W) in [0, 1]."""
+    """Grids of images, by name: (3, H, W) in [0, 1]."""
 
 
 class Stream(Protocol):
-    """Steps without end; each holds this rank's micro-batches, and the state to resume after it."""
+    """Endless steps: this rank's micro-batches, and the state to resume after them."""
 
     def __iter__(self) -> Iterator[Step]: ...
     def close(self) -> None: ...
 
 
 class Objective(Protocol):
-    """What is minimised, measured and looked at."""
+    """The loss, the metrics and the samples of a training, with its networks and data.
+
+    `trainer.objectives.base.BaseObjective` holds the answers of an objective with one network.
+    """
 
     seed: int
-    """The run's: decides whatever is random."""
+    """The run's seed, from which everything random is derived."""
     phases: tuple[str, ...]
-    """Networks in update order: ("model",) for all but the GAN."""
+    """Names of the networks, in update order: ("model",) for all objectives but the GAN."""
     networks: dict[str, nn.Module]
-    """Plain modules."""
+    """The networks by name, as plain modules without an engine."""
     averaged: tuple[str, ...]
-    """Networks whose moving average is kept, where the run has one: those that samples are made with."""
+    """Names of the networks that make samples; a run with `ema` keeps their moving average."""
     rates: Mapping[str, float]
-    """Learning rate of each network, over that of the run."""
+    """Learning rate of each network, divided by that of the run."""
     tokens_per_sample: int
-    """Tokens that one sample trains on; 0 where there are none."""
+    """Tokens that one sample trains on; 0 if the data are not tokens."""
     flops_per_sample: float
-    """Model FLOPs of one sample in training, for model FLOPs utilisation; 0 where no formula is stated."""
+    """Model FLOPs per sample in training, for model FLOPs utilisation; 0 if no formula is known."""
     group: int
-    """Consecutive samples that must stay together: a micro-batch holds whole groups."""
+    """Number of consecutive samples that must stay together: a micro-batch holds whole groups."""
 
     @property
     def frozen_bytes(self) -> int:
-        """Bytes of networks that are only read, a teacher's: whole on every rank, and in no checkpoint."""
+        """Bytes of frozen networks, such as a teacher: on every rank, and in no checkpoint."""
 
     @property
     def frozen_flops_per_sample(self) -> float:
-        """FLOPs of their forward passes over one sample in training."""
+        """FLOPs per sample of the frozen networks' forward passes in training."""
 
     def stream(self, share: Share, state: RunState | None) -> Stream:
-        """This rank's part of the training data, from the start or from where `state` left it."""
+        """Return this rank's part of the training data, from the start or from `state` on."""
 
     def held_out(self, share: Share) -> Iterable[Batch]:
-        """This rank's part of the held-out samples: the same set for every world, as many batches on every rank."""
+        """Return this rank's part of the held-out samples.
+
+        The set is the same for every number of ranks, and every rank gets the same number of
+        batches.
+        """
 
     def weight(self, phase: str, batch: Batch) -> Tensor:
-        """What the loss of `batch` is divided by, once summed over the global batch: targets, samples. On the CPU, float64."""
+        """Return the number of targets, or of samples, in `batch`, as a float64 on the CPU.
+
+        The loss is divided by the sum of the weights of the global batch.
+        """
 
     def is_due(self, phase: str, step: int) -> bool:
-        """Whether this network is updated in the optimiser step number `step` (from 0)."""
+        """Whether the network of this phase is updated in optimiser step `step` (from 0)."""
 
     def prepare(self, phase: str, net: nn.Module, batches: Sequence[Batch], rows: GatherRows) -> Sequence[Batch]:
-        """This rank's micro-batches of one step, each with what its loss needs to know of all the others: `batches` as they are, where that is nothing."""
+        """Return this rank's micro-batches of one step, ready for `loss`.
+
+        A loss that depends on the other samples of the global batch adds here, with `rows`, what it
+        needs of them. All others return `batches` as they are.
+        """
 
     def loss(self, phase: str, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Sums]:
-        """The summed loss of `batch` through `net`, which is networks[phase] inside its engine, and metrics."""
+        """Return the loss of `batch`, summed over it, and metrics.
+
+        `net` is networks[phase] inside its engine.
+        """
 
     def evaluate(self, nets: Mapping[str, nn.Module], batch: Batch) -> Sums:
-        """Measures of one held-out batch."""
+        """Return the sums of one held-out batch; `nets` are the networks inside their engines."""
 
     def report(self, sums: Sums) -> dict[str, float]:
-        """Figures from sums over all ranks, of training or of evaluation."""
+        """Turn sums over all ranks, of training or of evaluation, into metrics."""
 
     def after_step(self, sums: Sums, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
-        """Whatever changes by a rule and not by a gradient, once after each optimiser step; `sums` are this rank's of the step."""
+        """Update the state that changes by a rule rather than a gradient, after an optimiser step.
+
+        `sums` are this rank's metrics of the step; `add_over_ranks` sums a tensor across ranks.
+        """
 
     def quality(self, nets: Mapping[str, nn.Module], share: Share, gather: Gather) -> dict[str, float]:
-        """Figures of how good samples are, from this rank's part of them and what `gather` brings of the others; empty where nothing is measured."""
+        """Return metrics of how good generated samples are; empty if nothing is measured.
+
+        Each rank makes the part that `share` gives it, and `gather` collects the others' parts.
+        """
 
     def alarms(self, quality: Mapping[str, float]) -> list[str]:
-        """What these figures say is going wrong, a line each."""
+        """Return a line for each problem that the metrics of `quality` show."""
 
     def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> SampleSet:
-        """`n` samples to look at. Called on every rank alike."""
+        """Return `n` samples to look at. Called on every rank, with the same arguments."""
 
     def baselines(self) -> dict[str, float]:
-        """Figures to read the evaluation against."""
+        """Return metrics to compare the evaluation with."""
 
     def manifest(self) -> Mapping[str, object]:
-        """What data this is: files, sizes, tags, digests."""
+        """Describe the data: files, sizes, tags, digests."""
 
 
 class Engine(Protocol):
-    """How one network is updated."""
+    """Updates one network."""
 
     module: nn.Module
-    """What the objective's loss calls."""
+    """The network inside the engine, which the objective's loss calls."""
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of `loss` (a scalar of this rank, whose mean over the ranks is minimised)."""
+        """Add the gradients of `loss`, this rank's scalar; its mean across ranks is minimised."""
 
     def step(self, lr: float, update: bool = True) -> Tensor | float:
-        """Clip, update at the learning rate `lr`, set the gradients to zero; returns the global gradient norm before clipping.
+        """Clip, update with the learning rate `lr`, and set the gradients to zero.
 
-        Nothing but the gradients changes, on any rank, unless `update` (the same on all ranks), or where that norm is not finite.
+        Returns the global gradient norm before clipping. If that norm is not finite, or `update` is
+        False (on all ranks alike), no rank changes anything but the gradients.
         """
 
     def fragments(self) -> list[Fragment]:
-        """Every piece of weights, moments and buffers that this rank holds, as views: writing to them changes the state."""
+        """Return every piece of weights, moments and buffers that this rank holds.
+
+        The pieces are views: writing to them changes the state.
+        """
 
     def refresh(self) -> None:
-        """Bring the network up to date after the fragments were written to."""
+        """Bring the network up to date after its fragments were written to."""

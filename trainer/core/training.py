@@ -1,4 +1,4 @@
-"""Where a training stands, as hooks see it."""
+"""The state of a training, which the loop writes and the hooks read, and the hooks' own type."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -19,23 +19,26 @@ from trainer.world import World
 
 @dataclass
 class Progress:
-    """How far the run is. The loop writes it; a resumed run begins with that of its checkpoint."""
+    """How far the run is: written by the loop, and restored from the checkpoint on resuming."""
 
     step: int = 0
-    """Optimiser steps done."""
+    """Number of optimiser steps done."""
     samples: int = 0
-    """Samples seen, by all ranks."""
+    """Number of samples that all ranks have seen."""
     replay_until: int = 0
-    """The last step that was done before, by an earlier attempt or before a rollback."""
+    """Steps up to this one are replays.
+
+    An earlier attempt, or this one before a rollback, has already done them.
+    """
     must_roll_back: bool = False
-    """Whether the run must go back to its newest checkpoint and continue from there."""
+    """Whether to roll back to the newest checkpoint before the next step."""
     last_progress: float = field(default_factory=time.perf_counter)
     """When this rank last made progress, as time.perf_counter()."""
 
 
 @dataclass
 class Training:
-    """Where the run stands. Hooks read it; the loop writes it."""
+    """The state of a run in this process. The loop writes it; hooks read it."""
 
     objective: Objective
     engines: Mapping[str, Engine]
@@ -43,22 +46,22 @@ class Training:
     learning_rate: Callable[[str, int], float]
     """The learning rate of a phase at a step (from 0)."""
     ema: Ema
-    """The moving average of the weights; empty where none is asked for."""
+    """The moving average of the weights; empty if the job asks for none."""
     guard: Guard
-    """Decides what is learned from."""
+    """Decides which losses and gradients are learned from."""
     progress: Progress = field(default_factory=Progress)
     sums: Sums = field(default_factory=dict)
     """This rank's metrics since they were last reported."""
     norms: dict[str, Tensor | float] = field(default_factory=dict)
-    """Gradient norm of each phase in the last step."""
+    """Gradient norm of each phase in its last update."""
     data_state: RunState | None = None
-    """Where the data stand after the last step; None: before the first one."""
+    """State of the data stream after the last step; None before the first step."""
     seconds: dict[Spent, float] = field(default_factory=dict)
-    """Wall-clock time of this attempt by what it was spent on: see trainer/records/goodput.py."""
+    """Wall-clock seconds of this attempt, by purpose: see trainer/records/goodput.py."""
     wants_stop: Stopped | None = None
-    """Why this rank asks to stop; None: it does not."""
+    """Why this rank asks to stop; None if it does not."""
     stopped: Stopped | None = None
-    """Why all ranks stop, as agreed on."""
+    """Why all ranks stop, once they have agreed to; None before."""
 
     @property
     def step(self) -> int:
@@ -79,40 +82,42 @@ class Training:
 
     @property
     def nets(self) -> dict[str, torch.nn.Module]:
-        """Networks inside their engines."""
+        """The networks inside their engines, by name."""
         return {name: engine.module for name, engine in self.engines.items()}
 
-    def spend(self, what: Spent, since: float) -> float:
-        """Book the time from `since` until now under `what`; returns now."""
+    def spend(self, purpose: Spent, since: float) -> float:
+        """Book the time from `since` until now under `purpose`; returns now."""
         now = self.note_progress()
-        self.seconds[what] = self.seconds.get(what, 0.0) + now - since
+        self.seconds[purpose] = self.seconds.get(purpose, 0.0) + now - since
         return now
 
     def note_progress(self) -> float:
-        """Tell the watchdog that this rank goes on; returns now."""
+        """Tell the watchdog that this rank makes progress; returns now."""
         self.progress.last_progress = time.perf_counter()
         return self.progress.last_progress
 
 
 def fragments(training: Training) -> list[Fragment]:
-    """All training state that this rank holds."""
-    return [
-        fragment.named(name) for name, engine in training.engines.items() for fragment in engine.fragments()
-    ] + training.ema.fragments
+    """Return all training state that this rank holds, as views."""
+    held: list[Fragment] = []
+    for name, engine in training.engines.items():
+        held += [fragment.named(name) for fragment in engine.fragments()]
+    return held + training.ema.fragments
 
 
 @dataclass(frozen=True)
 class Hook:
-    """What is called after a step."""
+    """A function that the loop calls between steps."""
 
     every: int
-    """Steps between calls; 0: only at the end."""
+    """Number of steps between calls; 0: only at the end."""
     call: Callable[[Training], None]
     books_as: Spent = "other"
-    """What the time of a call counts as: see trainer/records/goodput.py."""
+    """The purpose that the time of a call counts for: see trainer/records/goodput.py."""
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Copy `batch` to `device`; from pinned memory, without waiting for the copy."""
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
 
@@ -123,7 +128,7 @@ def add(total: Sums, sums: Sums) -> None:
 
 
 def over_ranks(sums: Sums, world: World) -> Sums:
-    """`sums` added up over the ranks, in one all-reduce of float64."""
+    """Add up `sums` across ranks, in one all-reduce of float64."""
     if world.size == 1 or not sums:
         return sums
     flat = torch.cat([value.reshape(-1).double() for value in sums.values()])

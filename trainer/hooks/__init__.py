@@ -1,1 +1,1 @@
-"""What happens between steps: metrics, evaluation, samples, checkpoints."""
+"""Functions that the loop calls between steps: metrics, evaluation, samples, checkpoints."""

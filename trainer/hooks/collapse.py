@@ -1,6 +1,7 @@
-"""What is done about collapsed routing: a hook that reads the watch's counters, tells the run, and takes the job's action.
+"""Reacts to collapsed routing: reports it to the run, and takes the job's action.
 
-The counters come from the load of the whole global batch, so all ranks decide alike without asking each other.
+The hook reads the counters of the routing watch. They come from the load of the whole global batch,
+so all ranks decide alike without communication.
 
 Legend: D model width.
 """
@@ -26,7 +27,7 @@ from trainer.world import World
 
 
 def collapse_hooks(training: Training, tracker: Tracker, say: Say) -> list[Hook]:
-    """A hook for each network that has a routing watch in it."""
+    """Return a hook for each network that contains a routing watch."""
     hooks: list[Hook] = []
     for name, network in training.objective.networks.items():
         for module in network.modules():
@@ -37,7 +38,11 @@ def collapse_hooks(training: Training, tracker: Tracker, say: Say) -> list[Hook]
 
 @dataclass
 class CollapseHook:
-    """Looks when a layer can have collapsed at the earliest, which in a healthy run is once in `steps` steps: reading waits for the GPU."""
+    """Checks a routing watch, as rarely as possible, because reading it waits for the GPU.
+
+    The next look is when a layer can have collapsed at the earliest: in a healthy run, every
+    `steps` steps of the watch's config.
+    """
 
     name: str
     network: nn.Module
@@ -51,48 +56,50 @@ class CollapseHook:
         if training.step < self.next_look:
             return
         steps = self.watch.config.steps
-        longest_L, busiest_L = (each.tolist() for each in self.watch.over_LE.max(1))
-        for layer, (length, expert) in enumerate(zip(longest_L, busiest_L, strict=True)):
-            if length >= steps:
-                self._collapsed(training, layer, expert)
+        longest = self.watch.over_LE.max(1)
+        longest_L: list[int] = longest.values.tolist()
+        expert_L: list[int] = longest.indices.tolist()
+        for layer, expert in enumerate(expert_L):
+            if longest_L[layer] >= steps:
+                self._react(training, layer, expert)
                 longest_L[layer] = 0
         self.next_look = training.step + steps - int(max(longest_L))
 
-    def _collapsed(self, training: Training, layer: int, busiest: int) -> None:
+    def _react(self, training: Training, layer: int, busiest: int) -> None:
         config, share = self.watch.config, float(self.watch.share_LE[layer, busiest])
-        what = f"routing collapse in layer {layer}: expert {busiest} got over {self.watch.limit:.0%} of the tokens for {config.steps} steps, now {share:.0%}"
+        excess = f"over {self.watch.limit:.0%} of the tokens for {config.steps} steps, now {share:.0%}"
+        collapse = f"routing collapse in layer {layer}: expert {busiest} got {excess}"
         match config.action:
             case Warn():
-                done = "training on, as collapse.action is warn"
+                done = "training continues, as collapse.action is warn"
             case RaiseBalanceLoss(factor=factor, most=most):
                 self.watch.raised_L[layer].mul_(factor).clamp_(max=most)
                 done = f"its balance loss now counts {float(self.watch.raised_L[layer]):g} times"
             case ReinitDeadExperts():
                 dead = (self.watch.idle_LE[layer] >= config.steps).nonzero()[:, 0].tolist()
-                start_anew(training, self, layer, dead, busiest)
-                done = (
-                    f"experts {', '.join(map(str, dead))} start anew"
-                    if dead
-                    else "no expert was without tokens, so none starts anew"
-                )
+                reinit_experts(training, self, layer, dead, busiest)
+                done = "no expert was without tokens, so none is reinitialised"
+                if dead:
+                    done = f"experts {', '.join(map(str, dead))} are reinitialised"
             case Stop():
-                training.wants_stop = Stopped(Ending.COLLAPSED, what)
+                training.wants_stop = Stopped(Ending.COLLAPSED, collapse)
                 done = "stopping"
         self.watch.over_LE[layer] = 0
-        self.say(EventKind.COLLAPSE, f"step {training.step}: {what}; {done}", training.step)
+        self.say(EventKind.COLLAPSE, f"step {training.step}: {collapse}; {done}", training.step)
         self.tracker.log(training.step, {f"collapse/layer{layer}": share})
 
 
 @torch.no_grad()
-def start_anew(training: Training, hook: CollapseHook, layer: int, dead: list[int], busiest: int) -> None:
-    """New weights for the `dead` experts of a layer, and no memory of the old ones in Adam's moments.
+def reinit_experts(training: Training, hook: CollapseHook, layer: int, dead: list[int], busiest: int) -> None:
+    """Draw new weights for the `dead` experts of a layer, and clear their moments in Adam.
 
-    Drawn from (seed, name, global expert, step), so the same in every layout. An expert whose score is below the busiest's for every
-    token stays dead whatever its weights: its row of the router becomes the busiest's plus noise as at the start.
+    The weights depend on (seed, name, global expert, step) alone, so they are the same in every
+    layout. An expert whose score is below the busiest's for every token would stay dead whatever
+    its weights, so its row of the router becomes the busiest's row plus noise, as at
+    initialisation.
     """
-    prefix, module = [(name, module) for name, module in hook.network.named_modules() if isinstance(module, MoELayer)][
-        layer
-    ]
+    layers = [(name, module) for name, module in hook.network.named_modules() if isinstance(module, MoELayer)]
+    prefix, module = layers[layer]
     engine = training.engines[hook.name]
     router = f"{prefix}.router.weight"
     assert isinstance(module.experts, Experts)
@@ -111,37 +118,47 @@ def start_anew(training: Training, hook: CollapseHook, layer: int, dead: list[in
 
 
 def _row(engine: Engine, name: str, index: int, row_D: Tensor, world: World) -> Tensor:
-    """Row `index` of the fp32 weight `name` added to `row_D`, from what each rank owns of it: exact, as each element comes once."""
+    """Add row `index` of the fp32 weight `name` to `row_D`, from the pieces that the ranks own.
+
+    The sum is exact, because exactly one rank owns each element.
+    """
     for fragment in engine.fragments():
         if fragment.name == name and fragment.kind == "weight":
             owned = fragment.values[fragment.owned]
-            there, here = _overlap(fragment.start + fragment.owned.start, owned.numel(), index, row_D.numel())
-            row_D[there] += owned[here].to(row_D)
+            first = fragment.start + fragment.owned.start
+            in_row, in_owned = _overlap(first, owned.numel(), index, row_D.numel())
+            row_D[in_row] += owned[in_owned].to(row_D)
     return world.sum(row_D)
 
 
 def _renew(fragment: Fragment, index: int, base: Tensor | None, std: float, origin: tuple[int, int]) -> None:
-    """Write what this rank holds of slice `index` of the whole tensor: `base` plus normal numbers for a weight, zeros for a moment."""
+    """Renew this rank's part of slice `index` of the global tensor.
+
+    A weight becomes `base` plus normal numbers, a moment zero.
+    """
     shape = fragment.global_shape[1:]
-    there, here = _overlap(fragment.start, fragment.values.numel(), index, prod(shape))
-    if here.stop <= here.start:
+    in_slice, held = _overlap(fragment.start, fragment.values.numel(), index, prod(shape))
+    if held.stop <= held.start:
         return
     if fragment.kind in MOMENTS:
-        fragment.values[here] = 0
+        fragment.values[held] = 0
         return
     generator = torch.Generator().manual_seed(stable_hash(origin[0], fragment.name, index, origin[1]))
     values = torch.empty(shape).normal_(0, std, generator=generator).flatten().to(fragment.values.device)
-    fragment.values[here] = (values if base is None else base.to(values) + values)[there]
+    fragment.values[held] = (values if base is None else base.to(values) + values)[in_slice]
 
 
-def _overlap(start: int, numel: int, index: int, each: int) -> tuple[slice, slice]:
-    """Where slice `index` (of `each` elements) and the `numel` elements from `start` on meet: counted in the slice, and in the elements."""
-    low, high = max(start, index * each), min(start + numel, (index + 1) * each)
-    low = min(low, high)
-    return slice(low - index * each, high - index * each), slice(low - start, high - start)
+def _overlap(start: int, numel: int, index: int, size: int) -> tuple[slice, slice]:
+    """Intersect slice `index`, of `size` elements, with the `numel` elements from `start` on.
+
+    Returns the intersection twice: relative to the slice, and relative to `start`.
+    """
+    high = min(start + numel, (index + 1) * size)
+    low = min(max(start, index * size), high)
+    return slice(low - index * size, high - index * size), slice(low - start, high - start)
 
 
 def _forget_bias(module: MoELayer, dead: list[int], busiest: int) -> None:
-    """A bias that grew while the expert was idle would send it every token now."""
+    """Reset the bias that grew while the experts were idle; it would send them every token."""
     if isinstance(module.config.router, BiasBalancedRouting):
         module.router.bias_E[dead] = module.router.bias_E[busiest]

@@ -1,4 +1,4 @@
-"""What happens beside training: figures, evaluation, samples, checkpoints. Each hook is called with the `Training` after a step."""
+"""Evaluates on the held-out samples, and measures the quality of generated ones."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,15 +11,12 @@ from torch import nn
 from data.share import Batch, Share
 from trainer.core.protocols import Sums
 from trainer.core.training import Training, add, over_ranks, to_device
-from trainer.run_rows import EventKind, Say, Spent
+from trainer.run_rows import EventKind, Say
 from trainer.tracking.tracker import Tracker
-
-_PAUSES: tuple[Spent, ...] = ("evaluation", "checkpoint")
-"""What hooks book that stops training."""
 
 
 def evaluate(training: Training, batches: list[Batch]) -> dict[str, float]:
-    """The objective's measures on held-out `batches`, over all ranks."""
+    """Return the objective's metrics on held-out `batches`, over all ranks."""
     sums: Sums = {}
     with evaluating(training.nets):
         for batch in batches:
@@ -43,7 +40,7 @@ def evaluating(networks: Mapping[str, nn.Module]) -> Iterator[None]:
 
 @dataclass
 class Evaluate:
-    """Measures on the held-out samples; the batches are made once."""
+    """Evaluates the networks on the held-out samples, whose batches are made once."""
 
     held_out: Callable[[], list[Batch]]
     tracker: Tracker
@@ -63,7 +60,7 @@ class Evaluate:
 
 @dataclass
 class Quality:
-    """What is measured on the objective's own samples, and what is wrong with them."""
+    """Measures the quality of the objective's own samples, and raises its alarms."""
 
     share: Share
     tracker: Tracker

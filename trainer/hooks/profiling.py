@@ -1,4 +1,7 @@
-"""A window of steps under torch's profiler: a trace for chrome://tracing or Perfetto, and on CUDA a memory snapshot."""
+"""Profiles a window of steps with torch's profiler.
+
+It leaves a trace for chrome://tracing or Perfetto, and on CUDA a memory snapshot.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +15,12 @@ from trainer.world import World
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileConfig:
-    """Which steps to profile, on rank 0."""
+    """The window of steps that rank 0 profiles."""
 
     first: int = 10
     """The first step of the window (from 1)."""
     steps: int = 3
-    """How many steps."""
+    """Number of steps in the window."""
 
     def __post_init__(self) -> None:
         if self.first < 2 or self.steps < 1:
@@ -27,7 +30,7 @@ class ProfileConfig:
 
 
 class ProfilerHook:
-    """Starts after step first - 1, stops after the last of the window, and hands the files to `keep`."""
+    """Profiles from step `first` to the end of the window, and hands the files to `keep`."""
 
     def __init__(self, config: ProfileConfig, folder: Path, keep: Callable[[Path], None]):
         self.config, self.folder, self.keep = config, folder, keep

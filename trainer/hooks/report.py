@@ -1,4 +1,4 @@
-"""Logs the metrics of training steps."""
+"""Logs the metrics of training steps: losses, norms, rates and the machine's load."""
 
 import time
 from dataclasses import dataclass, field
@@ -7,21 +7,24 @@ import psutil
 import torch
 
 from trainer.core.training import Training, over_ranks
-from trainer.hooks.evaluate import _PAUSES
+from trainer.run_rows import Spent
 from trainer.tracking.tracker import Tracker
+
+_PAUSES: tuple[Spent, ...] = ("evaluation", "checkpoint")
+"""Purposes of hooks whose time is no part of the training rate."""
 
 
 @dataclass
 class Report:
-    """Logs the metrics of the steps since the last report: losses, norms, rates, machine."""
+    """Logs the metrics of the steps since the last report."""
 
     tracker: Tracker
     peak_flops: float
-    """Of one rank; 0 where it is not known."""
+    """Peak FLOPs per second of one rank; 0 if unknown."""
     last_samples: int = 0
     last_time: float = field(default_factory=time.perf_counter)
     paused_s: float = 0.0
-    """Time of this attempt, up to the last report, that is no part of the training rate."""
+    """Seconds of this attempt, up to the last report, that are no part of the training rate."""
     figures: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, training: Training) -> None:
@@ -52,7 +55,7 @@ class Report:
 
 
 def _machine(training: Training) -> dict[str, float]:
-    """System metrics of rank 0's machine and process."""
+    """Return metrics of this machine and process."""
     figures = {
         "system/cpu_percent": psutil.cpu_percent(),
         "system/memory_gb": psutil.virtual_memory().used / 1e9,

@@ -1,4 +1,4 @@
-"""Writes samples to look at."""
+"""Generates samples for inspection."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from trainer.tracking.tracker import Tracker
 
 @dataclass
 class Sample:
-    """Samples to look at, as files of the run and artifacts in MLflow."""
+    """Generates samples, writes them to the run folder and logs them to MLflow."""
 
     n: int
     seed: int
@@ -27,7 +27,7 @@ class Sample:
         if not self.n:
             return
         generator = torch.Generator(training.world.device).manual_seed(self.seed)
-        # Sampling grows its input token by token: compiled, it would be compiled anew for every length.
+        # Sampling grows its input token by token: torch.compile would compile it for every length.
         with training.ema.in_place(), evaluating(training.nets), torch.compiler.set_stance("force_eager"):
             self.samples = training.objective.sample(training.nets, self.n, generator)
         if training.world.is_main:
@@ -37,7 +37,7 @@ class Sample:
 
 
 def write_samples(samples: SampleSet, folder: Path, prefix: str) -> list[Path]:
-    """The samples as files: texts in one .txt, each grid of images as a .png."""
+    """Write all texts into one .txt, and each grid of images into a .png; returns the files."""
     files = []
     folder.mkdir(parents=True, exist_ok=True)
     if samples.text:

@@ -1,4 +1,4 @@
-"""Saves checkpoints."""
+"""Saves checkpoints, and reports the saves that failed."""
 
 import json
 import time
@@ -16,12 +16,12 @@ from trainer.tracking.tracker import Tracker
 
 @dataclass
 class Save:
-    """A checkpoint: all networks and optimisers, the step, and where the data stand."""
+    """Saves all networks and optimisers, the step, and the state of the data."""
 
     checkpointer: Checkpointer
     tracker: Tracker
     merge: Callable[[Sequence[RunState]], RunState]
-    """Makes one data state of all ranks' states."""
+    """Merges the data states of all ranks into one."""
     ledger: Ledger
     say: Say
 
@@ -29,7 +29,7 @@ class Save:
         if training.step == self.checkpointer.newest:
             return
         begin = time.perf_counter()
-        self.settle(training)
+        self.wait(training)
         assert training.data_state is not None, "a step was done"
         data = self.merge(training.world.gather(training.data_state))
         state = State(
@@ -39,15 +39,17 @@ class Save:
             world=training.world.size,
             guard=training.guard.state(),
         )
-        self.checkpointer.save(
-            training.step, fragments(training), json.loads(json.dumps(state))
-        )  # a copy: it is written later
+        frozen_state = json.loads(json.dumps(state))  # a copy, because it is written later
+        self.checkpointer.save(training.step, fragments(training), frozen_state)
         self.ledger.saved(data)
         self.tracker.log(training.step, {"checkpoint_stall_s": time.perf_counter() - begin})
 
-    def settle(self, training: Training) -> str:
-        """Wait for the save under way. Where it failed, that is said and returned: the run goes on, and the next save tries again."""
+    def wait(self, training: Training) -> str:
+        """Wait for the current save; returns "" or why it failed, after reporting it.
+
+        The run continues without that checkpoint, and the next save tries again.
+        """
         problem = self.checkpointer.wait_for_all()
         if problem:
-            self.say(EventKind.CHECKPOINT, f"{problem}; it is not taken", training.step)
+            self.say(EventKind.CHECKPOINT, f"{problem}; keeping the previous checkpoint", training.step)
         return problem

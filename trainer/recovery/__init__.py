@@ -1,1 +1,1 @@
-"""How a run recovers: from a checkpoint, from a hang, from a request to stop."""
+"""How a run survives faults: resuming, rollbacks, requests to stop, hangs, and injected faults."""

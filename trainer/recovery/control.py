@@ -1,51 +1,58 @@
-"""Requests to stop, from wherever they come: a signal, a `stop` file in the run folder, the clock, or the process that started the worker.
+"""Requests to stop a run.
 
-Each rank looks for itself, and the loop has all ranks agree: they save, and leave. The `stop` file says why: a person writes any
-text, or none, and a program writes an ending.
+They come from a signal, a `stop` file in the run folder, the clock, or the process that started the
+worker. Each rank looks for itself, and the loop makes all ranks agree: they save, and leave. The
+`stop` file says why: a person writes any text, or none, and a program writes an ending.
 """
 
 import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from types import FrameType
 
 from trainer.core.training import Training
 from trainer.endings import Ending, Stopped
 from trainer.run_files import RunFiles
 
 _LOOK_EVERY_S = 2.0
+
+Handler = Callable[[int, FrameType | None], object] | int | None
+"""A signal's handler, as signal.signal() accepts and returns it."""
+
 Asked = Callable[[], Stopped | None]
-"""Why the worker's surroundings want it to leave; None: they do not."""
+"""Returns why the worker's surroundings want it to leave; None if they do not."""
 
 
 def nobody_asks() -> None:
-    """Where nothing around the worker can ask it to leave."""
+    """The answer of surroundings that never ask the worker to leave."""
 
 
 class Control:
-    """Watches for requests while the `with` block runs, and passes them on as `training.wants_stop`."""
+    """Watches for requests during a `with` block, and passes them on as `training.wants_stop`."""
 
     def __init__(self, training: Training, files: RunFiles, hours: float | None, asked: Asked):
-        self.training, self.files, self.hours, self.asked = training, files, hours, asked
+        self.training = training
+        self.files = files
+        self.hours = hours
+        self.asked = asked
         self.ended = threading.Event()
-        self.before: dict[int, Any] = {}
+        self.old_handlers: dict[int, Handler] = {}
 
     def __enter__(self) -> "Control":
-        if (
-            threading.current_thread() is threading.main_thread()
-        ):  # Ray runs the worker in another one, and handles signals itself
+        # Ray runs the worker outside the main thread, and handles signals itself.
+        if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self.before[number] = signal.signal(number, self._on_signal)
+                self.old_handlers[number] = signal.signal(number, self._on_signal)
         threading.Thread(target=self._watch, name="control", daemon=True).start()
         return self
 
-    def __exit__(self, *problem: Any) -> None:
+    def __exit__(self, *problem: object) -> None:
         self.ended.set()
-        for number, handler in self.before.items():
+        for number, handler in self.old_handlers.items():
             signal.signal(number, handler)
 
-    def _on_signal(self, number: int, frame: Any) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.training.wants_stop = Stopped(Ending.SIGNAL, signal.Signals(number).name)
 
     def _watch(self) -> None:

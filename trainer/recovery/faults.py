@@ -1,6 +1,7 @@
-"""Faults on purpose, at set steps: for tests and for `switchwork chaos`. The one place that breaks anything.
+"""Injects faults at given steps, for tests and `switchwork chaos`; no other file breaks anything.
 
-Each happens once in a run, however often its step is replayed: the run folder says which ones have.
+A fault happens once in a run, however often its step is replayed: the run folder lists those that
+have happened.
 """
 
 import os
@@ -25,68 +26,71 @@ from trainer.run_rows import Fault
 
 @dataclass(frozen=True, kw_only=True)
 class Kill:
-    """SIGKILL to a worker."""
+    """Sends SIGKILL to a worker."""
 
     name: Literal["kill"] = "kill"
     step: int
-    """After this step, as it is logged."""
+    """The step after which the fault happens, as it is logged."""
     rank: int = 0
-    """Which worker."""
+    """Rank of the worker."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hang:
-    """SIGSTOP to a worker: it is there, and does nothing."""
+    """Sends SIGSTOP to a worker, which stays alive and does nothing."""
 
     name: Literal["hang"] = "hang"
     step: int
-    """After this step, as it is logged."""
+    """The step after which the fault happens, as it is logged."""
     rank: int = 0
-    """Which worker."""
+    """Rank of the worker."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoisonGradient:
-    """A worker's gradients become NaN, its loss stays."""
+    """Makes a worker's gradients NaN, and leaves its loss as it is."""
 
     name: Literal["poison_gradient"] = "poison_gradient"
     step: int
-    """In this step, as it is logged."""
+    """The step whose gradients are poisoned, as it is logged."""
     rank: int = 0
-    """Which worker."""
+    """Rank of the worker."""
     phase: str | None = None
-    """The network; null: the first."""
+    """The network whose gradients are poisoned; null: the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DamageCheckpoint:
-    """A bit of the newest checkpoint is flipped, and all workers are killed, so that the checkpoint is asked for."""
+    """Flips a bit of the newest checkpoint and kills a worker, so that the checkpoint is needed."""
 
     name: Literal["damage_checkpoint"] = "damage_checkpoint"
     step: int
-    """After this step, as it is logged."""
+    """The step after which the fault happens, as it is logged."""
     rank: int = 0
-    """Which worker does it."""
+    """Rank of the worker that does it, and is killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFails:
-    """A worker's reads of the training data fail as if the connection were reset."""
+    """Makes a worker's reads of the training data fail as if the connection were reset."""
 
     name: Literal["source_fails"] = "source_fails"
     step: int
-    """After this step, as it is logged; what is in memory by then is still there."""
+    """The step after which reads fail, as it is logged; samples in memory by then remain usable."""
     seconds: float = 10.0
-    """For so long."""
+    """Seconds for which reads fail."""
     rank: int = 0
-    """Which worker."""
+    """Rank of the worker."""
 
 
 FaultConfig = Kill | Hang | PoisonGradient | DamageCheckpoint | SourceFails
 
 
 def inject(faults: Sequence[FaultConfig], training: Training, files: RunFiles) -> list[Hook]:
-    """Arrange for this rank's faults that have not happened yet; returns the hooks that do those between two steps."""
+    """Arrange this rank's faults that have not happened yet.
+
+    Returns the hooks for the faults between two steps; a poisoned gradient wraps an engine.
+    """
     done = [fault["fault"] for fault in files.faults()]
     hooks: list[Hook] = []
     for number, fault in enumerate(faults):
@@ -94,22 +98,27 @@ def inject(faults: Sequence[FaultConfig], training: Training, files: RunFiles) -
             continue
         once = _Once(files, number, fault)
         if isinstance(fault, PoisonGradient):
-            phase = fault.phase or training.objective.phases[0]
-            engines = dict(training.engines)
-            engines[phase] = PoisonedEngine(
-                engines[phase], lambda fault=fault, once=once: training.step + 1 == fault.step and once()
-            )  # type: ignore[misc]
-            training.engines = engines
+            poison(training, fault, once)
         else:
             hooks.append(Hook(1, _between_steps(fault, once, files)))
     return hooks
 
 
+def poison(training: Training, fault: PoisonGradient, once: Callable[[], bool]) -> None:
+    """Wrap the engine of the fault's network so that the gradient of the fault's step is NaN."""
+    phase = fault.phase or training.objective.phases[0]
+    poisoned = PoisonedEngine(training.engines[phase], lambda: training.step + 1 == fault.step and once())
+    training.engines = {**training.engines, phase: poisoned}
+
+
 class _Once:
-    """True the first time; written down before anything breaks."""
+    """Returns True at its first call, after recording the fault in the run folder."""
 
     def __init__(self, files: RunFiles, number: int, fault: FaultConfig):
-        self.files, self.number, self.fault, self.done = files, number, fault, False
+        self.files = files
+        self.number = number
+        self.fault = fault
+        self.done = False
 
     def __call__(self) -> bool:
         if not self.done:
@@ -150,10 +159,12 @@ def damage_newest(files: RunFiles) -> None:
 
 
 class PoisonedEngine:
-    """An engine whose gradients are NaN when `now()` says so."""
+    """An engine whose gradients are NaN while `now()` returns True."""
 
     def __init__(self, engine: Engine, now: Callable[[], bool]):
-        self.engine, self.now, self.module = engine, now, engine.module
+        self.engine = engine
+        self.now = now
+        self.module = engine.module
 
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(_Poison.apply(loss) if self.now() else loss)

@@ -1,11 +1,11 @@
-"""Going on from a checkpoint: at the start of an attempt, and in the midst of one that went wrong."""
+"""Continues from a checkpoint: at the start of an attempt, or after a rollback within one."""
 
 from functools import partial
 
-from trainer.checkpoint import load as restore
 from trainer.checkpoint.format import State
+from trainer.checkpoint.load import load, newest
 from trainer.checkpoint.save import Checkpointer
-from trainer.core.anomaly import Note
+from trainer.core.anomaly import RecordAnomaly
 from trainer.core.training import Training, fragments
 from trainer.hooks.report import Report
 from trainer.hooks.save import Save
@@ -16,49 +16,51 @@ from trainer.world import World
 
 
 def resume(training: Training, checkpointer: Checkpointer, files: RunFiles, say: Say) -> State | None:
-    """Load the newest whole checkpoint of the run into `training`; returns its state, None where there is none."""
+    """Load the newest intact checkpoint into `training`; returns its state, or None without one."""
     world, guard, progress = training.world, training.guard, training.progress
     tell = partial(say, EventKind.CHECKPOINT)
-    newest, anomalies = world.broadcast(lambda: (restore.newest(checkpointer.root, tell), files.anomalies()))
-    if newest is None:
+    checkpoint, anomalies = world.broadcast(lambda: (newest(checkpointer.root, tell), files.anomalies()))
+    if checkpoint is None:
         guard.load(None, anomalies)
         return None
-    where, manifest = newest
-    restore.load(where, manifest, fragments(training), world)
+    folder, manifest = checkpoint
+    load(folder, manifest, fragments(training), world)
     for engine in training.engines.values():
         engine.refresh()
     state = manifest["state"]
-    progress.step, progress.samples, training.data_state = state["step"], state["samples"], state["data"]
+    progress.step = state["step"]
+    progress.samples = state["samples"]
+    training.data_state = state["data"]
     checkpointer.published = progress.step
     guard.load(state.get("guard"), anomalies)
-    say(EventKind.RESUMED, f"resumed from {where}, step {progress.step}", progress.step)
+    say(EventKind.RESUMED, f"resumed from {folder}, step {progress.step}", progress.step)
     return state
 
 
-def go_back(training: Training, files: RunFiles, save: Save, report: Report, say: Say) -> State:
-    """To the newest whole checkpoint, in the same attempt; returns its state."""
-    save.settle(training)
+def roll_back(training: Training, files: RunFiles, save: Save, report: Report, say: Say) -> State:
+    """Roll back to the newest intact checkpoint, in the same attempt; returns its state."""
+    save.wait(training)
     progress = training.progress
-    progress.must_roll_back, training.sums = False, {}
+    progress.must_roll_back = False
+    training.sums = {}
     progress.replay_until = max(progress.replay_until, progress.step)
     state = resume(training, save.checkpointer, files, say)
     if state is None:
-        raise ValueError(
-            f"run {files}: there is no whole checkpoint to go back to; use anomaly.action=skip, or start a new run"
-        )
+        advice = "use anomaly.action=skip, or start a new run"
+        raise ValueError(f"run {files}: there is no intact checkpoint to roll back to; {advice}")
     report.last_samples = progress.samples
     return state
 
 
-def note_in(files: RunFiles, tracker: Tracker, world: World, say: Say) -> Note:
-    """Has every anomaly written into the run's folder before the run goes on."""
+def record_in(files: RunFiles, tracker: Tracker, world: World, say: Say) -> RecordAnomaly:
+    """Return a recorder that writes every anomaly into the run folder before the run continues."""
 
-    def note(anomaly: Anomaly, nth: int) -> None:
+    def record(anomaly: Anomaly, nth: int) -> None:
         if world.is_main:
             files.add_anomaly(anomaly)
             step, first, last = anomaly["step"], anomaly["first"], anomaly["last"]
             skipped = f"step {last}" if first == last else f"steps {first} to {last}"
-            say(EventKind.ANOMALY, f"step {step}: {anomaly['reason']}; passing over {skipped}", step)
+            say(EventKind.ANOMALY, f"step {step}: {anomaly['reason']}; skipping {skipped}", step)
             tracker.log(step, {"anomalies": nth})
 
-    return note
+    return record

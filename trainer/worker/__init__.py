@@ -1,1 +1,1 @@
-"""Puts a run together in a worker, from its config to its summary."""
+"""Puts the parts of a run together in a worker, from its config to its summary."""

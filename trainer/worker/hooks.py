@@ -1,4 +1,4 @@
-"""The hooks of a run: which of them it has, and how often each is called."""
+"""The hooks of a run: which ones it has, in which order, and how often they are called."""
 
 import time
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from trainer.world import World
 
 @dataclass
 class RunHooks:
-    """The hooks that are asked for something later, and `all` of them in the order of their calls."""
+    """The hooks whose results are read later, and `all` hooks in the order of their calls."""
 
     name: str
     tracker: Tracker
@@ -40,7 +40,7 @@ class RunHooks:
     all: list[Hook]
 
     def look(self, training: Training) -> None:
-        """Evaluate and sample where training stands: for an attempt that finds all steps done."""
+        """Evaluate and sample without a step, for an attempt that begins with all steps done."""
         for hook in (self.evaluation, self.quality, self.sample):
             hook(training)
 
@@ -57,7 +57,11 @@ def build_hooks(
     say: Say,
     started: float,
 ) -> RunHooks:
-    """All hooks of `run`; `scratch` is a folder that is removed with the attempt, `started` when the user asked for the run."""
+    """Build all hooks of `run`.
+
+    `scratch` is a folder that is removed with the attempt; `started` is when the user asked for the
+    run, as time.time().
+    """
     world, objective = training.world, training.objective
     share = run.evaluation_share(world)
     report = Report(tracker, peak_flops(world.device, run.precision), last_samples=training.samples)
@@ -65,7 +69,8 @@ def build_hooks(
     quality = Quality(share, tracker, say)
     sample = Sample(run.evaluate.samples, run.seed, files, tracker, scratch / "samples")
     save = Save(checkpointer, tracker, merge_states, ledger, say)
-    hooks = collapse_hooks(training, tracker, say)  # first, so that a checkpoint of this step holds what they did
+    # The collapse hooks come first, so that a checkpoint of the same step holds their changes.
+    hooks = collapse_hooks(training, tracker, say)
     if training.step == 0:
         hooks.append(Hook(1, _first_step(files, world, started)))
     hooks += [
@@ -105,7 +110,7 @@ def _keep_profile(files: RunFiles, tracker: Tracker) -> Callable[[Path], None]:
 
 
 def _first_step(files: RunFiles, world: World, started: float) -> Callable[[Training], None]:
-    """Notes, once, how long it took from the command to the first optimiser step."""
+    """Note, once, the seconds from the command to the first optimiser step."""
 
     def note(training: Training) -> None:
         if training.step == 1 and world.is_main:

@@ -1,4 +1,7 @@
-"""One worker, from its config to its summary: builds the parts, runs the loop, and leaves a folder that tells what happened."""
+"""One worker, from its config to its summary.
+
+It builds the parts, runs the loop, and leaves a run folder that tells what happened.
+"""
 
 import tempfile
 import time
@@ -12,7 +15,7 @@ from models.init import initialise
 from trainer.checkpoint.format import State
 from trainer.checkpoint.save import Checkpointer
 from trainer.config import RunConfig, check
-from trainer.core.anomaly import Guard, Note, no_checkpoint, unnoted
+from trainer.core.anomaly import Guard, RecordAnomaly, no_checkpoint, record_nothing
 from trainer.core.ema import Ema
 from trainer.core.loop import fit
 from trainer.core.protocols import Engine, Objective
@@ -26,7 +29,7 @@ from trainer.records.attempts import Print, begin_attempt, close_attempt, ending
 from trainer.records.goodput import Goodput, open_goodput
 from trainer.records.ledger import Ledger, frozen_manifest
 from trainer.recovery.control import Asked, Control, nobody_asks
-from trainer.recovery.resume import go_back, note_in, resume
+from trainer.recovery.resume import record_in, resume, roll_back
 from trainer.recovery.watchdog import Watchdog
 from trainer.run_files import RunFiles, run_files
 from trainer.run_rows import EventKind, Say, Summary
@@ -40,10 +43,11 @@ from trainer.world import World, joined
 def run_worker(
     values: Mapping[str, Any], say: Print = print, started: float | None = None, asked: Asked = nobody_asks
 ) -> Summary:
-    """Train as the plain `values` of a RunConfig say, with the ranks that the environment names; returns the summary.
+    """Train as `values` say, the plain values of a RunConfig, and return the summary.
 
-    Starts from the run folder's newest whole checkpoint, if there is one. `started` is when the user asked for it (time.time()),
-    `asked` says why the worker's surroundings want it to leave.
+    The environment names the ranks. Training continues from the newest intact checkpoint of the run
+    folder, if there is one. `started` is when the user asked for the run, as time.time(); `asked`
+    says why the worker's surroundings want it to leave.
     """
     run = parse(RunConfig, values, "run")
     assert run.name is not None, "the driver names the run"
@@ -57,10 +61,13 @@ def build_training(
     run: RunConfig,
     world: World,
     objective: Objective | None = None,
-    note: Note = unnoted,
+    record: RecordAnomaly = record_nothing,
     newest_checkpoint: Callable[[], int] = no_checkpoint,
 ) -> Training:
-    """Sharded networks and engines, initialised from the seed, for `objective` (by default, the one that `run` names)."""
+    """Build the sharded networks, initialised from the seed, and their engines.
+
+    `objective` is by default the one that `run` names.
+    """
     objective = objective or build_objective(run.objective, run.seed)
     engines: dict[str, Engine] = {}
     bf16 = run.is_bf16(world.device.type == "cuda")
@@ -81,7 +88,7 @@ def build_training(
         world,
         learning_rate=lambda phase, step: learning_rate(run.optimizer, step, steps) * objective.rates[phase],
         ema=Ema(run.ema, engines, objective.averaged),
-        guard=Guard(run.anomaly, world, objective.networks, note, newest_checkpoint),
+        guard=Guard(run.anomaly, world, objective.networks, record, newest_checkpoint),
     )
 
 
@@ -93,7 +100,9 @@ def _train(run: RunConfig, world: World, say: Print, started: float, asked: Aske
     manifest = frozen_manifest(files, objective, world)
     tracker = open_tracker(run, files, attempt, manifest, world, tell)
     checkpointer = Checkpointer(files.checkpoints, world, run.checkpoint, attempt)
-    training = build_training(run, world, objective, note_in(files, tracker, world, tell), lambda: checkpointer.newest)
+    training = build_training(
+        run, world, objective, record_in(files, tracker, world, tell), lambda: checkpointer.newest
+    )
     state = _resume_or_start(run, training, checkpointer, files, tell)
     ledger = Ledger(files, attempt, training.objective.tokens_per_sample, world)
     with (
@@ -106,9 +115,10 @@ def _train(run: RunConfig, world: World, say: Print, started: float, asked: Aske
     ):
         goodput = open_goodput(files, tracker, attempt, started or time.time())
         hooks = build_hooks(run, training, files, tracker, checkpointer, ledger, goodput, Path(scratch), tell, started)
-        begin, first = time.perf_counter(), training.step
+        begin = time.perf_counter()
+        first = training.step
         goodput.start(training)
-        _fit_and_go_back(run, training, files, ledger, goodput, hooks, state, tell)
+        _fit_with_rollbacks(run, training, files, ledger, goodput, hooks, state, tell)
         assert training.stopped is not None, "fit() ends with a reason"
         summary = summarise(training, training.stopped, hooks, attempt, first, time.perf_counter() - begin)
         if world.is_main:
@@ -122,7 +132,10 @@ def _train(run: RunConfig, world: World, say: Print, started: float, asked: Aske
 def _resume_or_start(
     run: RunConfig, training: Training, checkpointer: Checkpointer, files: RunFiles, say: Say
 ) -> State | None:
-    """The state of the checkpoint from which training continues; None at a run's start, where weights may come from elsewhere."""
+    """Load the newest checkpoint and return its state; None at the start of a run.
+
+    A new run may begin with the weights of another model.
+    """
     state = resume(training, checkpointer, files, say)
     if state is None and (start := run.objective.start) is not None:
         start.fill(fragments(training), partial(say, EventKind.NOTE))
@@ -132,7 +145,7 @@ def _resume_or_start(
     return state
 
 
-def _fit_and_go_back(
+def _fit_with_rollbacks(
     run: RunConfig,
     training: Training,
     files: RunFiles,
@@ -142,12 +155,15 @@ def _fit_and_go_back(
     state: State | None,
     say: Say,
 ) -> None:
-    """Train until the run ends, from its newest checkpoint again as often as the guard sends it back; `state` is that of a resumed checkpoint."""
+    """Train until the run ends, from the newest checkpoint again after each rollback.
+
+    `state` is that of the checkpoint that was resumed from.
+    """
     share = Share(
         rank=training.world.rank, world=training.world.size, group=training.objective.group, **plain(run.batch)
     )
     steps = run.steps(training.objective.tokens_per_sample)
-    if training.step == steps:  # an attempt that ended between its last checkpoint and its summary
+    if training.step == steps:  # an earlier attempt ended between its last checkpoint and its summary
         hooks.look(training)
     while True:
         opening = time.perf_counter()
@@ -159,8 +175,8 @@ def _fit_and_go_back(
         stream.close()
         if not training.progress.must_roll_back:
             break
-        state = go_back(training, files, hooks.save, hooks.report, say)
-    settling = time.perf_counter()
-    if problem := hooks.save.settle(training):
+        state = roll_back(training, files, hooks.save, hooks.report, say)
+    waiting = time.perf_counter()
+    if problem := hooks.save.wait(training):
         training.stopped = Stopped(Ending.CHECKPOINT_FAILED, f"{problem}; make room and use --resume")
-    training.spend("checkpoint", settling)
+    training.spend("checkpoint", waiting)

@@ -1,4 +1,4 @@
-"""Running out of memory, in one line: what was asked for, and what to change."""
+"""Turns an out-of-memory error into one line that names the fields of the job to change."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +12,12 @@ from trainer.parsing import one_line
 
 
 class OutOfMemory(RuntimeError):
-    """A rank has not the memory for the job."""
+    """The job does not fit in this rank's memory."""
 
 
 @contextmanager
 def out_of_memory(run: RunConfig, rank: int) -> Iterator[None]:
-    """Raises OutOfMemory, which says what to change in the job, for whatever runs out of memory in the block."""
+    """Turn an out-of-memory error of the block into OutOfMemory, with advice on the job."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -29,12 +29,12 @@ def out_of_memory(run: RunConfig, rank: int) -> Iterator[None]:
 
 
 def suggestions(run: RunConfig) -> list[str]:
-    """Fields of the job that would need less memory, the cheapest first."""
-    fixes, batch, engine = [], run.batch, run.engine
-    if batch.micro_batch > run.objective.group:
-        fixes.append(
-            f"run.batch.micro_batch below {batch.micro_batch} (a multiple of {run.objective.group}; the global batch stays, and so does the result)"
-        )
+    """Return changes of the job that save memory, the cheapest first."""
+    fixes: list[str] = []
+    micro_batch, group, engine = run.batch.micro_batch, run.objective.group, run.engine
+    if micro_batch > group:
+        reason = f"a multiple of {group}; the global batch stays, and so does the result"
+        fixes.append(f"run.batch.micro_batch below {micro_batch} ({reason})")
     if isinstance(engine, DeepSpeedConfig):
         if engine.zero < 2:
             fixes.append(f"run.engine.zero=2 instead of {engine.zero}")

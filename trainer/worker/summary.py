@@ -1,4 +1,4 @@
-"""What is left of a run when it has ended: final figures for programs, and pictures."""
+"""The results of a run that has ended: its final metrics for programs, and its pictures."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from trainer.worker.hooks import RunHooks
 def summarise(
     training: Training, stopped: Stopped, hooks: RunHooks, attempt: int, first: int, seconds: float
 ) -> Summary:
-    """The figures of an attempt that went from step `first` on for `seconds`."""
+    """Summarise an attempt that trained from step `first` on for `seconds`."""
     return {
         "name": hooks.name,
         "step": training.step,
@@ -21,7 +21,7 @@ def summarise(
         "stopped": str(stopped),
         "ending": stopped.ending,
         "failed": training.failed,
-        "anomalies": training.guard.found,
+        "anomalies": training.guard.anomalies,
         "world": training.world.size,
         "attempt": attempt,
         "train_seconds": seconds,
@@ -35,7 +35,7 @@ def summarise(
 
 
 def finish(training: Training, hooks: RunHooks, summary: Summary, files: RunFiles, scratch: Path) -> None:
-    """Add the baselines to `summary`, draw the pictures, and write all of it down."""
+    """Add the baselines to `summary`, draw the pictures, and write both into the run folder."""
     from trainer.records.charts import draw
 
     summary["baselines"] = training.objective.baselines()

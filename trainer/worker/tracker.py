@@ -1,4 +1,4 @@
-"""The tracker of one attempt: opened with what MLflow is told of the run, and closed with how it ended."""
+"""Opens the tracker of an attempt with the facts of the run, and closes it with its status."""
 
 import platform
 from collections.abc import Iterator, Mapping
@@ -48,7 +48,7 @@ def _flat(prefix: str, values: object) -> Iterator[tuple[str, object]]:
 
 @contextmanager
 def closing(tracker: Tracker, training: Training) -> Iterator[None]:
-    """Close the run in MLflow, whatever happens in the block."""
+    """Close the run in MLflow when the block ends, with a status that says how."""
     status = "FAILED"
     try:
         yield
