@@ -16,7 +16,7 @@ import pytest
 import yaml
 from conftest import tiny_job
 from distributed import run_distributed
-from test_trainer_core_anomaly import losses, train
+from whole_runs import losses, train_or_resume
 
 from trainer.world import free_port
 
@@ -106,5 +106,5 @@ def test_a_lost_node_leaves_one_worker_that_goes_on(
     attempts = [json.loads(line) for line in (folder / "attempts.jsonl").read_text().splitlines()]
     worlds = [line["world"] for line in attempts if "world" in line]
     assert (worlds[0], worlds[-1]) == (2, 1), worlds
-    run_distributed(train, 1, job | {"root": str(tmp_path), "name": "still", "tracking": {"enabled": False}})
+    run_distributed(train_or_resume, 1, job | {"root": str(tmp_path), "name": "still", "tracking": {"enabled": False}})
     assert losses(folder) == pytest.approx(losses(tmp_path / "still"), abs=1e-4)

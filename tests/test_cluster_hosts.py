@@ -11,8 +11,8 @@ import yaml
 from conftest import tiny_job
 from distributed import run_distributed
 from hosts import Cluster, ray_hosts, why_not
-from test_cluster_on_ray_jobs import switchwork
-from test_trainer_core_anomaly import losses, train
+from ray_head import switchwork
+from whole_runs import losses, train_or_resume
 
 from data.ledger import verify
 from trainer.config import RunConfig
@@ -36,13 +36,13 @@ def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of the same job in one process, to its end."""
     root = tmp_path_factory.mktemp("still")
     run_distributed(
-        train, 1, job_of(corpus, ep=1) | {"root": str(root), "name": "still", "tracking": {"enabled": False}}
+        train_or_resume, 1, job_of(corpus, ep=1) | {"root": str(root), "name": "still", "tracking": {"enabled": False}}
     )
     return root / "still"
 
 
 def job_of(corpus: Path, ep: int = 2) -> dict[str, Any]:
-    """A mixture of experts that six and four workers can train, two of them for a set of experts."""
+    """A mixture of experts that six and four workers can train_or_resume, two of them for a set of experts."""
     job = tiny_job(
         corpus,
         engine={"name": "deepspeed", "zero": 1, "ep": ep},

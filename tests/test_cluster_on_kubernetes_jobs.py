@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 from kube_api import KubeApi, User
-from kube_cluster import TO, Run, Status, Submit, rules
+from kube_cluster import Run, Status, Submit, rules
+from kube_jobs import TO, job_file
 from kube_operator import Operator
-from test_cluster_on_kubernetes_rayjob import job_file
 
 
 def test_a_job_from_submit_to_its_end(kube: KubeApi, submit: Submit, job_status: Status, switchwork: Run) -> None:

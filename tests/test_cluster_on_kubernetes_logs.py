@@ -6,7 +6,8 @@ import time
 
 import pytest
 from kube_api import KubeApi
-from kube_cluster import TO, Run, Submit
+from kube_cluster import Run, Submit
+from kube_jobs import TO
 from kube_operator import Operator
 
 from cluster.on_kubernetes.logs import Printed

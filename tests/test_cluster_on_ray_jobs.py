@@ -1,7 +1,6 @@
 """A job handed to a real Ray cluster with token authentication: submit, follow, list, stop; and the ways in which it is refused."""
 
 import json
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import tiny_job
-from ray_head import BIN, TOKEN, environment, ray_head
+from ray_head import ray_head, switchwork
 
 from trainer.world import free_port
 
@@ -19,17 +18,6 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a Ray head of this test's own, with a token."""
     with ray_head(tmp_path_factory.mktemp("head") / "log") as started:
         yield started.address
-
-
-def switchwork(*arguments: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(BIN / "switchwork"), *arguments],
-        env=environment(RAY_AUTH_TOKEN=token),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
 
 
 def test_a_submitted_job_trains_to_the_end(head: str, corpus: Path, tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from commands import BIN, run_command
 from conftest import tiny_job
 from distributed import run_distributed
 from mlflow import MlflowClient
-from test_launch_commands_train import BIN, run
-from test_trainer_core_anomaly import losses, train
+from whole_runs import losses, train_or_resume
 
 from trainer.run_files import RunFiles
 from trainer.storage import Folder
@@ -27,11 +27,11 @@ def home(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
         corpus, engine={"name": "deepspeed", "zero": 1, "ep": 2}, checkpoint={"every": 2}, evaluate={"samples": 0}
     )
     run_distributed(
-        train, 2, job | {"root": str(folder / "runs"), "name": "undisturbed", "tracking": {"enabled": False}}
+        train_or_resume, 2, job | {"root": str(folder / "runs"), "name": "undisturbed", "tracking": {"enabled": False}}
     )
     faulty = job | {"name": "killed", "faults": [{"name": "kill", "step": 5, "rank": 1}]}
     (folder / "job.yaml").write_text(yaml.safe_dump({"run": faulty, "cluster": {"workers": 2, "max_failures": 1}}))
-    (folder / "printed.txt").write_text(run(folder, "switchwork", "train", "job.yaml"))
+    (folder / "printed.txt").write_text(run_command(folder, "switchwork", "train", "job.yaml"))
     return folder
 
 
@@ -100,7 +100,7 @@ def test_sigterm_to_the_command_saves_and_leaves(home: Path) -> None:
 @pytest.mark.slow
 def test_a_hung_worker_is_replaced(home: Path) -> None:
     arguments = ["run.name=hung", "run.faults=[{name: hang, step: 4, rank: 1}]", "run.hang_timeout_s=20"]
-    run(home, "switchwork", "train", "job.yaml", *arguments)
+    run_command(home, "switchwork", "train", "job.yaml", *arguments)
     folder = home / "runs" / "hung"
     assert losses(folder) == losses(home / "runs" / "undisturbed")
     ends = [str(end.stopped) for end in RunFiles(Folder(str(folder))).attempts_ended()]

@@ -11,7 +11,7 @@ import kube_schema
 import kubernetes_validate
 import pytest
 import yaml
-from test_cluster_on_kubernetes_rayjob import job_file, render
+from kube_jobs import job_file, render
 
 K8S = Path(__file__).parents[1] / "k8s"
 OVERLAYS = ["dev", "gpu"]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import tiny_job
+from machines import GPU, MACHINE
 
 from models.moe.layer import MoEConfig
 from models.moe.policies import TopKRouting
@@ -17,24 +18,11 @@ from trainer.config import RunConfig
 from trainer.parsing import parse
 from trainer.planning.estimate import estimate
 from trainer.planning.footprint import groups_of, on_meta
-from trainer.planning.gpus import Gpu, by_device_name, find_gpu, gpus
+from trainer.planning.gpus import by_device_name, find_gpu, gpus
 from trainer.planning.layout import Machine, Part
 from trainer.planning.state_bytes import Group, training_state
 from trainer.planning.step_time import exchanges, expert_exchange
 
-GPU = Gpu(
-    name="G",
-    memory=80e9,
-    bf16=1000e12,
-    fp32=100e12,
-    hbm=3e12,
-    link=400e9,
-    network=50e9,
-    host=50e9,
-    per_node=8,
-    source="a test",
-)
-MACHINE = Machine(key="g", gpu=GPU, gpus=8, per_node=8, efficiency=0.5, notice_s=30, storage=2e9)
 MIXTRAL = {
     "layers": 32,
     "d_model": 4096,

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import BIN
+from kube_jobs import job_file, render
 from mlflow import MlflowClient
-from ray_head import BIN, Head, environment, ray_head
-from test_cluster_on_kubernetes_rayjob import job_file, render
+from ray_head import Head, environment, ray_head
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from moe_variants import moe_job, variants_of
 from rich.console import Console
 from scipy.stats import ttest_1samp
-from test_launch_prove_moe import tiny, variants_of
 
 from launch.prove.distill import DISTILLED, Options, prove, students, words
 from launch.prove.paired import Difference, share
@@ -66,7 +66,7 @@ def test_students_differ_from_the_dense_model_in_their_teacher_alone(corpus: Pat
 @pytest.mark.slow
 def test_a_small_proof_in_full(corpus: Path, tmp_path: Path) -> None:
     job, folder = tmp_path / "job.yaml", tmp_path / "proof"
-    job.write_text(yaml.safe_dump({"run": tiny(corpus)}))
+    job.write_text(yaml.safe_dump({"run": moe_job(corpus)}))
     console = Console(width=160, record=True)
     prove(console, str(job), [], options(folder))
     results = json.loads((folder / "results.json").read_text())

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kube_cluster import Run
 from scipy.stats import ttest_rel
-from test_launch_cli_errors import Run, switchwork  # noqa: F401
 
 from launch.prove.thought import _level
+
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 SMALL = [
     "run.stop.steps=4",
@@ -34,7 +36,7 @@ def test_the_lead_is_taken_item_by_item() -> None:
 
 
 @pytest.mark.slow
-def test_the_proof_runs_through_and_keeps_what_is_there(tmp_path: Path, switchwork: Run) -> None:  # noqa: F811
+def test_the_proof_runs_through_and_keeps_what_is_there(tmp_path: Path, switchwork: Run) -> None:
     arguments = [
         "prove",
         "thought",

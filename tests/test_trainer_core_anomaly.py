@@ -1,6 +1,5 @@
 """A poisoned gradient never reaches the weights, and afterwards the run equals one that passed over the batch by hand."""
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 import torch
 from conftest import tiny_job
 from distributed import run_distributed
+from whole_runs import losses, train_or_resume
 
 from trainer.core.anomaly import AnomalyConfig, Guard
 from trainer.inference.load import ALONE
@@ -93,30 +93,8 @@ def test_a_poisoned_gradient_is_passed_over_as_if_by_hand(world: int, corpus: Pa
         assert poisoned[6] < poisoned[1] - 0.1
 
 
-def train(world: Any, job: dict[str, Any], by_hand: list[int] | None = None) -> dict[str, Any]:
-    """A whole run; `by_hand` are the first and the last step to pass over."""
-    from trainer.config import RunConfig
-    from trainer.parsing import parse
-    from trainer.settle import prepare, settle
-    from trainer.worker.main import _train
-
-    resume = (Path(job["root"]) / job["name"]).exists()
-    run = settle(parse(RunConfig, job, "run"), "job", world.size, resume=resume)
-    if world.is_main:
-        files = prepare(run, resume=resume)
-        if by_hand:
-            files.add_anomaly({"step": by_hand[1], "reason": "by hand", "first": by_hand[0], "last": by_hand[1]})
-    world.gather(None)
-    return _train(run, world, say=lambda line: None, started=0.0)
-
-
 def runs(world: Any, jobs: list[tuple[dict[str, Any], list[int] | None]]) -> list[dict[str, Any]]:
-    return [train(world, job, by_hand) for job, by_hand in jobs]
-
-
-def losses(folder: Path) -> dict[int, float]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+    return [train_or_resume(world, job, by_hand) for job, by_hand in jobs]
 
 
 def test_skip_rollback_and_the_end_of_the_budget_in_whole_runs(corpus: Path, tmp_path: Path) -> None:
@@ -156,7 +134,7 @@ def test_skip_rollback_and_the_end_of_the_budget_in_whole_runs(corpus: Path, tmp
     before = losses(tmp_path / "skipped")
     for step in (8, 10):
         shutil.rmtree(tmp_path / "skipped" / "checkpoints" / f"step-{step:08d}")
-    run_distributed(train, 2, job("skipped"))
+    run_distributed(train_or_resume, 2, job("skipped"))
     assert losses(tmp_path / "skipped") == before
 
 

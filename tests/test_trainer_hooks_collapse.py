@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import tiny_job
 from distributed import run_distributed
-from test_trainer_checkpoint_save import whole_state
+from training_state import whole_state
 
 from models.moe.layer import MoEConfig
 from models.moe.policies import ExpertChoiceRouting, SwitchRouting, TopKRouting

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from distributed import run_distributed
-from test_trainer_generative import OBJECTIVES
+from image_jobs import OBJECTIVES
 
 from models import losses
 

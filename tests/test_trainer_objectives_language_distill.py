@@ -12,13 +12,12 @@ import torch
 from conftest import tiny_job
 from distributed import run_distributed
 from loss_curves import trained
+from machines import MACHINE
 from rich.console import Console
 from saved_runs import SWITCH, begun, job_of, model_of, save_run, started_state, tokens
-from test_launch_commands_plan import MACHINE
-from test_trainer_checkpoint_save import whole_state
-from test_trainer_image_runs import resume
-from test_trainer_worker_main import train
 from torch import nn
+from training_state import whole_state
+from whole_runs import resume, train
 
 from data.share import Share
 from launch.audit.report import suspects

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import tiny_job
 from distributed import run_distributed
-from test_trainer_checkpoint_save import whole_state
+from training_state import whole_state
 
 STEPS = 5
 LAYOUTS = {1: [(1, 1)], 2: [(2, 0), (2, 2), (1, 3)], 4: [(4, 1), (2, 2), (1, 3)]}

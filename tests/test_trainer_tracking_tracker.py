@@ -17,7 +17,7 @@ import requests
 from conftest import tiny_job
 from distributed import run_distributed
 from mlflow import MlflowClient
-from test_trainer_worker_main import train
+from whole_runs import train
 
 from trainer.world import free_port
 

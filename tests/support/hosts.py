@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_head import BIN, environment
+from commands import BIN
+from ray_head import environment
 
 PORT, DASHBOARD = 6379, 8265
 

@@ -7,6 +7,7 @@ import torch
 import yaml
 from conftest import tiny_job
 from torch import Tensor
+from training_state import whole_state
 
 from models.init import initialise
 from models.transformer.model import Transformer
@@ -97,8 +98,6 @@ def tokens(samples: int = 3) -> Tensor:
 
 def started_state(world: Any, jobs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
     """The whole state at step 0 for each of `jobs`, after the network took it over; and that it can make a step."""
-    from test_trainer_checkpoint_save import whole_state
-
     from trainer.core.training import fragments
     from trainer.worker.main import build_training
 
