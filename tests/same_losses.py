@@ -1,8 +1,9 @@
-"""Proves a refactoring exact: `python tests/same_losses.py COMMIT` trains every objective with both codes.
+"""Prove a refactoring exact: `python tests/same_losses.py COMMIT` trains every objective twice.
 
-Each job of `JOBS` runs three times: with the code of COMMIT, with the code of this checkout, and with this
-checkout from the checkpoint that COMMIT's code saved at step 10. All three must log the same numbers, to
-the last digit. The codes share job files and command lines and nothing else, so files may move between them.
+Each job of `JOBS` runs three times: with the code of COMMIT, with the code of this checkout, and
+with this checkout from the checkpoint that COMMIT's code saved at step 10. All three must log the
+same numbers, to the last digit. The codes share job files and command lines and nothing else, so
+files may move between them.
 
     --only NAME         one job (may be repeated)
     --baseline FOLDER   keep COMMIT's runs there, and reuse them the next time
@@ -140,7 +141,7 @@ def write_corpus(home: Path) -> None:
 
 
 def write_job(home: Path, name: str) -> bool:
-    """Write the job file of `name` into `home`; returns whether it was there already, with the same content."""
+    """Write the job file of `name` into `home`; return whether it existed with the same content."""
     file, job = home / f"{name}.yaml", json.dumps({"run": job_of(name)}, indent=1)  # JSON is YAML
     if file.exists() and file.read_text() == job:
         return True
@@ -157,7 +158,10 @@ def environment(tree: Path) -> dict[str, str]:
 
 
 def check_tree(tree: Path, home: Path) -> None:
-    """Fail unless `trainer` is imported from `tree`: an installed copy would make both sides the same."""
+    """Fail unless `trainer` is imported from `tree`.
+
+    An installed copy would make both sides the same.
+    """
     question = "import importlib.util; print(importlib.util.find_spec('trainer').origin)"
     command = [sys.executable, "-c", question]
     origin = subprocess.run(command, cwd=home, env=environment(tree), capture_output=True, text=True, check=True).stdout
@@ -166,7 +170,7 @@ def check_tree(tree: Path, home: Path) -> None:
 
 
 def train(tree: Path, home: Path, name: str, root: Path, teachers: Path, resume: bool = False) -> Path:
-    """Run the job `name` of `home` with the code of `tree` into `root`; returns the run's folder."""
+    """Run the job `name` of `home` with the code of `tree` into `root`; return the run's folder."""
     command = [sys.executable]
     if name in ENGINES:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -195,7 +199,7 @@ def train(tree: Path, home: Path, name: str, root: Path, teachers: Path, resume:
 
 
 def is_exact(metric: str) -> bool:
-    """Whether the job alone decides `metric`: it is no time, rate, memory or number of an attempt."""
+    """Whether the job alone decides `metric`: it is no time, rate, memory or attempt number."""
     if metric in ("time", "attempt", "mfu") or metric.endswith("_s"):
         return False
     return not metric.startswith(("system/", "goodput/"))
@@ -237,7 +241,10 @@ def cut(old: Path, root: Path) -> None:
 
 
 def keeps(line: dict[str, object]) -> bool:
-    """Whether `line` was there when step 10 had been saved: it is no end of an attempt and no later step."""
+    """Whether `line` existed when step 10 had been saved.
+
+    Such a line is no end of an attempt and belongs to no later step.
+    """
     step = line.get("step", 0)
     return "ended" not in line and isinstance(step, int) and step <= SAVED
 
@@ -289,7 +296,7 @@ def train_old(commit: str, home: Path, names: list[str]) -> None:
 
 
 def compare(name: str, home: Path, scratch: Path) -> list[str]:
-    """Train the job `name` with this checkout, whole and from the old checkpoint; prints a row of the table."""
+    """Train the job `name` with this checkout, whole and resumed; print a row of the table."""
     begin = time.perf_counter()
     expected = metrics_of(home / "old" / name)
     cells, lines = [], []

@@ -1,4 +1,7 @@
-"""A node of a real Ray cluster is lost under an elastic run: it goes on with the workers that are left, and the losses stay."""
+"""An elastic run that loses a node of a real Ray cluster continues on the others.
+
+The losses stay.
+"""
 
 import contextlib
 import json
@@ -25,7 +28,7 @@ BIN = Path(sys.executable).parent
 
 @pytest.fixture
 def cluster() -> Iterator[tuple[dict[str, str], subprocess.Popen[bytes]]]:
-    """What a command needs in its environment to find a cluster of two nodes with one CPU each, and the process of the second node."""
+    """A cluster of two nodes with one CPU each: the environment to find it, and the second node."""
     port, folder = free_port(), tempfile.mkdtemp(prefix="ray-")
     environment = os.environ | {
         "RAY_AUTH_MODE": "token",

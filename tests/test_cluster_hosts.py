@@ -1,4 +1,7 @@
-"""Three real hosts (network namespaces), Ray on each, a job submitted from outside: one host is lost, or its link cut, and the others finish."""
+"""Three hosts (network namespaces) with Ray, and a job submitted from outside.
+
+One host is lost, or its link cut, and the others finish.
+"""
 
 import json
 import time
@@ -42,7 +45,7 @@ def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def job_of(corpus: Path, ep: int = 2) -> dict[str, Any]:
-    """A mixture of experts that six and four workers can train_or_resume, two of them for a set of experts."""
+    """A mixture of experts that six and four workers can train, two of them per set of experts."""
     job = tiny_job(
         corpus,
         engine={"name": "deepspeed", "zero": 1, "ep": ep},
@@ -82,7 +85,7 @@ def test_a_lost_host_leaves_two_that_finish(
 
 
 def check_run(folder: Path, at: float, undisturbed: Path) -> None:
-    """Six workers, then four, soon after; the same samples and losses as without the loss of a host."""
+    """Six workers, then four, soon after; samples and losses are those of an unbroken run."""
     attempts = RunFiles(Folder(str(folder))).attempts_begun()
     assert [attempt.world for attempt in attempts] == [6, 4], attempts
     said = str(RunFiles(Folder(str(folder))).attempts_ended()[0].stopped)

@@ -1,4 +1,7 @@
-"""switchwork submit, jobs, stop, suspend and resume against an API server over HTTP, with the rights of k8s/base and no more."""
+"""switchwork submit, jobs, stop, suspend and resume against an API server over HTTP.
+
+The user has the rights of k8s/base and no more.
+"""
 
 import copy
 import json

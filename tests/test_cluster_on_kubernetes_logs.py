@@ -1,4 +1,7 @@
-"""switchwork logs -f on Kubernetes, and the watches below it: over tries, broken connections and servers that forget."""
+"""switchwork logs -f on Kubernetes, and the watches below it.
+
+They last over tries, broken connections and servers that forget.
+"""
 
 import copy
 import threading

@@ -1,4 +1,7 @@
-"""Jobs as RayJobs: what is rendered passes the CRD's strict validation and the operator's rules; what could not run is refused with the right words."""
+"""Jobs as RayJobs: a rendered job passes the CRD's strict validation and the operator's rules.
+
+A job that could not run is refused with the right words.
+"""
 
 import json
 from dataclasses import fields

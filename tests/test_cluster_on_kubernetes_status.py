@@ -1,4 +1,7 @@
-"""switchwork status on Kubernetes: what a job waits for and what it died of, in plain words with those of whoever knows."""
+"""switchwork status on Kubernetes: why a job waits or died, in plain words.
+
+The words of the component that knows the reason are quoted.
+"""
 
 import pytest
 from kube_api import KubeApi

@@ -1,4 +1,7 @@
-"""A job handed to a real Ray cluster with token authentication: submit, follow, list, stop; and the ways in which it is refused."""
+"""A job on a real Ray cluster with token authentication: submit, follow, list, stop.
+
+The ways in which it is refused are here too.
+"""
 
 import json
 import time

@@ -1,4 +1,7 @@
-"""Sweeps on real parts: Ray Tune, Ray Train, MLflow. A trial that fails, one that is pruned, a command that is killed, and one that is stopped."""
+"""Sweeps on real parts: Ray Tune, Ray Train, MLflow.
+
+A trial fails, one is pruned, a command is killed, and one is stopped.
+"""
 
 import json
 import math
@@ -27,7 +30,10 @@ LR = "run.optimizer.lr"
 def judged(
     root: Path, names: dict[str, list[float]], past: dict[str, list[tuple[int, float]]], most: int = 80
 ) -> list[str]:
-    """The trials of which ASHA with rungs at 10, 20, 40 asks the runs to stop, when each reports every 10 steps and all keep step."""
+    """The trials that ASHA with rungs at 10, 20 and 40 asks to stop.
+
+    Each trial reports every 10 steps, and all keep step.
+    """
     from cluster.on_ray.tune import Rungs, _Asha
 
     asha = _Asha(str(root), "min", Rungs(grace_steps=10, reduction_factor=2, most=most), past)

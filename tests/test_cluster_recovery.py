@@ -1,4 +1,7 @@
-"""Under Ray: a worker that is killed with SIGKILL costs nothing but time, and one MLflow run tells what happened."""
+"""Under Ray, a worker that is killed with SIGKILL costs time alone.
+
+One MLflow run tells the whole story.
+"""
 
 import json
 import signal
@@ -21,7 +24,8 @@ from trainer.storage import Folder
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    """A folder with a run whose rank 1 was killed after step 5, and with an undisturbed one of the same job."""
+    """A folder with a run whose rank 1 was killed after step 5, and an undisturbed one of its job.
+    """
     folder = tmp_path_factory.mktemp("home")
     job = tiny_job(
         corpus, engine={"name": "deepspeed", "zero": 1, "ep": 2}, checkpoint={"every": 2}, evaluate={"samples": 0}

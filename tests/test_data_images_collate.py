@@ -133,7 +133,10 @@ def test_image_files_are_labelled_by_their_folders(folder: Path) -> None:
 
 
 def test_a_hub_dataset_gives_its_images(folder: Path, tmp_path: Path) -> None:
-    """A local folder is read by the code that reads the Hub; image folders there come as paths without bytes."""
+    """A local folder is read by the code that reads the Hub.
+
+    Image folders on the Hub come as paths without bytes.
+    """
     images, labels = image_set(ImageConfig(source=Hub(dataset=str(folder / "files")), channels=3, held_out=0.0))
     assert {(image.numpy().tobytes(), label) for image, label in zip(images, labels.tolist(), strict=True)} == EXPECTED
 
@@ -166,7 +169,7 @@ def test_each_image_is_mirrored_half_of_the_time(folder: Path) -> None:
 
 
 def test_size_and_channels_are_what_pillow_makes_of_them(tmp_path: Path) -> None:
-    """Cutting out the middle of the scaled image equals scaling the middle, if it falls on whole pixels."""
+    """Cutting out the middle of the scaled image equals scaling the middle, on whole pixels."""
     wide, tall = RNG.integers(0, 256, (9, 12, 3), np.uint8), Image.fromarray(RNG.integers(0, 256, (8, 4, 3), np.uint8))
     (tmp_path / "a.png").write_bytes(png(wide))
     (tmp_path / "b.png").write_bytes(png(np.asarray(tall)))

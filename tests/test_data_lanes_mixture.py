@@ -18,7 +18,10 @@ from data.text.held_out import held_out_documents
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> TextConfig:
-    """Three parts, of the letters a, b and c: b has an uneven and an empty shard, c one shard of six documents."""
+    """Three parts, of the letters a, b and c.
+
+    b has an uneven and an empty shard, c one shard of six documents.
+    """
     folder = tmp_path_factory.mktemp("mixture")
     parts = []
     for letter, weight, sizes in (("a", 5.0, [60, 70, 80]), ("b", 3.0, [90, 0, 3]), ("c", 2.0, [6])):

@@ -26,7 +26,7 @@ Served = dict[int, tuple[str, int, int]]
 
 @pytest.fixture
 def config(tmp_path: Path) -> TextConfig:
-    """Two sources of four files each, with four documents per file; a document is named after source, file and line."""
+    """Two sources of four files with four documents each, named after source, file and line."""
     parts = []
     for source in "ab":
         for file in range(4):

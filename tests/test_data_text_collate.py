@@ -18,7 +18,10 @@ from data.training_stream import TextStream, preview
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> TextConfig:
-    """Nine shards of 20 to 90 documents of up to 60 characters: an epoch is about 1,000 windows of 17 tokens."""
+    """Nine shards of 20 to 90 documents of up to 60 characters.
+
+    An epoch is about 1,000 windows of 17 tokens.
+    """
     folder = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(0)
     for shard in range(9):

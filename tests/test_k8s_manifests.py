@@ -1,4 +1,7 @@
-"""k8s/: both overlays build, every object passes its schema, and what is asked of a namespace that enforces "restricted" holds."""
+"""The manifests of k8s/: both overlays build, and every object passes its schema.
+
+They keep the rules of a namespace that enforces "restricted".
+"""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""The fire drill: what the table says is derived from what the runs wrote, and the drill comes through on real parts."""
+"""The fire drill: its table is derived from the files of its runs, and it passes on real parts."""
 
 import json
 import subprocess

@@ -1,4 +1,7 @@
-"""Wrong input of every kind ends in one line that names the field, the values and the fix, with exit code 2, before Ray starts."""
+"""Wrong input ends in one line that names the field, the values and the fix, with exit code 2.
+
+It ends before Ray starts.
+"""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`switchwork plan`: verdicts, figures against arithmetic done by hand, and what a checkpoint really takes."""
+"""`switchwork plan`: verdicts, arithmetic done by hand, and the real size of a checkpoint."""
 
 import json
 from collections.abc import Callable
@@ -49,7 +49,8 @@ def test_a_small_job_fits_and_a_large_one_does_not(corpus: Path) -> None:
     assert small.verdict
     assert small.forecast is not None
     assert small.forecast.layout.memory.fits_worst
-    # Mixtral 8x7B: 46.7e9 parameters of 4 bytes do not fit into 80 GB, whatever is sharded but the weights; ZeRO 3 over 8 keeps 12/8 + 4 bytes ... too many.
+    # Mixtral 8x7B: 46.7e9 parameters of 4 bytes do not fit into 80 GB, whatever is sharded but the
+    # weights; ZeRO 3 over 8 keeps 12/8 + 4 bytes ... too many.
     big = estimate(large(corpus, MIXTRAL), MACHINE)
     assert not big.verdict
     assert big.forecast is not None
@@ -105,7 +106,8 @@ def test_divisions_are_listed_with_both_numbers(corpus: Path) -> None:
 
 
 def test_zero_partitions_by_hand() -> None:
-    # ZeRO's own example (Rajbhandari et al. 2020, section 5.4) in our bytes: 7.5e9 parameters over 64 ranks; master 4, moments 8, divided by the ranks.
+    # ZeRO's own example (Rajbhandari et al. 2020, section 5.4) in our bytes: 7.5e9 parameters over
+    # 64 ranks; master 4, moments 8, divided by the ranks.
     groups = [Group((7_500_000_000,), 64)]
     from trainer.engines.config import DeepSpeedConfig
 
@@ -137,7 +139,8 @@ def test_exchanges_by_hand(corpus: Path) -> None:
         moving["gradients, dense", "all-reduce"].seconds(GPU) == moving["gradients, dense", "all-reduce"].moved / 400e9
     )
     rows = expert_exchange(objective.networks["model"].config, 100, 2, 4, 8)[0]  # type: ignore[arg-type]
-    # Forward there and back, backward there and back; 2 layers, 100 tokens, 1 expert each, 32 numbers of 4 bytes.
+    # Forward to the experts and back, backward the same; 2 layers, 100 tokens, 1 expert per token,
+    # 32 numbers of 4 bytes.
     assert rows.size == 4 * 2 * 100 * 32 * 4
     assert (
         exchanges(run.engine, groups, 2, 4, 2)[0].seconds(GPU) == moving["gradients, dense", "all-reduce"].moved / 50e9
@@ -175,10 +178,12 @@ def test_published_models() -> None:
     # Jiang et al. 2024, section 2 and table 2: 47B parameters in all, 13B of them active.
     assert round(counted.total / 1e9) == 47
     assert round(counted.active / 1e9) == 13
-    # 2 FLOPs for each active parameter but the embedding's look-up, and 4 L H C T of attention (Kaplan et al. 2020, table 1).
+    # 2 FLOPs per active parameter but the embedding's look-up, and 4 L H C T of attention (Kaplan
+    # et al. 2020, table 1).
     expected = 2 * (counted.active - 32000 * 4096 - 65 * 4096) + 4 * 32 * 4096 * 4096
     assert forward_flops_per_token(mixtral, 32000, 4096) == pytest.approx(expected)
-    # Fedus et al. 2021: 1.6 trillion parameters, and a token's FLOPs do not grow with the experts, their router aside.
+    # Fedus et al. 2021: 1.6 trillion parameters, and a token's FLOPs do not grow with the experts,
+    # their router aside.
     switch_c = TransformerConfig(
         layers=30,
         d_model=2080,

@@ -1,4 +1,7 @@
-"""The main path on real parts: `switchwork train` with Ray, DeepSpeed, `datasets` and MLflow, then everything a person does with the run."""
+"""The main path on real parts: `switchwork train` with Ray, DeepSpeed, `datasets` and MLflow.
+
+The commands that a person runs on the finished run follow.
+"""
 
 import json
 from pathlib import Path

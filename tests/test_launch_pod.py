@@ -1,4 +1,7 @@
-"""A job on Kubernetes, tried again on a new RayCluster, goes on from its storage in the same MLflow run: on real Ray heads, with the rendered manifest."""
+"""A Kubernetes job that is retried on a new RayCluster continues from its storage.
+
+It stays in the same MLflow run. The heads are real, and the manifest is the rendered one.
+"""
 
 import json
 import os

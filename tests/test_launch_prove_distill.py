@@ -1,4 +1,7 @@
-"""The proof of distillation: Fieller's interval against Student's test, students that differ in their teacher alone, and a small proof in full."""
+"""The proof of distillation: Fieller's interval against Student's test, and a small proof in full.
+
+The students differ in their teacher alone.
+"""
 
 import json
 import math

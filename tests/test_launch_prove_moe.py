@@ -1,4 +1,7 @@
-"""The proof of the mixture of experts: intervals against SciPy's paired test, variants that differ in their experts alone, and a small proof in full."""
+"""The proof of the MoE: intervals against SciPy's paired test, and a small proof in full.
+
+The variants differ in their experts alone.
+"""
 
 import json
 import subprocess

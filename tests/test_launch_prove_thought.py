@@ -1,4 +1,7 @@
-"""The proof of the chain of thought at small size: texts, two runs, answers, table and picture; and what its intervals are."""
+"""The proof of the chain of thought at small size: texts, runs, answers, table and picture.
+
+Its intervals are checked too.
+"""
 
 import json
 from pathlib import Path

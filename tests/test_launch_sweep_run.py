@@ -1,4 +1,7 @@
-"""A sweep's file, its trials, and what is made of trials that have ended: without Ray, for their folders are written here."""
+"""A sweep's file, its trials, and the results of trials that have ended.
+
+No Ray runs: the trials' folders are written here.
+"""
 
 import json
 import math
@@ -31,7 +34,7 @@ LR, WIDTH, LAYERS = "run.optimizer.lr", "run.objective.model.d_model", "run.obje
 
 @pytest.fixture
 def write(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Writes a sweep file with these fields, beside a job without experts, and goes to its folder."""
+    """Write a sweep file with these fields, next to a job without experts, and enter its folder."""
     monkeypatch.chdir(tmp_path)
     job = tiny_job(corpus, engine={"name": "accelerate"}, tracking={"enabled": False}, evaluate={"every": 5})
     del job["objective"]["model"]["moe"]

@@ -1,4 +1,7 @@
-"""The scaling law: against closed forms, SciPy's regression, and how often its intervals hold the truth over many draws from a known law."""
+"""The scaling law against closed forms and SciPy's regression.
+
+Over many draws from a known law, its intervals hold the truth as often as they should.
+"""
 
 import math
 

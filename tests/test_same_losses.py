@@ -1,4 +1,4 @@
-"""The losses of every objective over 20 steps are those of tests/same_losses.json, which tests/same_losses.py wrote."""
+"""The losses of every objective over 20 steps are those that tests/same_losses.py wrote."""
 
 import json
 from functools import cache

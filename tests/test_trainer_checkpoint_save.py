@@ -1,4 +1,7 @@
-"""A checkpoint holds all of the state, loads into any layout bit for bit, and is refused when a byte of it is wrong."""
+"""A checkpoint holds all of the state and loads into any layout bit for bit.
+
+It is refused when one byte of it is wrong.
+"""
 
 import json
 import random

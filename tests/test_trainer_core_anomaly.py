@@ -1,4 +1,7 @@
-"""A poisoned gradient never reaches the weights, and afterwards the run equals one that passed over the batch by hand."""
+"""A poisoned gradient never reaches the weights.
+
+Afterwards the run equals one that skipped the batch by hand.
+"""
 
 import math
 import shutil
@@ -24,7 +27,10 @@ LAYOUTS = {
 def curves(
     world: Any, job: dict[str, Any], layouts: list[tuple[str, int, int]], folder: str
 ) -> dict[Any, tuple[dict[int, float], bool, int]]:
-    """For each layout, poisoned, refused and by hand: losses by step, whether all training state is finite, and the number of anomalies."""
+    """Train every layout three ways: poisoned, refused and by hand.
+
+    Returns the losses by step, whether all training state is finite, and the number of anomalies.
+    """
     from data.share import Share
     from trainer.config import RunConfig
     from trainer.core.loop import fit
@@ -130,7 +136,8 @@ def test_skip_rollback_and_the_end_of_the_budget_in_whole_runs(corpus: Path, tmp
     assert (spent["step"], spent["failed"]) == (6, True)
     assert "budget" in spent["stopped"]
     assert (tmp_path / "spent" / "checkpoints" / "step-00000006" / "manifest.json").exists()
-    # Resumed from before the anomaly, without the fault that caused it, the run still passes over the same step.
+    # Resumed from before the anomaly, without the fault that caused it, the run still skips the
+    # same step.
     before = losses(tmp_path / "skipped")
     for step in (8, 10):
         shutil.rmtree(tmp_path / "skipped" / "checkpoints" / f"step-{step:08d}")

@@ -1,4 +1,7 @@
-"""A run's weights in transformers and back: same logits and greedy tokens there, bit-equal here, in any layout of ranks."""
+"""A run's weights in transformers and back, in any layout of ranks.
+
+Logits and greedy tokens are the same there; the weights come back bit-equal.
+"""
 
 import json
 import shutil

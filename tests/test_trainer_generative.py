@@ -1,4 +1,7 @@
-"""VAE, DDPM, GAN, SimCLR, CLIP: the same global batches give the same losses and the same moving averages for every number of ranks and ZeRO stage."""
+"""VAE, DDPM, GAN, SimCLR, CLIP: the same global batches give the same losses.
+
+The moving averages agree too, for every number of ranks and ZeRO stage.
+"""
 
 from functools import cache
 from typing import Any
@@ -41,7 +44,10 @@ def job_of(name: str, zero: int) -> dict[str, Any]:
 
 
 def curves(world: Any, cases: list[tuple[str, int]]) -> dict[tuple[str, int], tuple[Curve, Averages]]:
-    """Loss of each phase and gradient norms at every step, and this rank's part of the final averages, for every (objective, ZeRO stage)."""
+    """Return losses and gradient norms at every step, for every (objective, ZeRO stage).
+
+    This rank's part of the final averages comes with them.
+    """
     from data.share import Share
     from trainer.config import RunConfig, check
     from trainer.core.loop import fit

@@ -1,4 +1,7 @@
-"""Collapsed routing is noticed and acted on, alike in every layout and over a resume. The collapse is planted by hand after the first step."""
+"""Collapsed routing is noticed and acted on, alike in every layout and across a resume.
+
+The collapse is planted by hand after the first step.
+"""
 
 import copy
 import json
@@ -32,7 +35,10 @@ def job_of(corpus: Path, action: dict[str, Any], **run: Any) -> dict[str, Any]:
 
 
 def plant(training: Any) -> None:
-    """After step 1, make the router of one layer send every token to one expert, in whatever form the engine keeps its weights."""
+    """After step 1, make the router of one layer send every token to one expert.
+
+    The engine may keep its weights in any form.
+    """
     if training.step != 1:
         return
     width = training.objective.config.model.d_model
@@ -55,7 +61,10 @@ def run(
 def run_layouts(
     world: Any, job: dict[str, Any], layouts: list[tuple[int, int]]
 ) -> dict[tuple[int, int], dict[str, Any]]:
-    """Losses, loads, what was said and logged, and all of the training state before and after the first event, for every (EP, ZeRO)."""
+    """Return losses, loads, messages and logs for every (EP, ZeRO).
+
+    All of the training state before and after the first event comes with them.
+    """
     from data.share import Share
     from trainer.config import RunConfig
     from trainer.core.loop import fit
@@ -181,7 +190,10 @@ def test_stop_ends_the_run(corpus: Path) -> None:
     ("world", "layout"), [(world, layout) for world, layouts in LAYOUTS.items() for layout in layouts]
 )
 def test_dead_experts_start_anew(world: int, layout: tuple[int, int], corpus: Path) -> None:
-    """Weights drawn alike in every layout, no moments left of the old ones, all else untouched, and tokens from the next step on."""
+    """Weights are drawn alike in every layout, and the moments of the old ones are gone.
+
+    All else is untouched, and tokens come from the next step on.
+    """
     action = ACTIONS[2]
     found, reference = results(world, corpus, action)[0][layout], results(1, corpus, action)[0][1, 0]
     before, after = found["states"]

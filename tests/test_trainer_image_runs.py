@@ -1,4 +1,7 @@
-"""Whole runs of the image objectives: the same figures over any ranks, resumed bit for bit, exported, and heard when they collapse."""
+"""Whole runs of the image objectives: equal metrics across any ranks, resumed bit for bit.
+
+They are exported, and noticed when they collapse.
+"""
 
 import json
 from collections.abc import Callable
@@ -26,7 +29,10 @@ def summary(root: Path, name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of each objective over 1 and over 2 ranks, six steps each; the former stopped after three and resumed."""
+    """Runs of each objective over 1 and over 2 ranks, six steps each.
+
+    A third run on 1 rank was stopped after three steps and resumed.
+    """
     root = tmp_path_factory.mktemp("runs")
     whole = {
         name: {"data": DIGITS | {"max_eval_samples": 40}, "quality": QUALITY} | objective

@@ -1,4 +1,7 @@
-"""Few-shot tasks: prompts, answers, scores and intervals; an evaluation that is cut off goes on; the made-up arithmetic is right."""
+"""Few-shot tasks: prompts, answers, scores, intervals, and the made-up arithmetic.
+
+An evaluation that is cut off continues.
+"""
 
 import json
 import random

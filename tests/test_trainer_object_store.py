@@ -1,4 +1,4 @@
-"""A whole life of a run at an s3:// URL: killed, resumed, damaged, verified; on a real S3 server."""
+"""A run at an s3:// URL on a real S3 server: killed, resumed, damaged, verified."""
 
 import os
 import subprocess

@@ -1,4 +1,7 @@
-"""Contrastive objectives: the same loss and gradients for any number of ranks, micro-batch and chunk, and equal to autograd on the whole batch."""
+"""Contrastive objectives give the same loss and gradients for any ranks, micro-batch and chunk.
+
+They equal autograd on the whole batch.
+"""
 
 from functools import cache
 from typing import Any

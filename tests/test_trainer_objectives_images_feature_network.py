@@ -1,4 +1,4 @@
-"""The networks that images are compared by: Inception from a file, and a classifier that is trained once."""
+"""The networks that images are compared by: Inception from a file, and a trained classifier."""
 
 from pathlib import Path
 

@@ -1,4 +1,7 @@
-"""Distillation: the loss against NumPy, the same in every layout, resumed to the bit, a start that is the teacher's, and teachers that do not fit."""
+"""Distillation: the loss against NumPy, the same in every layout, resumed to the bit.
+
+A start is the teacher's, and teachers that do not fit are refused.
+"""
 
 import json
 import shutil
@@ -253,7 +256,10 @@ def test_every_engine_starts_from_the_same_bits(root: Path, corpus: Path) -> Non
 
 
 def whole_and_resumed(world: Any, whole: dict[str, Any], parted: dict[str, Any], taught_by: str) -> str:
-    """Trains `whole` and `parted`, this one in two goes; then the teacher learns something, and the next go's complaint is returned."""
+    """Train `whole`, and `parted` in two attempts; then train the teacher further.
+
+    Returns the complaint of the next attempt.
+    """
     train(world, whole)
     train(world, parted | {"stop": {"steps": 3}})
     resume(world, parted)

@@ -1,4 +1,7 @@
-"""The plan's memory, part by part, against the bytes of the live tensors in real DeepSpeed workers; and its counts against published ones."""
+"""The plan's memory, part by part, against the live tensors in real DeepSpeed workers.
+
+Its counts are compared with published ones.
+"""
 
 from functools import cache
 from pathlib import Path
@@ -60,7 +63,10 @@ def job(corpus: Path, model: str, ep: int, zero: int, precision: str) -> RunConf
 
 
 def census(world: Any, corpus: Path, model: str) -> dict[tuple[int, int, str], dict[str, int]]:
-    """Bytes by part at their largest over two steps, for every layout of `model`, one after the other in the same processes."""
+    """Return the largest bytes by part over two steps, for every layout of `model`.
+
+    The layouts run one after the other in the same processes.
+    """
     from live_tensors import Census, Collectives
 
     collectives = Collectives()
@@ -100,7 +106,7 @@ def census(world: Any, corpus: Path, model: str) -> dict[tuple[int, int, str], d
 
 @cache
 def measured(corpus: Path, model: str) -> dict[tuple[int, int, str], dict[str, float]]:
-    """Mean over the ranks; rows for experts differ from rank to rank, and their mean is the balanced load."""
+    """The mean across ranks: their experts get different rows, which are balanced on average."""
     ranks = run_distributed(census, WORLD, corpus, model)
     return {
         layout: {part: sum(rank[layout].get(part, 0) for rank in ranks) / WORLD for part in ranks[0][layout]}

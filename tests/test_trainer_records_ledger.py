@@ -1,4 +1,4 @@
-"""Runs on real ranks, stopped and resumed on another number of them: what they write down about their data, and what `verify` makes of it."""
+"""Runs on real ranks, resumed on another number of them: their ledger of data, and `verify`."""
 
 import io
 import json
@@ -19,7 +19,7 @@ from trainer.storage import Folder
 
 
 def train(world: Any, job: dict[str, Any], steps: int) -> str:
-    """A run, or its next attempt, up to `steps`; returns what the user is told where it is refused."""
+    """Train the next attempt of a run up to `steps`; return the refusal, where there is one."""
     from trainer.config import RunConfig
     from trainer.parsing import parse
     from trainer.settle import prepare, settle

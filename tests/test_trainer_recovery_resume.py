@@ -1,4 +1,7 @@
-"""Killed, hung, out of memory, out of disk or asked to stop: the run goes on from its last checkpoint as if nothing had been, or says why it ended."""
+"""A run that is killed, hangs, or lacks memory or disk continues from its last checkpoint.
+
+It continues as if nothing had happened, or says why it ended. A run that is asked to stop does so.
+"""
 
 import random
 import shutil

@@ -1,4 +1,7 @@
-"""Training with each routing gives the same losses, first gradients, loads and biases, whatever the ranks, EP size and ZeRO stage."""
+"""Training with each routing gives the same results, whatever the ranks, EP size and ZeRO stage.
+
+Results are losses, first gradients, loads and biases.
+"""
 
 import copy
 from functools import cache
@@ -47,7 +50,7 @@ def job_of(corpus: Path, routing: str) -> dict[str, Any]:
 def train(
     world: Any, jobs: dict[str, dict[str, Any]], layouts: list[tuple[int, int]]
 ) -> dict[tuple[str, int, int], dict[str, Any]]:
-    """Losses and norms of all steps, the first step's gradients, the load of every step, and the buffers at the end."""
+    """Return losses, norms and loads of all steps, the first gradients, and the last buffers."""
     from data.share import Share
     from trainer.config import RunConfig
     from trainer.core.loop import fit

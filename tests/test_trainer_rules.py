@@ -1,4 +1,7 @@
-"""Rule files, good and bad, with the decisions and derivations that are due; the knowledge graph; the audit log's chain; the hook."""
+"""Rule files, good and bad, with the decisions and derivations that are due.
+
+The knowledge graph, the decision log's chain and the hook are tested too.
+"""
 
 import json
 import time
@@ -283,7 +286,7 @@ def test_the_audit_log_breaks_wherever_it_is_touched(tmp_path: Path) -> None:
 
 
 def test_what_the_arithmetic_rules_accept_is_right(tmp_path: Path) -> None:
-    """Of random claims, about half of them wrong: all that are accepted are right, and none that is right is refused."""
+    """Of random claims, half of them wrong, every right one is accepted and no wrong one is."""
     import random
 
     random.seed(0)

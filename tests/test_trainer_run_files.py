@@ -1,4 +1,7 @@
-"""The run folder: one module names its files, programs agree by types and never by words, and folders of the old code are read."""
+"""The run folder: one module names its files, and programs agree by types, never by words.
+
+Folders of the old code are still read.
+"""
 
 import ast
 import json
@@ -24,7 +27,7 @@ PACKAGES = ("launch", "cluster", "trainer", "models", "data")
 MODULES = [path for package in PACKAGES for path in sorted(Path(package).rglob("*.py"))]
 NAMES = {value for name, value in vars(files_of_a_run).items() if name.lstrip("_").isupper() and isinstance(value, str)}
 WORDS = {name for name in NAMES if "." not in name and "_" not in name}
-"""Names that are plain words elsewhere, such as `samples`: they count only where a file is meant."""
+"""Names that are plain words elsewhere, such as `samples`; they count where a file is meant."""
 READERS = {"startswith", "endswith", "removeprefix", "removesuffix", "match", "fullmatch", "search", "find", "index"}
 TEXTS = {"ended", "stopped", "event", "detail", "wants_stop", "failure"}
 FILE_CALLS = {"exists", "read", "write", "append", "append_line", "lines", "lines_from", "delete", "put", "fetch"}
@@ -60,7 +63,7 @@ def plain_text(node: ast.AST) -> str:
 
 
 def is_run_folder(node: ast.AST) -> bool:
-    """Whether an expression is a Folder by its name: scratch folders of this machine are called otherwise."""
+    """Whether an expression is a Folder by its name; scratch folders have other names."""
     return any(name in ("folder", "run", "files") for name in names_in(node))
 
 

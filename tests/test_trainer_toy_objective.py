@@ -1,9 +1,11 @@
-"""How to add an objective. This file holds a whole one: it fits a line through noisy points by least squares.
+"""How to add an objective. This file holds a whole one, which fits a line by least squares.
 
-It takes four things: (1) a config, (2) a network of any modules of torch, (3) data, and (4) the objective, which binds them.
-In the product all four are one file in trainer/objectives/, and `OBJECTIVES` in its `__init__.py` gets one line more. Here the
-line is added by `register`, in every process that needs it. Nothing else of the trainer changes: the tests below train the
-objective on two ranks through the real worker, save it, resume it on one rank, sample from it, and see that it has no export.
+It takes four things: (1) a config, (2) a network of any modules of torch, (3) data, and (4) the
+objective, which binds them. In the product all four are one file in trainer/objectives/, and
+`OBJECTIVES` in its `__init__.py` gets one line more. Here the line is added by `register`, in every
+process that needs it. Nothing else of the trainer changes: the tests below train the objective on
+two ranks through the real worker, save it, resume it on one rank, sample from it, and see that it
+has no export.
 """
 
 import json
@@ -34,7 +36,7 @@ from trainer.parsing import forget_adapters
 
 @dataclass(frozen=True, kw_only=True)
 class LineConfig(ObjectiveConfig):
-    """1. The config: what a job file says. `name` selects it, and its docstrings are the editor's help."""
+    """1. The config: the section of a job file. `name` selects it; its docstrings are the help."""
 
     name: Literal["line"] = "line"
     slope: float = 3.0
@@ -52,7 +54,8 @@ class LineObjective(BaseObjective):
         self.model = nn.Linear(1, 1)  # 2. The network.
         self.networks = {"model": self.model}
 
-    # 3. The data: functions of the seed and a sample's number, so that any number of ranks gets the same ones.
+    # 3. The data: functions of the seed and a sample's number, so that any number of ranks gets the
+    # same samples.
 
     def stream(self, share: Share, state: RunState | None) -> Stream:
         return MadeStream(self._points, share, state)
@@ -69,7 +72,8 @@ class LineObjective(BaseObjective):
         noise_M1 = normal(derive(keys_M, "noise"), (1,))
         return {"x": x_M1, "y": self.config.slope * x_M1 + self.config.noise * noise_M1, "sample": number_M}
 
-    # What is minimised: a sum over the batch. The loop divides it by the weight of the global batch, here its samples.
+    # The loss: a sum over the batch. The loop divides it by the weight of the global batch, here
+    # its samples.
 
     def loss(self, phase: str, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Sums]:
         loss = (net(batch["x"]) - batch["y"]).square().sum()

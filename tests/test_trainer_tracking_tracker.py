@@ -1,4 +1,4 @@
-"""Tracking costs a run nothing: no killed worker leaves a broken store behind, and no dead server is felt."""
+"""Tracking costs a run nothing: a killed worker breaks no store, and a dead server is not felt."""
 
 import contextlib
 import json
@@ -45,7 +45,7 @@ def test_a_store_whose_making_is_killed_is_made_by_the_next_one(tmp_path: Path) 
 
 @contextlib.contextmanager
 def server(store: Path, port: int) -> Iterator[None]:
-    """A real tracking server on `store`, up when the block begins, and killed without notice when it ends."""
+    """A real tracking server on `store`, up in the block, and killed without notice at its end."""
     command = [
         sys.executable,
         "-m",

@@ -1,4 +1,7 @@
-"""What a job can ask of a worker, each asked for once in a real run: engines, objectives, accumulation, profiler, stopping, a dead tracking server."""
+"""The options of a job, each in a real run: engines, objectives, accumulation, profiler, stopping.
+
+A dead tracking server belongs to them.
+"""
 
 import copy
 import json
@@ -47,7 +50,7 @@ def test_accumulation_engine_and_recomputation_do_not_change_the_loss(root: Path
 
 
 def threads_under_accelerate(world: Any) -> int:
-    """torch's threads once Accelerate is set up where nothing says how many threads there are to be, as in a user's shell."""
+    """The threads of torch under Accelerate where no variable sets them, as in a shell."""
     from trainer.engines.accelerate_engine import AccelerateEngine
     from trainer.engines.optim import OptimizerConfig
     from trainer.world import joined
@@ -59,7 +62,10 @@ def threads_under_accelerate(world: Any) -> int:
 
 
 def test_accelerate_leaves_the_number_of_threads_alone() -> None:
-    """By itself it takes all cores for each process: two runs side by side then take five times as long."""
+    """Without a limit, Accelerate takes all cores per process.
+
+    Two runs at once then take five times as long.
+    """
     assert run_distributed(threads_under_accelerate, 1) == [1]
 
 
@@ -69,7 +75,7 @@ def test_ddp_over_two_ranks_equals_one_process(root: Path, corpus: Path) -> None
 
 
 def test_masked_language_model_over_two_ranks_equals_one_process(root: Path, corpus: Path) -> None:
-    """The number of masked tokens differs from rank to rank: only a division by the global weight gives the same loss."""
+    """The number of masked tokens differs across ranks; dividing by the global weight is right."""
     for world, ep in ((1, 1), (2, 2)):
         job = with_model(
             job_of(corpus, root, f"masked-{world}", engine={"name": "deepspeed", "zero": 2, "ep": ep}), causal=False

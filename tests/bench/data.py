@@ -1,11 +1,13 @@
-"""Tokens and images per second of the streams against plain `datasets` iteration and a bare loop over arrow, doing the same work but for exactness.
+"""Tokens and images per second of the streams, next to `datasets` and a bare loop over arrow.
 
-    python tests/bench/data.py [--json FILE] [--rounds 9] [--seq-len 1024] [--document-bytes 3000] [--image-side 32]
+    python tests/bench/data.py [--json FILE] [--rounds 9] [--seq-len 1024]
+                               [--document-bytes 3000] [--image-side 32]
 
-All sides read the same parquet shards on one thread and give the same kind of micro-batches: bytes of documents, packed, as int64; PNGs,
-decoded by Pillow, as uint8. The streams add what exactness costs: lanes, shuffling of documents and samples, held-out documents, states,
-digests. `rows` is what one writes without thinking: `for row in dataset`. The images are all different, and none comes twice: no side
-profits from a cache. Ratios are taken within a round.
+All sides read the same parquet shards on one thread and give the same kind of micro-batches: bytes
+of documents, packed, as int64; PNGs, decoded by Pillow, as uint8. The streams add the price of
+exactness: lanes, shuffling of documents and samples, held-out documents, states, digests. `rows` is
+the loop that one writes without thinking: `for row in dataset`. The images are all different, and
+none comes twice, so no side profits from a cache. Ratios are taken within a round.
 """
 
 import io
@@ -41,7 +43,10 @@ SPLIT = {"global_batch": GLOBAL_BATCH, "micro_batch": MICRO_BATCH}
 
 
 def write_texts(folder: Path, document_bytes: int) -> list[str]:
-    """Eight shards of standard-library source, cut into documents of about one size: 10 MB each or so."""
+    """Write eight shards of standard-library source, cut into documents of about one size.
+
+    A shard has about 10 MB.
+    """
     texts = [text for shard in stdlib_shards() for text in pq.read_table(shard)["text"].to_pylist()]
     documents = [text[i : i + document_bytes] for text in texts for i in range(0, len(text), document_bytes)]
     rng = np.random.default_rng(0)

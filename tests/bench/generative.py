@@ -1,9 +1,10 @@
-"""Images per second of the DDPM training step against diffusers' UNet2DModel of the same configuration in a plain loop.
+"""Images per second of the DDPM training step, next to diffusers' UNet2DModel in a plain loop.
 
     python tests/bench/generative.py [--json FILE] [--rounds 9] [--steps 4] [--threads 1]
 
-Both sides have the same weights, batches, timesteps and noise, AdamW and clipping; ours is the loop's `train_step` with the engine of the
-quickstart, theirs is what diffusers' own example does by hand. Before timing, both losses are compared.
+Both sides have the same configuration, weights, batches, timesteps and noise, AdamW and clipping.
+Ours is the loop's `train_step` with the engine of the quickstart; theirs is the step that
+diffusers' own example writes by hand. Before timing, both losses are compared.
 """
 
 import itertools

@@ -1,7 +1,8 @@
-"""Three hosts on one machine: network namespaces on a bridge, Ray started on each, all gone without trace afterwards.
+"""Three hosts on one machine: network namespaces on a bridge, with Ray started on each.
 
-A host has an address, processes, a link and a folder for Ray's files of its own; the rest of the file system is shared, as a cluster's
-storage is. Needs root and iproute2.
+A host has an address, processes, a link and a folder for Ray's files of its own. The rest of the
+file system is shared, as a cluster's storage is. All is gone without trace afterwards. Needs root
+and iproute2.
 """
 
 import contextlib
@@ -42,7 +43,7 @@ class Host:
     link: str
 
     def start(self, *command: str, own: str, log: Path, **env: str) -> "subprocess.Popen[bytes]":
-        """Run `command` on it, with an empty folder `own` that only this command and its children see."""
+        """Run `command` on the host, with an empty folder `own` that only its processes see."""
         private = ["ip", "netns", "exec", self.name, "sh", "-c", f'mount -t tmpfs tmpfs {own} && exec "$@"', "sh"]
         with log.open("ab") as output:
             return subprocess.Popen([*private, *command], env=environment(**env), stdout=output, stderr=output)
@@ -81,7 +82,10 @@ class Cluster:
 
 @contextlib.contextmanager
 def ray_hosts(folder: Path, cpus: int, **env: str) -> Iterator[Cluster]:
-    """Three hosts with `cpus` CPUs each, ready for jobs; `env` is the environment of their Ray nodes."""
+    """Start three hosts with `cpus` CPUs each, ready for jobs.
+
+    `env` is the environment of their Ray nodes.
+    """
     started: list[subprocess.Popen[bytes]] = []
     temp = tempfile.mkdtemp(prefix="ray-")  # short: Ray makes sockets in it, whose names may have 107 characters
     with network(3) as hosts:

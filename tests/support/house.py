@@ -1,4 +1,7 @@
-"""The product as its files say it is: modules, imports, functions and texts, read with `ast` and never imported."""
+"""The structure of the product: modules, imports, functions and texts, read with `ast`.
+
+Nothing is imported.
+"""
 
 import ast
 import io
@@ -44,7 +47,10 @@ def package_of(file: Path, level: int) -> str:
 
 
 def targets(node: ast.Import | ast.ImportFrom, file: Path) -> Iterator[str]:
-    """The product's modules that `node` names: `from a import b` is a.b where that is a module, else a."""
+    """Yield the product's modules that `node` imports.
+
+    `from a import b` is a.b where that is a module, else a.
+    """
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names if alias.name in modules())
         return
@@ -70,7 +76,10 @@ def imports() -> dict[Path, set[Path]]:
 
 
 def rooms(folder: Path) -> Graph:
-    """How the entries of `folder` (files, and folders with all that is below them) import one another."""
+    """How the entries of `folder` import one another.
+
+    An entry is a file, or a folder with everything below it.
+    """
     graph: Graph = {}
     depth = len(folder.parts)
     for file, imported in imports().items():
@@ -95,7 +104,7 @@ def circles(graph: Graph) -> list[str]:
 
 
 def reachable(graph: Graph, start: str) -> set[str]:
-    """The nodes to which imports lead from `start`; with `start` itself where it lies on a circle."""
+    """The nodes that imports lead to from `start`, including `start` where it lies on a circle."""
     seen, waiting = set[str](), [start]
     while waiting:
         new = graph.get(waiting.pop(), set()) - seen
@@ -134,7 +143,8 @@ def import_lines(file: Path) -> set[int]:
 
 
 def prose(file: Path) -> Iterator[tuple[int, str]]:
-    """Docstrings (of fields as well) and comments of `file`, with the numbers of their first lines."""
+    """Yield the docstrings (of fields too) and comments of `file`, with their first line's number.
+    """
     for node in ast.walk(tree_of(file)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             yield node.lineno, node.value.value

@@ -1,4 +1,7 @@
-"""Fixtures of the tests about Kubernetes: an API server, a kubeconfig for it, and the command in this process. tests/conftest.py has them."""
+"""Fixtures of the Kubernetes tests: an API server, its kubeconfig, and the command in this process.
+
+tests/conftest.py imports them.
+"""
 
 import json
 import sys

@@ -1,6 +1,7 @@
-"""A stand-in for the KubeRay operator (and for Kueue and the kubelets, as far as a job's status shows them): it moves RayJobs through their states.
+"""A stand-in for the KubeRay operator, which moves RayJobs through their states.
 
-Its rules are those of KubeRay 1.7's validation; its objects, labels, names and owners are those that KubeRay makes.
+It plays Kueue and the kubelets too, as far as a job's status shows them. Its rules are those of
+KubeRay 1.7's validation; its objects, labels, names and owners are those that KubeRay makes.
 """
 
 import re
@@ -14,7 +15,11 @@ FINALIZER = "ray.io/rayjob-finalizer"
 
 
 class Operator:
-    """Acts on the jobs of one namespace. What needs time in a real cluster happens when a test says so; deletions it follows by itself."""
+    """Act on the jobs of one namespace.
+
+    Changes that take time in a real cluster happen when a test says so; deletions are followed at
+    once.
+    """
 
     def __init__(self, api: KubeApi, namespace: str):
         self.api, self.namespace = api, namespace
@@ -28,7 +33,10 @@ class Operator:
         self.api.set_status("ray.io", "rayjobs", self.namespace, name, **fields)
 
     def initialise(self, name: str, pods: str = "Running") -> None:
-        """New to Initializing: a RayCluster with its pods in the phase `pods`; or ValidationFailed; or Suspended."""
+        """Move from New to Initializing, with a RayCluster whose pods are in the phase `pods`.
+
+        An invalid job moves to ValidationFailed, a suspended one to Suspended.
+        """
         job = self.job(name)
         if problem := validation_problem(job):
             self.status(name, jobDeploymentStatus="ValidationFailed", reason="ValidationFailed", message=problem)
@@ -86,7 +94,10 @@ class Operator:
         return pod
 
     def end(self, name: str, failed: str | None = None) -> None:
-        """Running to Complete, or with `failed`, what Ray says, to Failed, or to Retrying while there are tries left."""
+        """Move from Running to Complete, or, with Ray's message `failed`, to Retrying or Failed.
+
+        Retrying comes as long as there are tries left.
+        """
         if failed is None:
             self.status(
                 name,
@@ -155,7 +166,10 @@ class Operator:
         return self.api.create(group, plural, {"metadata": metadata, **body})
 
     def _let_go(self) -> None:
-        """Remove the finalizer from every job that is being deleted, as the operator does a little later, after stopping the Ray job."""
+        """Remove the finalizer from every job that is being deleted.
+
+        The operator does so a little later, after it has stopped the Ray job.
+        """
         seen: set[str] = set()
         while not self.api.closing:
             time.sleep(0.3)
@@ -170,7 +184,7 @@ class Operator:
 
 
 def validation_problem(job: Json) -> str:
-    """What KubeRay 1.7 refuses after the API server has accepted it, in its words; empty if nothing."""
+    """KubeRay 1.7's reason to refuse a job that the API server accepted; empty if there is none."""
     spec, name = job["spec"], job["metadata"]["name"]
     shutdown = spec.get("shutdownAfterJobFinishes", False)
     if len(name) > 47:

@@ -1,4 +1,7 @@
-"""What a Kubernetes API server does with an object of a CustomResourceDefinition: unknown fields, defaults, and the words of its refusals."""
+"""How a Kubernetes API server treats an object of a CustomResourceDefinition.
+
+Unknown fields, defaults, and the words of its refusals.
+"""
 
 import functools
 import json
@@ -30,7 +33,8 @@ def schema(plural: str, version: str) -> dict[str, Any]:
 
 
 def check(manifest: dict[str, Any]) -> list[str]:
-    """All that a server asked for fieldValidation=Strict has against a manifest of a kind in tests/crds."""
+    """The objections of a server with fieldValidation=Strict to a manifest of a kind in tests/crds.
+    """
     group, _, version = manifest["apiVersion"].partition("/")
     (definition,) = [
         crd(path.stem) for path in CRDS.glob("*.json") if crd(path.stem)["spec"]["names"]["kind"] == manifest["kind"]
@@ -66,7 +70,7 @@ def unknown_fields(part: dict[str, Any], value: Any, path: str = "") -> list[str
 
 
 def pruned(part: dict[str, Any], value: Any, path: str = "") -> Any:
-    """`value` without unknown fields and nulls: what a server keeps of it, in silence, unless it is asked to be strict."""
+    """`value` without unknown fields and nulls, as a server that is not strict keeps it."""
     if isinstance(value, list):
         return [pruned(part.get("items", {}), item, f"{path}[]") for item in value]
     if not isinstance(value, dict) or part.get("x-kubernetes-preserve-unknown-fields"):

@@ -1,7 +1,8 @@
-"""Workers placed for real: a Ray cluster of three nodes on this machine, and where the workers of several configs came to be, as JSON.
+"""Workers placed for real on a Ray cluster of three nodes, and their places for several configs.
 
-`python tests/support/placed.py FOLDER` is run by test_cluster_placement.py in a process of its own. Nodes a and b have room for two workers each,
-node c for two more and two (pretended) GPUs.
+test_cluster_placement.py runs `python tests/support/placed.py FOLDER` in a process of its own; the
+places are written as JSON. Nodes a and b have room for two workers each, node c for two more and
+two (pretended) GPUs.
 """
 
 import json
@@ -92,7 +93,7 @@ def placed(folder: Path, fields: dict[str, Any], group: int) -> list[dict[str, A
 
 
 def waiting() -> dict[str, str]:
-    """What a job says that it waits for, beside another one that holds two CPUs, and with nobody there."""
+    """A job's reason for waiting next to one that holds two CPUs, and with no other job."""
 
     @ray.remote(num_cpus=2)
     class Other:

@@ -15,7 +15,7 @@ from trainer.world import free_port
 
 @contextmanager
 def ranks(folder: Path, job: dict[str, Any], world: int, resume: bool = False) -> Iterator[list[subprocess.Popen[str]]]:
-    """`world` processes of `python -m trainer`, as torchrun would start them; killed at the end of the block."""
+    """Start `world` processes of `python -m trainer`, and kill them at the end of the block."""
     file = folder / f"{job['name']}.yaml"
     file.write_text(yaml.safe_dump({"run": job}))
     port, started = str(free_port()), []

@@ -16,7 +16,7 @@ def stream_samples(
     global_batch: int = 16,
     micro_batch: int = 2,
 ) -> tuple[dict[int, bytes], RunState]:
-    """Return the bytes of each sample of `steps` steps across `world` ranks, and the merged state."""
+    """Return the bytes per sample of `steps` steps across `world` ranks, and the merged state."""
     samples, states = {}, []
     kind = ImageStream if isinstance(config, ImageConfig) else TextStream
     for rank in range(world):
