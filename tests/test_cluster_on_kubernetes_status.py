@@ -135,7 +135,10 @@ def test_what_a_job_died_of(kube: KubeApi, submit: Submit, job_status: Status) -
         worker, "Failed", containerStatuses=[{"state": {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}]
     )
     assert f"pod {worker} failed: out of memory" in job_status(job_id)[1]
-    said = "Job entrypoint command failed with exit code 1, last available logs:\nTraceback (most recent call last):\nerror: run.root: cannot write\n"
+    said = (
+        "Job entrypoint command failed with exit code 1, last available logs:\n"
+        "Traceback (most recent call last):\nerror: run.root: cannot write\n"
+    )
     operator.end(job_id, failed=said)
     assert job_status(job_id) == (
         "FAILED",

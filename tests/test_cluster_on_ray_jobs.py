@@ -123,6 +123,7 @@ def test_submit_to_first_step_on_a_warm_cluster(head: str, corpus: Path, tmp_pat
         first = (tmp_path / "runs" / name / "first_step.json").stat().st_mtime
         seconds.append(first - before)
         print(
-            f"{name}: {first - before:.1f} s from submit to the first step, {facts['seconds_to_first_step']:.1f} s of them in the job's command"
+            f"{name}: {first - before:.1f} s from submit to the first step, "
+            f"{facts['seconds_to_first_step']:.1f} s of them in the job's command"
         )
     assert seconds[-1] < 20, printed

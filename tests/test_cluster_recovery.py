@@ -24,8 +24,7 @@ from trainer.storage import Folder
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    """A folder with a run whose rank 1 was killed after step 5, and an undisturbed one of its job.
-    """
+    """A folder with a run whose rank 1 was killed after step 5, and an undisturbed one."""
     folder = tmp_path_factory.mktemp("home")
     job = tiny_job(
         corpus, engine={"name": "deepspeed", "zero": 1, "ep": 2}, checkpoint={"every": 2}, evaluate={"samples": 0}

@@ -41,8 +41,9 @@ def head_environment(body: dict[str, Any]) -> dict[str, str]:
 
 
 def start(head: Head, body: dict[str, Any]) -> None:
-    """What KubeRay's submitter does: the entrypoint goes through a shell, as one line."""
-    command = f"{BIN}/ray job submit --address {head.address} --submission-id {body['metadata']['name']} --no-wait -- {body['spec']['entrypoint']}"
+    """Submit as KubeRay's submitter does: the entrypoint goes through a shell, as one line."""
+    options = f"--address {head.address} --submission-id {body['metadata']['name']} --no-wait"
+    command = f"{BIN}/ray job submit {options} -- {body['spec']['entrypoint']}"
     subprocess.run(["bash", "-c", command], env=environment(), check=True, capture_output=True, timeout=60)
 
 

@@ -162,7 +162,8 @@ def test_warn_speaks_every_so_many_steps(corpus: Path) -> None:
         for _, figures in found["logged"]
     )
     assert found["said"][0].startswith(
-        f"step {EVENT_STEP}: routing collapse in layer {LAYER}: expert {BUSIEST} got over 90% of the tokens for {PATIENCE} steps"
+        f"step {EVENT_STEP}: routing collapse in layer {LAYER}: "
+        f"expert {BUSIEST} got over 90% of the tokens for {PATIENCE} steps"
     )
     assert torch.equal(found["raised"], torch.ones(2))
 

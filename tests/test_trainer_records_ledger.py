@@ -97,7 +97,8 @@ def test_a_changed_source_is_refused_on_resume_by_name(run: tuple[dict[str, Any]
         part.write_bytes(content + b'{"text": "one more document"}\n')
         for said in run_distributed(train, 2, job, 8):
             assert said.startswith(
-                f"run.objective.data.source: {part} has changed: {len(content)} bytes when the run began, {len(content) + 30} now; "
+                f"run.objective.data.source: {part} has changed: "
+                f"{len(content)} bytes when the run began, {len(content) + 30} now; "
             )
         good, said = verdict(folder, 6)
         assert not good

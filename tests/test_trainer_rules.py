@@ -290,8 +290,13 @@ def test_what_the_arithmetic_rules_accept_is_right(tmp_path: Path) -> None:
     import random
 
     random.seed(0)
-    claims = [(a, op, b, {"+": a + b, "-": a - b, "*": a * b}[op] + random.choice([0, 0, 1, -10])) for a, b, op in
-              ((random.randrange(-99, 99), random.randrange(0, 99), random.choice("+-*")) for _ in range(60))]  # fmt: skip
+    claims = []
+    for _ in range(60):
+        a = random.randrange(-99, 99)
+        b = random.randrange(0, 99)
+        op = random.choice("+-*")
+        right = {"+": a + b, "-": a - b, "*": a * b}[op]
+        claims.append((a, op, b, right + random.choice([0, 0, 1, -10])))
     decisions = gate("arithmetic").judge([Candidate(text=f"{a} {op} {b} = {c}") for a, op, b, c in claims])
     truth = [eval(f"({a}) {op} ({b})") == c for a, op, b, c in claims]
     assert [decision.accepted for decision in decisions] == truth

@@ -304,7 +304,8 @@ def test_attempts_and_events_of_the_old_code_are_read(files: RunFiles) -> None:
     [
         "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:40862",
         "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Read error [127.0.0.1]:3: Connection reset by peer",
-        "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 1800000ms for recv operation to complete",
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] "
+        "Timed out waiting 1800000ms for recv operation to complete",
         "NCCL error in: ProcessGroupNCCL.cpp:1077, remote process exited or there was a network error",
     ],
 )

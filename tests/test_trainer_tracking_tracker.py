@@ -24,11 +24,8 @@ from trainer.world import free_port
 
 def test_a_store_whose_making_is_killed_is_made_by_the_next_one(tmp_path: Path) -> None:
     file = tmp_path / "mlflow.db"
-    making = [
-        sys.executable,
-        "-c",
-        f"from pathlib import Path; from trainer.tracking.mlflow_run import _make_store; _make_store(Path({str(file)!r}))",
-    ]
+    imports = "from pathlib import Path; from trainer.tracking.mlflow_run import _make_store"
+    making = [sys.executable, "-c", f"{imports}; _make_store(Path({str(file)!r}))"]
     first = subprocess.Popen(making, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not any(half.stat().st_size > 0 for half in tmp_path.glob(".mlflow.db-*/mlflow.db")) and first.poll() is None:
         time.sleep(0.005)
@@ -116,7 +113,8 @@ def test_a_server_that_is_down_for_30_s_is_not_felt_and_misses_nothing(corpus: P
     before, during = seconds[(ends > begin) & (ends < down)], seconds[(ends > down) & (ends < up)]
     p99 = [float(np.percentile(each, 99)) for each in (before, during)]
     print(
-        f"{len(before)} steps with the server, {len(during)} without; 99th percentile of their time {1e3 * p99[0]:.1f} ms and {1e3 * p99[1]:.1f} ms"
+        f"{len(before)} steps with the server, {len(during)} without; "
+        f"99th percentile of their time {1e3 * p99[0]:.1f} ms and {1e3 * p99[1]:.1f} ms"
     )
     assert p99[1] <= 1.25 * p99[0]
     assert [point.step for point in points] == list(range(1, len(times) + 1)), "points are lost or doubled"

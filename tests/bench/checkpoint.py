@@ -85,7 +85,8 @@ def main() -> None:
     share = ratio(samples["ours, training waits"], samples["torch.save"])
     slower = ratio(product["beside a save"], product["alone"])
     print(
-        f"training waits for {100 * share:.1f} % of the time of a blocking torch.save; a matrix product beside a save takes {slower:.2f} times as long"
+        f"training waits for {100 * share:.1f} % of the time of a blocking torch.save; "
+        f"a matrix product during a save takes {slower:.2f} times as long"
     )
     write(
         options.json,

@@ -74,11 +74,15 @@ def main() -> None:
         )
         for (name, seed), row in zip(grid, rows, strict=True):
             found[name].append(row)
-            figures = f"{row['modes']:.0f} of 25 modes, {row['high_quality']:.1%} high quality, reverse KL {row['reverse_kl']:.3f}"
-            print(f"{name:10} seed {seed}: {figures}, {row['seconds']:.0f} s", flush=True)
+            modes = f"{row['modes']:.0f} of 25 modes, {row['high_quality']:.1%} high quality"
+            print(
+                f"{name:10} seed {seed}: {modes}, reverse KL {row['reverse_kl']:.3f}, {row['seconds']:.0f} s",
+                flush=True,
+            )
     perfect = found["recipe"][0]
     print(
-        f"perfect sampler: {perfect['perfect/modes']:.1f} modes, {perfect['perfect/high_quality']:.1%}, reverse KL {perfect['perfect/reverse_kl']:.3f}"
+        f"perfect sampler: {perfect['perfect/modes']:.1f} modes, {perfect['perfect/high_quality']:.1%}, "
+        f"reverse KL {perfect['perfect/reverse_kl']:.3f}"
     )
     write(given.json, found)
 

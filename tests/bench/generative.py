@@ -103,7 +103,8 @@ def main() -> None:
             given.rounds,
         )
     print(
-        f"U-Net of {size / 1e6:.2f} M parameters, 8 x 8 images, batch 128, {given.threads} thread(s), {given.steps} steps a round"
+        f"U-Net of {size / 1e6:.2f} M parameters, 8 x 8 images, batch 128, "
+        f"{given.threads} thread(s), {given.steps} steps per round"
     )
     show(samples)
     rates = {name: [128 * given.steps / seconds for seconds in each] for name, each in samples.items()}

@@ -42,9 +42,8 @@ def show(samples: Mapping[str, Sequence[float]], unit: float = 1e3, name: str = 
     """A line for each side: median, and the range of the rounds."""
     for side, seconds in samples.items():
         scaled = [value * unit for value in seconds]
-        print(
-            f"{side:24} {statistics.median(scaled):9.2f} {name}   ({min(scaled):.2f} to {max(scaled):.2f} in {len(scaled)} rounds)"
-        )
+        spread = f"{min(scaled):.2f} to {max(scaled):.2f} in {len(scaled)} rounds"
+        print(f"{side:24} {statistics.median(scaled):9.2f} {name}   ({spread})")
 
 
 def write(file: Path | None, content: Any) -> None:

@@ -143,8 +143,7 @@ def import_lines(file: Path) -> set[int]:
 
 
 def prose(file: Path) -> Iterator[tuple[int, str]]:
-    """Yield the docstrings (of fields too) and comments of `file`, with their first line's number.
-    """
+    """Yield the docstrings (of fields too) and comments of `file`, with their first line numbers."""
     for node in ast.walk(tree_of(file)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             yield node.lineno, node.value.value

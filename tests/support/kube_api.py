@@ -184,7 +184,11 @@ class KubeApi:
             obj = self.get(group, plural, namespace, name)
             for key, wanted in ((options or {}).get("preconditions") or {}).items():
                 if wanted is not None and obj["metadata"][key] != wanted:
-                    words = f"Precondition failed: {key.upper()} in precondition: {wanted}, {key.upper()} in object meta: {obj['metadata'][key]}"
+                    label = key.upper()
+                    words = (
+                        f"Precondition failed: {label} in precondition: {wanted}, "
+                        f"{label} in object meta: {obj['metadata'][key]}"
+                    )
                     raise Refused(
                         409,
                         "Conflict",

@@ -103,7 +103,10 @@ class Handler(BaseHTTPRequestHandler):
         self.api.used.add((verb, group, resource))
         if not user.may(verb, group, resource):
             named = f'{_resource(group, plural)} "{name}"' if name else _resource(group, plural)
-            words = f'User "{user.name}" cannot {verb} resource "{resource}" in API group "{group}" in the namespace "{namespace}"'
+            words = (
+                f'User "{user.name}" cannot {verb} resource "{resource}" '
+                f'in API group "{group}" in the namespace "{namespace}"'
+            )
             raise Refused(403, "Forbidden", f"{named} is forbidden: {words}")
 
     def _change(

@@ -191,10 +191,11 @@ def validation_problem(job: Json) -> str:
         return "The RayJob metadata is invalid: RayJob name should be no more than 47 characters"
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
         return "The RayJob metadata is invalid: RayJob name should be a valid DNS1035 label"
+    kept = "The RayJob spec is invalid: a RayJob with shutdownAfterJobFinishes set to false"
     if spec.get("suspend") and not shutdown:
-        return "The RayJob spec is invalid: a RayJob with shutdownAfterJobFinishes set to false is not allowed to be suspended"
+        return f"{kept} is not allowed to be suspended"
     if spec.get("ttlSecondsAfterFinished", 0) > 0 and not shutdown:
-        return "The RayJob spec is invalid: a RayJob with shutdownAfterJobFinishes set to false cannot have TTLSecondsAfterFinished"
+        return f"{kept} cannot have TTLSecondsAfterFinished"
     if "rayClusterSpec" not in spec and "clusterSelector" not in spec:
         return "The RayJob spec is invalid: one of RayClusterSpec or ClusterSelector must be set"
     if spec.get("activeDeadlineSeconds", 1) <= 0:
@@ -211,7 +212,10 @@ def _cluster_problem(spec: Json) -> str:
         if not group["template"]["spec"]["containers"]:
             return f"The RayJob spec is invalid: {name} should have at least one container"
         if "labels" in group["rayStartParams"]:
-            return f"rayStartParams['labels'] is not supported for {name} group; please use the top-level Labels field instead"
+            return (
+                f"rayStartParams['labels'] is not supported for {name} group; "
+                "please use the top-level Labels field instead"
+            )
         restart = group["template"]["spec"].get("restartPolicy", "Never")
         if spec.get("autoscalerOptions", {}).get("version") == "v2" and restart != "Never":
             return f"restartPolicy for {name} Pod should be Never or unset when using autoscaler V2"
@@ -228,7 +232,13 @@ def admission_problem(job: Json) -> str:
     if "kueue.x-k8s.io/queue-name" not in job["metadata"].get("labels", {}):
         return ""
     if not spec.get("shutdownAfterJobFinishes"):
-        return "spec.shutdownAfterJobFinishes: Invalid value: false: a kueue managed job should delete the cluster after finishing"
+        return (
+            "spec.shutdownAfterJobFinishes: Invalid value: false: "
+            "a kueue managed job should delete the cluster after finishing"
+        )
     if spec["rayClusterSpec"].get("enableInTreeAutoscaling"):
-        return "spec.rayClusterSpec.enableInTreeAutoscaling: Invalid value: true: a kueue managed job should not use autoscaling"
+        return (
+            "spec.rayClusterSpec.enableInTreeAutoscaling: Invalid value: true: "
+            "a kueue managed job should not use autoscaling"
+        )
     return ""

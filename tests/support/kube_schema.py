@@ -33,8 +33,7 @@ def schema(plural: str, version: str) -> dict[str, Any]:
 
 
 def check(manifest: dict[str, Any]) -> list[str]:
-    """The objections of a server with fieldValidation=Strict to a manifest of a kind in tests/crds.
-    """
+    """The objections under fieldValidation=Strict to a manifest of a kind in tests/crds."""
     group, _, version = manifest["apiVersion"].partition("/")
     (definition,) = [
         crd(path.stem) for path in CRDS.glob("*.json") if crd(path.stem)["spec"]["names"]["kind"] == manifest["kind"]
@@ -102,9 +101,8 @@ def with_defaults(part: dict[str, Any], value: Any) -> Any:
 def problems(part: dict[str, Any], value: Any, path: str = "") -> list[str]:
     """Violations of the schema, in the server's words."""
     if wrong := _wrong_type(part, value):
-        return [
-            f"{path}: Invalid value: {json.dumps(_go_type(value))}: {path} in body must be of type {wrong}: {json.dumps(_go_type(value))}"
-        ]
+        given = json.dumps(_go_type(value))
+        return [f"{path}: Invalid value: {given}: {path} in body must be of type {wrong}: {given}"]
     found = _wrong_value(part, value, path)
     if isinstance(value, list):
         return found + [
@@ -124,7 +122,10 @@ def name_problems(name: str) -> list[str]:
     """What every custom resource's name is held to."""
     if re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", name) and len(name) <= 253:
         return []
-    words = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character"
+    words = (
+        "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', "
+        "and must start and end with an alphanumeric character"
+    )
     return [f'metadata.name: Invalid value: "{name}": {words}']
 
 
@@ -143,9 +144,8 @@ def _wrong_type(part: dict[str, Any], value: Any) -> str:
 def _wrong_value(part: dict[str, Any], value: Any, path: str) -> list[str]:
     shown, found = json.dumps(value), []
     if "enum" in part and value not in part["enum"]:
-        found.append(
-            f"{path}: Unsupported value: {shown}: supported values: {', '.join(json.dumps(each) for each in part['enum'])}"
-        )
+        supported = ", ".join(json.dumps(choice) for choice in part["enum"])
+        found.append(f"{path}: Unsupported value: {shown}: supported values: {supported}")
     if "minimum" in part and value < part["minimum"]:
         found.append(
             f"{path}: Invalid value: {shown}: {path} in body should be greater than or equal to {part['minimum']}"
