@@ -25,7 +25,9 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 FIXTURE = Path(__file__).with_suffix(".json")
-STEPS, SAVED, THREADS = 20, 10, 1
+STEPS = 20
+SAVED = 10
+THREADS = 1
 LIMIT_S = 300.0
 WORDS = "the quick brown fox jumps over a lazy dog while seven wizards mix potions for the king of spades".split()
 
@@ -134,7 +136,8 @@ def write_corpus(home: Path) -> None:
     for shard in range(4):
         lines = []
         for number in range(60):
-            start, stride = number * 7 + shard * 3, 1 + number % 5
+            start = number * 7 + shard * 3
+            stride = 1 + number % 5
             words = [WORDS[(start + i * stride) % len(WORDS)] for i in range(30 + number % 17)]
             lines.append(json.dumps({"text": f"{shard}-{number} {' '.join(words)}"}) + "\n")
         (home / "corpus" / f"part-{shard}.jsonl").write_text("".join(lines))
@@ -142,7 +145,8 @@ def write_corpus(home: Path) -> None:
 
 def write_job(home: Path, name: str) -> bool:
     """Write the job file of `name` into `home`; return whether it existed with the same content."""
-    file, job = home / f"{name}.yaml", json.dumps({"run": job_of(name)}, indent=1)  # JSON is YAML
+    file = home / f"{name}.yaml"
+    job = json.dumps({"run": job_of(name)}, indent=1)  # JSON is YAML
     if file.exists() and file.read_text() == job:
         return True
     file.write_text(job)
@@ -253,7 +257,8 @@ def differences(old: Metrics, new: Metrics) -> list[str]:
     """What differs between two runs, in the order of steps."""
     lines = []
     for step, name in sorted(old.keys() | new.keys()):
-        before, after = old.get((step, name), "absent"), new.get((step, name), "absent")
+        before = old.get((step, name), "absent")
+        after = new.get((step, name), "absent")
         if before != after:
             lines.append(f"step {step} {name}: {before} became {after}")
     return lines
@@ -299,7 +304,8 @@ def compare(name: str, home: Path, scratch: Path) -> list[str]:
     """Train the job `name` with this checkout, whole and resumed; print a row of the table."""
     begin = time.perf_counter()
     expected = metrics_of(home / "old" / name)
-    cells, lines = [], []
+    cells = []
+    lines = []
     for how, trained, after in (("", train_whole, 0), (" resumed", train_on, SAVED)):
         due = {key: value for key, value in expected.items() if key[0] > after}
         try:

@@ -29,7 +29,8 @@ BIN = Path(sys.executable).parent
 @pytest.fixture
 def cluster() -> Iterator[tuple[dict[str, str], subprocess.Popen[bytes]]]:
     """A cluster of two nodes with one CPU each: the environment to find it, and the second node."""
-    port, folder = free_port(), tempfile.mkdtemp(prefix="ray-")
+    port = free_port()
+    folder = tempfile.mkdtemp(prefix="ray-")
     environment = os.environ | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "b" * 40,
@@ -98,7 +99,8 @@ def test_a_lost_node_leaves_one_worker_that_goes_on(
         stderr=subprocess.STDOUT,
         text=True,
     )
-    folder, deadline = tmp_path / "runs" / "elastic", time.monotonic() + 200
+    folder = tmp_path / "runs" / "elastic"
+    deadline = time.monotonic() + 200
     while not ((folder / "metrics.jsonl").exists() and max(losses(folder), default=0) >= 7):
         assert command.poll() is None, command.communicate()[0]
         assert time.monotonic() < deadline, "no step was done"

@@ -24,7 +24,8 @@ from trainer.run_files import RunFiles
 from trainer.storage import Folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(540), pytest.mark.skipif(bool(reason := why_not()), reason=reason)]
-STEPS, BACK_S = 80, 60
+STEPS = 80
+BACK_S = 60
 
 
 @pytest.fixture

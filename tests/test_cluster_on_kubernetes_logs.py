@@ -19,7 +19,8 @@ from cluster.on_kubernetes.logs import Printed
 def test_logs_follow_the_driver_over_its_tries_and_broken_connections(
     kube: KubeApi, submit: Submit, switchwork: Run
 ) -> None:
-    operator, job_id = Operator(kube, "team"), submit(backoff_limit=1)
+    operator = Operator(kube, "team")
+    job_id = submit(backoff_limit=1)
 
     def cluster() -> None:
         time.sleep(0.3)

@@ -37,7 +37,8 @@ from kube_operator import Operator
 def test_waiting_for_quota(
     kube: KubeApi, submit: Submit, job_status: Status, conditions: list[tuple[str, ...]], words: str
 ) -> None:
-    operator, job_id = Operator(kube, "team"), submit(queue="team")
+    operator = Operator(kube, "team")
+    job_id = submit(queue="team")
     fields = ("type", "status", "reason", "message")
     listed = [dict(zip(fields, each)) | {"lastTransitionTime": "2026-01-01T00:00:00Z"} for each in conditions]
     operator.workload(job_id, conditions=listed)
@@ -112,7 +113,8 @@ WAITING = {
 @pytest.mark.parametrize("case", WAITING)
 def test_waiting_for_pods(kube: KubeApi, submit: Submit, job_status: Status, case: str) -> None:
     reported, event, words = WAITING[case]
-    operator, job_id = Operator(kube, "team"), submit()
+    operator = Operator(kube, "team")
+    job_id = submit()
     operator.initialise(job_id, pods="Pending")
     assert "is starting" in job_status(job_id)[1]
     pod = f"{job_id}-00001-worker-0"
@@ -127,7 +129,8 @@ def test_waiting_for_pods(kube: KubeApi, submit: Submit, job_status: Status, cas
 
 
 def test_what_a_job_died_of(kube: KubeApi, submit: Submit, job_status: Status) -> None:
-    operator, job_id = Operator(kube, "team"), submit()
+    operator = Operator(kube, "team")
+    job_id = submit()
     operator.initialise(job_id)
     operator.run(job_id)
     worker = f"{job_id}-00001-worker-1"
@@ -147,7 +150,8 @@ def test_what_a_job_died_of(kube: KubeApi, submit: Submit, job_status: Status) -
 
 
 def test_what_the_operator_refuses_is_told(kube: KubeApi, submit: Submit, job_status: Status) -> None:
-    operator, job_id = Operator(kube, "team"), submit()
+    operator = Operator(kube, "team")
+    job_id = submit()
     job = operator.job(job_id)
     job["spec"] |= {"shutdownAfterJobFinishes": False, "ttlSecondsAfterFinished": 60}
     kube.update("ray.io", "rayjobs", job)

@@ -61,7 +61,8 @@ def test_what_a_cluster_refuses_is_one_line(head: str, corpus: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_a_job_that_is_stopped_saves_first(head: str, corpus: Path, tmp_path: Path) -> None:
-    job, folder = tmp_path / "job.yaml", tmp_path / "runs" / "stopped"
+    job = tmp_path / "job.yaml"
+    folder = tmp_path / "runs" / "stopped"
     run = tiny_job(
         corpus, root=str(tmp_path / "runs"), name="stopped", stop={"steps": 100_000}, evaluate={"samples": 0}
     )

@@ -51,7 +51,9 @@ def judged(
 
 
 def test_asha_asks_losers_to_stop_and_kills_nobody(tmp_path: Path) -> None:
-    best, good, bad = [2.0] * 4, [2.1] * 4, [3.0] * 4
+    best = [2.0] * 4
+    good = [2.1] * 4
+    bad = [3.0] * 4
     for number, past in enumerate(({}, {"before": [(10, 2.05), (20, 2.05), (40, 2.05)]})):
         root = tmp_path / str(number)
         assert judged(root, {"good": good, "best": best, "bad": bad}, past) == (
@@ -159,7 +161,8 @@ def test_asha_over_a_kill_and_a_stop(tmp_path: Path, corpus: Path) -> None:
     asha = {"name": "asha", "grace_steps": 50, "reduction_factor": 2}
     write(tmp_path, corpus, job, over={LR: [0.003, 0.01, 1e-7]}, scheduler=asha, concurrent=1)
     place = tmp_path / "sweeps" / "try"
-    command, first = [str(BIN / "switchwork"), "sweep", "try.yaml"], place / "lr-0.003"
+    command = [str(BIN / "switchwork"), "sweep", "try.yaml"]
+    first = place / "lr-0.003"
     killed = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(lambda: step_of(first) >= 100, killed)
     family = [psutil.Process(killed.pid), *psutil.Process(killed.pid).children(recursive=True)]

@@ -88,7 +88,8 @@ def test_sigterm_to_the_command_saves_and_leaves(home: Path) -> None:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    folder, deadline = home / "runs" / "stopped", time.monotonic() + 200
+    folder = home / "runs" / "stopped"
+    deadline = time.monotonic() + 200
     while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     command.send_signal(signal.SIGTERM)

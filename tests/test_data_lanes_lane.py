@@ -127,7 +127,8 @@ def test_resume_is_exact_from_every_place(tmp_path: Path, lane: int, lanes: int)
     """States in a window and at the ends of windows, shards and epochs, for over two epochs."""
     source = write(tmp_path, UNEVEN)
     uninterrupted = make_lane(source, lane=lane, lanes=lanes)
-    states, samples = [uninterrupted.state()], []
+    states = [uninterrupted.state()]
+    samples = []
     count = 2 * sum(UNEVEN[lane % 9 :: lanes]) // (2 if lanes > 9 else 1) + 40
     for _ in range(count):
         samples.append(uninterrupted.take(1)[0].tolist())
@@ -145,7 +146,8 @@ def test_resume_is_exact_inside_and_at_the_edge_of_a_chunk(tmp_path: Path) -> No
     """Documents have 20 kB, so that a window has several chunks, and samples hold parts of them."""
     source = write(tmp_path, [70, 70], length=20_000)
     uninterrupted = make_lane(source, seq_len=1000, window=64)
-    states, samples = [uninterrupted.state()], []
+    states = [uninterrupted.state()]
+    samples = []
     for _ in range(150):
         samples += uninterrupted.take(20).tolist()
         states.append(uninterrupted.state())
@@ -175,7 +177,8 @@ def test_a_lane_without_documents_of_its_own_reads_those_of_all(tmp_path: Path) 
     """Eight lanes over two documents and an empty shard; such a lane resumes exactly too."""
     source = write(tmp_path, [2, 0])
     lane = make_lane(source, lane=5, lanes=8)
-    states, samples = [], []
+    states = []
+    samples = []
     for _ in range(6):
         samples.append(names(lane.take(1))[0])
         states.append(lane.state())

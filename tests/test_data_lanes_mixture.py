@@ -55,7 +55,8 @@ def test_the_same_global_batches_for_every_world_and_over_restarts(config: TextC
             )
     alone, last = stream_samples(config, 1, 40, global_batch=32)
     cuts = sorted(np.random.default_rng(len(kind)).choice(np.arange(1, 40), 3, replace=False).tolist())
-    resumed, state = {}, None
+    resumed = {}
+    state = None
     for world, begin, end in zip((4, 2, 8, 1), (0, *cuts), (*cuts, 40), strict=True):
         attempt = dataclasses.replace(config, processes=1 if world == 2 else 0)
         samples, state = stream_samples(attempt, world, end - begin, state, global_batch=32)

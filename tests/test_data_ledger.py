@@ -66,7 +66,8 @@ def attempt(
 @pytest.mark.parametrize("config", CONFIGS, indirect=True)
 def test_a_run_that_was_resumed_on_other_worlds_has_lost_and_repeated_nothing(config: TextConfig | ImageConfig) -> None:
     """Two steps after each checkpoint are lost with their attempt, and repeated by the next."""
-    lines, state = [], None
+    lines = []
+    state = None
     for number, (world, steps) in enumerate(((4, 8), (2, 5), (1, 11))):
         state = attempt(lines, config, number, world, steps, state)
     verdict = verify(config, json.loads(json.dumps(lines)), seed=3, last_step=18)

@@ -43,7 +43,9 @@ def run(
     seed: int = 3,
 ) -> tuple[dict[int, list[int]], RunState, list[tuple[int, list[int]]]]:
     """({sample number: tokens}, merged state, each rank's numbers) of some steps at `world`."""
-    samples, states, served = {}, [], []
+    samples = {}
+    states = []
+    served = []
     for rank in range(world):
         with TextStream(
             config,
@@ -79,7 +81,8 @@ def test_resuming_on_other_worlds_is_the_uninterrupted_run(corpus: TextConfig) -
     """4 -> 2 -> 8 -> 1 over more than an epoch: nothing lost, nothing repeated."""
     uninterrupted, last, _ = run(corpus, 1, 60)
     assert max(lane["epoch"] for lane in last["lanes"].values()) >= 1
-    resumed, state = {}, None
+    resumed = {}
+    state = None
     for world, steps in ((4, 7), (2, 30), (8, 11), (1, 12)):
         samples, state, _ = run(corpus, world, steps, state)
         resumed |= samples

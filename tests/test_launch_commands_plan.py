@@ -39,7 +39,8 @@ def run_of(corpus: Path, **fields: Any) -> RunConfig:
 
 def large(corpus: Path, model: dict[str, Any], **fields: Any) -> RunConfig:
     values = tiny_job(corpus, **({"device": "auto", "batch": {"global_batch": 64, "micro_batch": 1}} | fields))
-    values["objective"]["model"], values["objective"]["data"]["seq_len"] = model, 1024
+    values["objective"]["model"] = model
+    values["objective"]["data"]["seq_len"] = 1024
     values["objective"]["data"]["lanes"] = 64
     return parse(RunConfig, values, "run")
 
@@ -149,10 +150,13 @@ def test_exchanges_by_hand(corpus: Path) -> None:
 
 def test_step_time_and_mfu_by_hand(corpus: Path) -> None:
     plan = estimate(run_of(corpus, batch={"global_batch": 32, "micro_batch": 4}), MACHINE)
-    forecast, cost = plan.forecast, plan.parameters.transformer
+    forecast = plan.forecast
+    cost = plan.parameters.transformer
     assert forecast is not None
     assert cost is not None
-    step, rates, target = forecast.layout.step, forecast.rates, forecast.target
+    step = forecast.layout.step
+    rates = forecast.rates
+    target = forecast.target
     assert step is not None
     assert rates is not None
     assert target is not None

@@ -27,7 +27,8 @@ def options(folder: Path | str, **changes: Any) -> Options:
 
 
 def test_at_both_ends_of_the_interval_of_a_share_the_test_is_just_not_significant() -> None:
-    parts, wholes = [0.021, 0.017, 0.030, 0.012], [0.055, 0.047, 0.068, 0.044]
+    parts = [0.021, 0.017, 0.030, 0.012]
+    wholes = [0.055, 0.047, 0.068, 0.044]
     found = share(parts, wholes)
     assert found.mean == pytest.approx(sum(parts) / sum(wholes))
     assert found.low < found.mean < found.high
@@ -68,7 +69,8 @@ def test_students_differ_from_the_dense_model_in_their_teacher_alone(corpus: Pat
 
 @pytest.mark.slow
 def test_a_small_proof_in_full(corpus: Path, tmp_path: Path) -> None:
-    job, folder = tmp_path / "job.yaml", tmp_path / "proof"
+    job = tmp_path / "job.yaml"
+    folder = tmp_path / "proof"
     job.write_text(yaml.safe_dump({"run": moe_job(corpus)}))
     console = Console(width=160, record=True)
     prove(console, str(job), [], options(folder))

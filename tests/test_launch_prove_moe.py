@@ -32,8 +32,10 @@ from trainer.world import joined
 
 
 def test_interval_is_that_of_the_paired_t_test() -> None:
-    theirs, ours = [1.52, 1.49, 1.55, 1.50], [1.45, 1.46, 1.47, 1.47]
-    found, test = lead(theirs, ours), ttest_rel(theirs, ours)
+    theirs = [1.52, 1.49, 1.55, 1.50]
+    ours = [1.45, 1.46, 1.47, 1.47]
+    found = lead(theirs, ours)
+    test = ttest_rel(theirs, ours)
     interval = test.confidence_interval(0.95)
     assert (found.low, found.high, found.n) == (pytest.approx(interval.low), pytest.approx(interval.high), 4)
     assert found.mean == pytest.approx(sum(theirs) / 4 - sum(ours) / 4)
@@ -77,7 +79,8 @@ def test_dense_model_costs_no_less_than_any_other_and_not_a_unit_more(corpus: Pa
 
 
 def test_a_seed_gives_all_variants_the_same_start_and_the_same_data(corpus: Path) -> None:
-    states, batches = [], []
+    states = []
+    batches = []
     with joined("cpu", threads=1) as world:
         for run in variants_of(corpus).values():
             training = build_training(run, world)
@@ -102,7 +105,8 @@ def _share() -> Any:
 
 @pytest.mark.slow
 def test_a_small_proof_in_full_and_again(corpus: Path, tmp_path: Path) -> None:
-    job, folder = tmp_path / "job.yaml", tmp_path / "proof"
+    job = tmp_path / "job.yaml"
+    folder = tmp_path / "proof"
     job.write_text(yaml.safe_dump({"run": moe_job(corpus)}))
     options = Options(experts="4", seeds=2, processes=2, minutes=None, folder=str(folder))
     console = Console(width=160, record=True)
@@ -141,7 +145,8 @@ def test_a_small_proof_in_full_and_again(corpus: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_sigterm_to_the_command_ends_its_runs_with_checkpoints(corpus: Path, tmp_path: Path) -> None:
-    job, folder = tmp_path / "job.yaml", tmp_path / "proof"
+    job = tmp_path / "job.yaml"
+    folder = tmp_path / "proof"
     job.write_text(yaml.safe_dump({"run": moe_job(corpus, stop={"steps": 1_000_000})}))
     arguments = [
         "prove",
@@ -180,7 +185,10 @@ def test_steps_that_fit_use_the_time_that_is_left(corpus: Path, tmp_path: Path) 
     speed = Speed.of(summary)
     assert min(speed.start_s, speed.step_s, speed.hooks_s) > 0
     assert 60 * speed.step_s + speed.hooks_s <= summary["train_seconds"], "no time is counted twice"
-    seeds, processes, minutes, count = 3, 2, 10.0, 4
+    seeds = 3
+    processes = 2
+    minutes = 10.0
+    count = 4
     steps = steps_that_fit(minutes, [speed] * count, seeds, processes)
 
     def minutes_of(steps: int) -> float:

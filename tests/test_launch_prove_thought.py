@@ -25,7 +25,8 @@ SMALL = [
 
 
 def test_the_lead_is_taken_item_by_item() -> None:
-    direct, thought = [False] * 30 + [True] * 10, [True] * 25 + [False] * 5 + [True] * 10
+    direct = [False] * 30 + [True] * 10
+    thought = [True] * 25 + [False] * 5 + [True] * 10
 
     def rows(right: list[bool]) -> list[dict[str, Any]]:
         return [{"item": item, "right": each, "group": "3 steps"} for item, each in enumerate(right)]

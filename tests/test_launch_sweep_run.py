@@ -29,7 +29,9 @@ from trainer.tracking.tracker import JsonlTracker
 from trainer.world import free_port
 
 Run = Callable[..., tuple[int, str, str]]
-LR, WIDTH, LAYERS = "run.optimizer.lr", "run.objective.model.d_model", "run.objective.model.layers"
+LR = "run.optimizer.lr"
+WIDTH = "run.objective.model.d_model"
+LAYERS = "run.objective.model.layers"
 
 
 @pytest.fixture
@@ -190,7 +192,8 @@ def test_trials_that_have_ended_are_shown_and_not_run_again(
     ends = {0.03: 3.0, 0.01: 2.0, 0.003: 2.5}
     trials = planned(path)
     for trial in trials:
-        lr, seed = trial.job.run.optimizer.lr, trial.job.run.seed
+        lr = trial.job.run.optimizer.lr
+        seed = trial.job.run.seed
         if lr == 0.03 and seed == 1:
             pretend(trial, [(5, math.inf)], stopped=Stopped(Ending.PRUNED, "behind the others at step 5"))
         else:

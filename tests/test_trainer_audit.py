@@ -136,7 +136,8 @@ def test_a_branch_that_is_detached_in_the_source_contradicts_finite_differences(
 def test_rounding_is_by_as_much_as_float32_rounds() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(300, 200), nn.Tanh(), nn.Linear(200, 100)).double()
-    x, errors = torch.randn(50, 300, dtype=torch.float64), []
+    x = torch.randn(50, 300, dtype=torch.float64)
+    errors = []
 
     def gradients(net: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
         return [each.double() for each in torch.autograd.grad(net(x).logsumexp(1).sum(), list(net.parameters()))]
@@ -147,7 +148,8 @@ def test_rounding_is_by_as_much_as_float32_rounds() -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(parameter.float())
-    exact, single = gradients(network, x.float().double()), gradients(network.float(), x.float())
+    exact = gradients(network, x.float().double())
+    single = gradients(network.float(), x.float())
     for wanted, given, same, off in zip(exact, single, right, moved, strict=True):
         errors.append(float((given - wanted).norm() / (off - same).norm()))
     assert all(0.02 < error < 2 for error in errors), errors

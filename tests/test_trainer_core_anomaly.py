@@ -17,7 +17,8 @@ from whole_runs import losses, train_or_resume
 from trainer.core.anomaly import AnomalyConfig, Guard
 from trainer.inference.load import ALONE
 
-STEPS, BAD = 6, 3
+STEPS = 6
+BAD = 3
 LAYOUTS = {
     1: [("deepspeed", 0, 1), ("deepspeed", 1, 1), ("deepspeed", 2, 1), ("deepspeed", 3, 1), ("accelerate", 0, 1)],
     2: [("deepspeed", 0, 2), ("deepspeed", 1, 2), ("deepspeed", 2, 2), ("deepspeed", 3, 1), ("accelerate", 0, 1)],
@@ -49,7 +50,8 @@ def curves(
             "run",
         )
         for way in ("poisoned", "refused", "by hand"):
-            training, curve = build_training(run, world), {}
+            training = build_training(run, world)
+            curve = {}
             match way:
                 case "poisoned":  # the gradient is not finite: the engine notices
                     files = run_files(folder, f"{name}-{zero}")
@@ -128,7 +130,8 @@ def test_skip_rollback_and_the_end_of_the_budget_in_whole_runs(corpus: Path, tmp
     assert losses(tmp_path / "skipped") == losses(tmp_path / "skipped-by-hand")
     assert sorted(losses(tmp_path / "skipped")) == [1, 2, 3, 4, 5, 6, 8, 9, 10]
     # Steps 5 and 6 were done, and then undone: what counts is that 8 to 10 know nothing of them.
-    back, by_hand = losses(tmp_path / "back"), losses(tmp_path / "back-by-hand")
+    back = losses(tmp_path / "back")
+    by_hand = losses(tmp_path / "back-by-hand")
     assert {step: back[step] for step in by_hand} == by_hand
     assert sorted(by_hand) == [1, 2, 3, 4, 8, 9, 10]
     assert [(each["first"], each["last"]) for each in summaries["back"]["anomalies"]] == [(5, 7)]

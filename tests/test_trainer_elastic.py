@@ -33,7 +33,8 @@ def test_workers_come_and_go_over_the_run(corpus: Path, tmp_path: Path) -> None:
     run_distributed(train_or_resume, 1, job_of(corpus, tmp_path, "still", 8))
     for world, steps in ((4, 2), (2, 4), (1, 6), (4, 8)):
         run_distributed(train_or_resume, world, job_of(corpus, tmp_path, "elastic", steps))
-    still, elastic = losses(tmp_path / "still"), losses(tmp_path / "elastic")
+    still = losses(tmp_path / "still")
+    elastic = losses(tmp_path / "elastic")
     assert sorted(elastic) == list(range(1, 9))
     assert elastic == pytest.approx(still, abs=1e-5)
     run = parse(RunConfig, job_of(corpus, tmp_path, "elastic", 8), "run")

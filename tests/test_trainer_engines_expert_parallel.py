@@ -27,7 +27,11 @@ from models.moe.policies import (
 )
 from models.transformer.model import Transformer, TransformerConfig
 
-EXPERTS, SAMPLES, TOKENS, VOCABULARY, GROUP = 8, 16, 12, 50, 2
+EXPERTS = 8
+SAMPLES = 16
+TOKENS = 12
+VOCABULARY = 50
+GROUP = 2
 ROUTERS: list[RoutingConfig] = [
     SwitchRouting(),
     TopKRouting(k=2),
@@ -72,7 +76,8 @@ def run(
     The gradients of the summed losses stay in the network.
     """
     tokens_BT = torch.randint(VOCABULARY, (SAMPLES, TOKENS + 1), generator=torch.Generator().manual_seed(3))
-    logits, statistics = [], []
+    logits = []
+    statistics = []
     for first in range(samples.start, samples.stop, micro_batch):
         rows = slice(first, first + micro_batch)
         logits_BTV, stats = network(tokens_BT[rows, :-1], torch.arange(SAMPLES)[rows], seed=7)
@@ -214,9 +219,11 @@ def traffic(world: Any, jobs: list[dict[str, Any]]) -> list[list[tuple[str, int]
     from trainer.parsing import parse
     from trainer.worker.main import build_training
 
-    real, found = dist.all_to_all_single, []
+    real = dist.all_to_all_single
+    found = []
     for job in jobs:
-        run, sent = parse(RunConfig, job, "run"), []
+        run = parse(RunConfig, job, "run")
+        sent = []
 
         def noted(output: Tensor, input: Tensor, *parts: Any, sent: Any = sent, **options: Any) -> Any:
             assert output.dtype == input.dtype

@@ -46,7 +46,8 @@ MODELS: dict[str, dict[str, Any]] = {
 def test_transformers_gives_the_same_logits_and_tokens_and_the_way_back_the_same_bits(
     name: str, corpus: Path, tmp_path: Path
 ) -> None:
-    run, out = save_run(job_of(corpus, tmp_path, "first", MODELS[name])), tmp_path / "out"
+    run = save_run(job_of(corpus, tmp_path, "first", MODELS[name]))
+    out = tmp_path / "out"
     export(Console(), str(run), str(out))
     ours = model_of(run)
     theirs, found = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
@@ -136,7 +137,8 @@ def test_an_upcycled_mixture_begins_equal_to_the_dense_model(
         init_from=start,
         upcycle={"experts": 8},
     )
-    dense, sparse = model_of(run), begun(job).train(training)
+    dense = model_of(run)
+    sparse = begun(job).train(training)
     logits, stats = sparse(tokens(16))
     with torch.no_grad():
         torch.testing.assert_close(logits, dense(tokens(16))[0], rtol=0, atol=1e-5)

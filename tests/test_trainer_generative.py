@@ -59,7 +59,8 @@ def curves(world: Any, cases: list[tuple[str, int]]) -> dict[tuple[str, int], tu
     for name, zero in cases:
         run = parse(RunConfig, job_of(name, zero), "run")
         check(run, world.size)
-        training, curve = build_training(run, world), []
+        training = build_training(run, world)
+        curve = []
 
         def note(training: Any, curve: Curve = curve) -> None:
             sums = over_ranks(training.sums, training.world)
@@ -110,12 +111,14 @@ def whole(parts: list[Averages]) -> Averages:
 )
 def test_losses_and_averages_do_not_depend_on_the_layout(name: str, world: int, zero: int) -> None:
     found = results(world, (world, zero) in QUICK)
-    (reference, average), (curve, _) = results(1, True)[0][name, 0], found[0][name, zero]
+    reference, average = results(1, True)[0][name, 0]
+    curve, _ = found[0][name, zero]
     assert len(curve) == STEPS
     for step, expected in zip(curve, reference, strict=True):
         assert step == pytest.approx(expected, abs=1e-5, rel=1e-4)
     assert reference[0] != reference[-1]
-    averages, expected = whole([rank[name, zero][1] for rank in found]), whole([average])
+    averages = whole([rank[name, zero][1] for rank in found])
+    expected = whole([average])
     assert averages.keys() == expected.keys()
     for key, values in expected.items():
         np.testing.assert_allclose(averages[key], values, atol=2e-5, err_msg=key)

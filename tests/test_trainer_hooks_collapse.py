@@ -21,7 +21,11 @@ from models.moe.watch import CollapseConfig, RaiseBalanceLoss, RoutingWatch, bui
 from trainer.endings import Ending
 from trainer.run_rows import EventKind
 
-LAYER, BUSIEST, PATIENCE, EVENT_STEP, STEPS = 1, 2, 3, 4, 8
+LAYER = 1
+BUSIEST = 2
+PATIENCE = 3
+EVENT_STEP = 4
+STEPS = 8
 LAYOUTS = {1: [(1, 0)], 2: [(2, 0), (2, 2), (1, 1), (1, 3)]}
 """(EP, ZeRO) for each world."""
 
@@ -44,7 +48,8 @@ def plant(training: Any) -> None:
     width = training.objective.config.model.d_model
     for fragment in training.engines["model"].fragments():
         index = torch.arange(fragment.start, fragment.start + fragment.values.numel())
-        row, first = index // width, index % width == 0
+        row = index // width
+        first = index % width == 0
         if fragment.key == "weight/embedding.weight":
             fragment.values[first] = 0.6
         if fragment.key == f"weight/blocks.{LAYER}.ffn.router.weight":
@@ -83,7 +88,9 @@ def run_layouts(
     found = {}
     for ep, zero in layouts:
         config = parse(RunConfig, job | {"engine": {"name": "deepspeed", "zero": zero, "ep": ep}}, "run")
-        training, tracker, said = build_training(config, world), Noted(), []
+        training = build_training(config, world)
+        tracker = Noted()
+        said = []
         result: dict[str, Any] = {"losses": [], "loads": [], "said": said, "logged": tracker.logged, "states": []}
 
         def note(training: Any, result: dict[str, Any] = result) -> None:
@@ -196,7 +203,8 @@ def test_dead_experts_start_anew(world: int, layout: tuple[int, int], corpus: Pa
     All else is untouched, and tokens come from the next step on.
     """
     action = ACTIONS[2]
-    found, reference = results(world, corpus, action)[0][layout], results(1, corpus, action)[0][1, 0]
+    found = results(world, corpus, action)[0][layout]
+    reference = results(1, corpus, action)[0][1, 0]
     before, after = found["states"]
     dead = [expert for expert in range(4) if expert != BUSIEST]
     touched = [f"model/blocks.{LAYER}.ffn.{part}" for part in ("experts.gate_up", "experts.down", "router.weight")]

@@ -54,7 +54,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", SMALL_OBJECTIVES)
 def test_measures_of_samples_do_not_depend_on_the_ranks(runs: Path, name: str) -> None:
-    one, two = summary(runs, f"{name}-1"), summary(runs, f"{name}-2")
+    one = summary(runs, f"{name}-1")
+    two = summary(runs, f"{name}-2")
     assert one["quality"]["frechet_distance"] > one["quality"]["held_out/frechet_distance"] > 0
     assert one["quality"] == pytest.approx(two["quality"], rel=1e-3, abs=1e-4)
     assert one["eval"] == pytest.approx(two["eval"], rel=1e-4, abs=1e-5)

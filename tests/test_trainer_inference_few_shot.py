@@ -85,7 +85,8 @@ def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_written_is_greedy_and_choices_are_scored_by_their_tokens(run: Path) -> None:
     from data.text.tokenizers import ByteTokenizer
 
-    model, tokenizer = model_of(run), ByteTokenizer()
+    model = model_of(run)
+    tokenizer = ByteTokenizer()
     rows = {
         row["item"]: row
         for row in Answers(model, tokenizer, ITEMS, 1, "direct", tokens=5, seed=0).to([0, 1, 2], batch=2)

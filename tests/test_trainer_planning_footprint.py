@@ -16,7 +16,8 @@ from trainer.config import RunConfig
 from trainer.parsing import parse
 from trainer.planning.footprint import footprint, on_meta, weightless
 
-WORLD, MICRO_BATCHES = 2, 2
+WORLD = 2
+MICRO_BATCHES = 2
 MODELS: dict[str, dict[str, Any]] = {
     "dense": {"layers": 3, "d_model": 96, "heads": 4, "kv_heads": 2, "ffn": 288, "qk_norm": True},
     "switch": {
@@ -77,7 +78,8 @@ def census(world: Any, corpus: Path, model: str) -> dict[tuple[int, int, str], d
     for ep, zero, precision in LAYOUTS[model]:
         run = job(corpus, model, ep, zero, precision)
         training = build_training(run, world)
-        watch, engine = Census(training, collectives), training.engines["model"]
+        watch = Census(training, collectives)
+        engine = training.engines["model"]
         generator = torch.Generator().manual_seed(world.rank)
         for _ in range(2):
             collectives.moved.clear()
@@ -118,9 +120,11 @@ def measured(corpus: Path, model: str) -> dict[tuple[int, int, str], dict[str, f
 def test_every_part_is_within_15_percent_of_the_live_tensors(
     model: str, ep: int, zero: int, precision: str, corpus: Path
 ) -> None:
-    run, found = job(corpus, model, ep, zero, precision), measured(corpus, model)[ep, zero, precision]
+    run = job(corpus, model, ep, zero, precision)
+    found = measured(corpus, model)[ep, zero, precision]
     estimate = footprint(run, on_meta(run), WORLD, bf16=precision == "bf16", cuda=False)
-    state, activations = estimate.states["model"], estimate.balanced
+    state = estimate.states["model"]
+    activations = estimate.balanced
     assert activations is not None
     parts = {
         "parameters": state.parameters,

@@ -92,7 +92,8 @@ def test_a_ledger_of_other_samples_is_found_out(run: tuple[dict[str, Any], Path,
 def test_a_changed_source_is_refused_on_resume_by_name(run: tuple[dict[str, Any], Path, Path], tmp_path: Path) -> None:
     job, folder, corpus = run
     part = corpus / "part-2.jsonl"
-    content, times = part.read_bytes(), (part.stat().st_atime_ns, part.stat().st_mtime_ns)
+    content = part.read_bytes()
+    times = (part.stat().st_atime_ns, part.stat().st_mtime_ns)
     try:
         part.write_bytes(content + b'{"text": "one more document"}\n')
         for said in run_distributed(train, 2, job, 8):

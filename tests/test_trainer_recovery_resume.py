@@ -61,7 +61,8 @@ def test_killed_at_a_random_step_and_asked_to_stop_every_later_loss_is_bit_ident
     objective: str, corpus: Path, tmp_path: Path
 ) -> None:
     run_distributed(train_or_resume, 2, job_of(objective, corpus, tmp_path, "unbroken"))
-    step, rank = random.randint(3, 8), random.randint(0, 1)
+    step = random.randint(3, 8)
+    rank = random.randint(0, 1)
     job = job_of(objective, corpus, tmp_path, "broken", faults=[{"name": "kill", "step": step, "rank": rank}])
     with ranks(tmp_path, job, 2) as processes:
         codes = [process.wait(200) for process in processes]

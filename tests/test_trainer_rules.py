@@ -248,7 +248,8 @@ def test_graphs(tmp_path: Path) -> None:
 
 
 def test_the_audit_log_breaks_wherever_it_is_touched(tmp_path: Path) -> None:
-    folder, rules = Folder(str(tmp_path)), gate("sums")
+    folder = Folder(str(tmp_path))
+    rules = gate("sums")
     candidates = [Candidate(text=f"{n} + 1 = {n + 1 + n % 2}") for n in range(6)]
     log = AuditLog(folder)
     for candidate, decision in zip(candidates[:4], rules.judge(candidates[:4]), strict=True):
@@ -261,7 +262,8 @@ def test_the_audit_log_breaks_wherever_it_is_touched(tmp_path: Path) -> None:
     assert rows[1]["derivation"][0] == "the sum of equation 1 is wrong [sums.lp, line 5]"
     assert {row["rules"] for row in rows} == {rules.rules_digest}
     assert verify(folder) == []
-    good, head = (tmp_path / RULES_LOG).read_text().splitlines(), (tmp_path / RULES_HEAD).read_text()
+    good = (tmp_path / RULES_LOG).read_text().splitlines()
+    head = (tmp_path / RULES_HEAD).read_text()
     forged = json.loads(good[2]) | {"accepted": False}
     forged["hash"] = digest(forged)
     damaged = {

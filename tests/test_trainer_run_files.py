@@ -205,7 +205,8 @@ def test_attempts_tell_why_they_ended(files: RunFiles) -> None:
 
 def test_events_and_metrics_are_followed_from_a_position(files: RunFiles) -> None:
     shown: list[str] = []
-    say, tracker = recorded(shown.append, files, 2, ALONE), JsonlTracker(files, attempt=2)
+    say = recorded(shown.append, files, 2, ALONE)
+    tracker = JsonlTracker(files, attempt=2)
     say(EventKind.NOTE, "hello")
     tracker.log(1, {"loss": 2.0})
     _, events_end = files.events_from(0)

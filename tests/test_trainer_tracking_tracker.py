@@ -109,8 +109,10 @@ def test_a_server_that_is_down_for_30_s_is_not_felt_and_misses_nothing(corpus: P
         client = MlflowClient(tracking["uri"])
         run = client.get_run((folder / "mlflow_run_id").read_text())
         points = client.get_metric_history(run.info.run_id, "loss")
-    ends, seconds = times[1:], np.diff(times)
-    before, during = seconds[(ends > begin) & (ends < down)], seconds[(ends > down) & (ends < up)]
+    ends = times[1:]
+    seconds = np.diff(times)
+    before = seconds[(ends > begin) & (ends < down)]
+    during = seconds[(ends > down) & (ends < up)]
     p99 = [float(np.percentile(each, 99)) for each in (before, during)]
     print(
         f"{len(before)} steps with the server, {len(during)} without; "

@@ -90,7 +90,8 @@ def test_masked_language_model_over_two_ranks_equals_one_process(root: Path, cor
 def test_bf16_is_autocast_over_fp32_weights(root: Path, corpus: Path) -> None:
     job = job_of(corpus, root, "bf16", precision="bf16")
     run_distributed(train, 1, job)
-    found, reference = loss_curve(root / "bf16"), loss_curve(root / "reference")
+    found = loss_curve(root / "bf16")
+    reference = loss_curve(root / "reference")
     assert found == pytest.approx(reference, abs=0.02)
     assert found != pytest.approx(reference, abs=1e-6), "nothing was computed in bf16"
     manifest = json.loads((root / "bf16" / "checkpoints" / "step-00000004" / "manifest.json").read_text())

@@ -42,7 +42,8 @@ def test_every_module_and_every_data_file_is_in_the_wheel(wheel: Path) -> None:
 
 
 def test_the_installed_command_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
-    installed, elsewhere = tmp_path / "installed", tmp_path / "elsewhere"
+    installed = tmp_path / "installed"
+    elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     pip("install", "--target", str(installed), str(wheel))
     environment = os.environ | {"PYTHONPATH": str(installed)}

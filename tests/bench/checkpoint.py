@@ -43,7 +43,8 @@ def state_of(parameters: int) -> list[Fragment]:
 
 def products_for(busy: Any) -> float:
     """Seconds of a matrix product, the median while `busy()` holds, at least three."""
-    x, seconds = torch.randn(768, 768), []
+    x = torch.randn(768, 768)
+    seconds = []
     while busy() or len(seconds) < 3:
         begin = time.perf_counter()
         x @ x

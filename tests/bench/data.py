@@ -38,7 +38,9 @@ from data.text.packing import join
 from data.text.tokenizers import texts_of
 from data.training_stream import ImageStream, TextStream
 
-GLOBAL_BATCH, MICRO_BATCH, SHARDS = 64, 16, 8
+GLOBAL_BATCH = 64
+MICRO_BATCH = 16
+SHARDS = 8
 SPLIT = {"global_batch": GLOBAL_BATCH, "micro_batch": MICRO_BATCH}
 
 
@@ -188,7 +190,8 @@ def main() -> None:
         (Path(folder) / "images").mkdir()
         texts = text_sides(write_texts(Path(folder) / "texts", options.document_bytes), options.seq_len)
         result = {"text": report("tokens", texts, 1000, options.rounds, GLOBAL_BATCH * options.seq_len)}
-        steps, rounds = 150, -(-options.rounds // 2)  # fewer and longer: a lane decodes some hundred images at a time
+        steps = 150
+        rounds = -(-options.rounds // 2)  # fewer and longer: a lane decodes some hundred images at a time
         images = image_sides(
             write_images(Path(folder) / "images", int(1.3 * (rounds + 1) * steps * GLOBAL_BATCH), options.image_side)
         )

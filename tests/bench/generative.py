@@ -89,7 +89,8 @@ def main() -> None:
         def ours() -> float:
             train_step(training, next(ahead))
             training.progress.step += 1
-            sums, training.sums = training.sums, {}
+            sums = training.sums
+            training.sums = {}
             return training.objective.report(sums)["loss"]
 
         pairs = [(ours(), theirs()) for _ in range(3)]

@@ -37,7 +37,10 @@ from models.layers import SwiGLU
 from models.moe.layer import MoEConfig, MoELayer, router_loss
 from models.moe.policies import SwitchRouting, TopKRouting
 
-D_MODEL, FFN, EXPERTS, SEQ_LEN = 256, 1024, 8, 512
+D_MODEL = 256
+FFN = 1024
+EXPERTS = 8
+SEQ_LEN = 512
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Loss = tuple[Tensor, Tensor | None]
 Side = tuple[nn.Module, Callable[[Tensor], Loss]]

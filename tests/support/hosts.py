@@ -19,7 +19,8 @@ from pathlib import Path
 from commands import BIN
 from ray_head import environment
 
-PORT, DASHBOARD = 6379, 8265
+PORT = 6379
+DASHBOARD = 8265
 
 
 def why_not() -> str:
@@ -124,10 +125,8 @@ def network(count: int) -> Iterator[list[Host]]:
     """`count` hosts that reach each other, and are reached from here, over a bridge."""
     mark = os.getpid() % 65536
     subnet = f"10.{64 + mark % 64}.{mark // 64 % 256}"
-    bridge, hosts = (
-        f"swb{mark:x}",
-        [Host(f"sw{mark:x}-{n}", f"{subnet}.{n}", f"swl{mark:x}-{n}") for n in range(1, count + 1)],
-    )
+    bridge = f"swb{mark:x}"
+    hosts = [Host(f"sw{mark:x}-{n}", f"{subnet}.{n}", f"swl{mark:x}-{n}") for n in range(1, count + 1)]
     try:
         _ip("link", "add", bridge, "type", "bridge")
         _ip("addr", "add", f"{subnet}.254/24", "dev", bridge)
@@ -159,7 +158,8 @@ def _wait_for_head(cluster: Cluster) -> None:
 
 
 def _wait_for_nodes(cluster: Cluster, count: int) -> None:
-    deadline, head = time.monotonic() + 150, cluster.hosts[0]
+    deadline = time.monotonic() + 150
+    head = cluster.hosts[0]
     ask = [str(BIN / "python"), "-c", _COUNT, f"{head.ip}:{PORT}"]
     while True:
         said = subprocess.run(

@@ -92,7 +92,8 @@ def rooms(folder: Path) -> Graph:
 
 def circles(graph: Graph) -> list[str]:
     """A line for each group of nodes that can all reach one another, with its shortest circle."""
-    lines, told = [], set[str]()
+    lines = []
+    told = set[str]()
     for node in sorted(graph):
         circle = shortest_circle(graph, node)
         if circle and node not in told:
@@ -105,7 +106,8 @@ def circles(graph: Graph) -> list[str]:
 
 def reachable(graph: Graph, start: str) -> set[str]:
     """The nodes that imports lead to from `start`, including `start` where it lies on a circle."""
-    seen, waiting = set[str](), [start]
+    seen = set[str]()
+    waiting = [start]
     while waiting:
         new = graph.get(waiting.pop(), set()) - seen
         seen |= new
@@ -115,7 +117,8 @@ def reachable(graph: Graph, start: str) -> set[str]:
 
 def shortest_circle(graph: Graph, start: str) -> list[str]:
     """The shortest way from `start` back to itself; empty where there is none."""
-    ways, seen = [[start]], {start}
+    ways = [[start]]
+    seen = {start}
     while ways:
         longer = []
         for way in ways:
@@ -143,7 +146,7 @@ def import_lines(file: Path) -> set[int]:
 
 
 def prose(file: Path) -> Iterator[tuple[int, str]]:
-    """Yield the docstrings (of fields too) and comments of `file`, with their first line numbers."""
+    """Yield the docstrings (of fields too) and comments of `file`, with their first lines."""
     for node in ast.walk(tree_of(file)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             yield node.lineno, node.value.value

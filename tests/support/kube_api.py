@@ -40,7 +40,9 @@ class Refused(Exception):
 
     def __init__(self, code: int, reason: str, message: str):
         super().__init__(message)
-        self.code, self.reason, self.message = code, reason, message
+        self.code = code
+        self.reason = reason
+        self.message = message
 
     @property
     def status(self) -> Json:
@@ -259,7 +261,8 @@ class KubeApi:
         Raises Refused for an object that the server refuses.
         """
         version, kind = KINDS[group, plural]
-        schema, name = kube_schema.schema(plural, version), obj["metadata"].get("name", "")
+        schema = kube_schema.schema(plural, version)
+        name = obj["metadata"].get("name", "")
         if strict and (unknown := kube_schema.unknown_fields(schema, obj)):
             words = ", ".join(f'unknown field "{path}"' for path in unknown)
             raise Refused(

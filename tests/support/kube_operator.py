@@ -22,7 +22,8 @@ class Operator:
     """
 
     def __init__(self, api: KubeApi, namespace: str):
-        self.api, self.namespace = api, namespace
+        self.api = api
+        self.namespace = namespace
         self.clusters = 0
         threading.Thread(target=self._let_go, daemon=True).start()
 
@@ -185,7 +186,8 @@ class Operator:
 
 def validation_problem(job: Json) -> str:
     """KubeRay 1.7's reason to refuse a job that the API server accepted; empty if there is none."""
-    spec, name = job["spec"], job["metadata"]["name"]
+    spec = job["spec"]
+    name = job["metadata"]["name"]
     shutdown = spec.get("shutdownAfterJobFinishes", False)
     if len(name) > 47:
         return "The RayJob metadata is invalid: RayJob name should be no more than 47 characters"

@@ -54,7 +54,9 @@ def unknown_fields(part: dict[str, Any], value: Any, path: str = "") -> list[str
         ]
     if not isinstance(value, dict) or part.get("x-kubernetes-preserve-unknown-fields"):
         return []
-    found, known, others = [], part.get("properties", {}), part.get("additionalProperties")
+    found = []
+    known = part.get("properties", {})
+    others = part.get("additionalProperties")
     for key, item in value.items():
         where = f"{path}.{key}" if path else key
         if where in ("apiVersion", "kind", "metadata"):
@@ -74,7 +76,9 @@ def pruned(part: dict[str, Any], value: Any, path: str = "") -> Any:
         return [pruned(part.get("items", {}), item, f"{path}[]") for item in value]
     if not isinstance(value, dict) or part.get("x-kubernetes-preserve-unknown-fields"):
         return value
-    known, others, kept = part.get("properties", {}), part.get("additionalProperties"), {}
+    known = part.get("properties", {})
+    others = part.get("additionalProperties")
+    kept = {}
     for key, item in value.items():
         if not path and key in ("apiVersion", "kind", "metadata"):
             kept[key] = item
@@ -111,7 +115,8 @@ def problems(part: dict[str, Any], value: Any, path: str = "") -> list[str]:
     if isinstance(value, dict):
         prefix = f"{path}." if path else ""
         found += [f"{prefix}{key}: Required value" for key in part.get("required", []) if key not in value]
-        known, others = part.get("properties", {}), part.get("additionalProperties")
+        known = part.get("properties", {})
+        others = part.get("additionalProperties")
         for key, item in value.items():
             if prefix or key != "metadata":
                 found += problems(known.get(key, others if isinstance(others, dict) else {}), item, f"{prefix}{key}")
@@ -142,7 +147,8 @@ def _wrong_type(part: dict[str, Any], value: Any) -> str:
 
 
 def _wrong_value(part: dict[str, Any], value: Any, path: str) -> list[str]:
-    shown, found = json.dumps(value), []
+    shown = json.dumps(value)
+    found = []
     if "enum" in part and value not in part["enum"]:
         supported = ", ".join(json.dumps(choice) for choice in part["enum"])
         found.append(f"{path}: Unsupported value: {shown}: supported values: {supported}")

@@ -54,7 +54,8 @@ class Census:
 
     def __init__(self, training: Any, collectives: Collectives):
         self.engine = training.engines["model"]
-        self.zero, self.network = self.engine.zero, self.engine.network
+        self.zero = self.engine.zero
+        self.network = self.engine.network
         self.largest: dict[str, int] = {}
         self.saved: dict[int, tuple[int, bool]] = {}
         collectives.watchers = [self._collective]

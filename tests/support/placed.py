@@ -79,7 +79,8 @@ def placed(folder: Path, fields: dict[str, Any], group: int) -> list[dict[str, A
     def note(config: dict[str, Any]) -> None:
         import os
 
-        context, node = ray.train.get_context(), ray.get_runtime_context().get_node_id()
+        context = ray.train.get_context()
+        node = ray.get_runtime_context().get_node_id()
         labels = next(each["Labels"] for each in ray.nodes() if each["NodeID"] == node)
         found = {"node": labels["name"], "NCCL_DEBUG": os.environ.get("NCCL_DEBUG")}
         found["gpu"] = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -108,7 +109,8 @@ def waiting() -> dict[str, str]:
             time.sleep(0.2)
         return said
 
-    alone, other = settled(""), Other.remote()
+    alone = settled("")
+    other = Other.remote()
     ray.get(other.here.remote())
     return {"alone": alone, "beside another": settled("6 CPUs, of which 4 are free now")}
 

@@ -18,7 +18,8 @@ def ranks(folder: Path, job: dict[str, Any], world: int, resume: bool = False) -
     """Start `world` processes of `python -m trainer`, and kill them at the end of the block."""
     file = folder / f"{job['name']}.yaml"
     file.write_text(yaml.safe_dump({"run": job}))
-    port, started = str(free_port()), []
+    port = str(free_port())
+    started = []
     for rank in range(world):
         place = {
             "RANK": str(rank),

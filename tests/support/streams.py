@@ -17,7 +17,8 @@ def stream_samples(
     micro_batch: int = 2,
 ) -> tuple[dict[int, bytes], RunState]:
     """Return the bytes per sample of `steps` steps across `world` ranks, and the merged state."""
-    samples, states = {}, []
+    samples = {}
+    states = []
     kind = ImageStream if isinstance(config, ImageConfig) else TextStream
     for rank in range(world):
         with kind(
