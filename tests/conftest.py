@@ -31,6 +31,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the test in its own folder, where the command then makes `runs`."""
+    monkeypatch.chdir(tmp_path)
+
+
 def tiny_job(corpus: Path, **run: Any) -> dict[str, Any]:
     """A job that trains in a second a step or less: two layers, four experts."""
     job: dict[str, Any] = {

@@ -1,8 +1,9 @@
-"""Proves a refactoring exact: `python tests/same_losses.py COMMIT` trains every objective with both codes.
+"""Prove a refactoring exact: `python tests/same_losses.py COMMIT` trains every objective twice.
 
-Each job of `JOBS` runs three times: with the code of COMMIT, with the code of this checkout, and with this
-checkout from the checkpoint that COMMIT's code saved at step 10. All three must log the same numbers, to
-the last digit. The codes share job files and command lines and nothing else, so files may move between them.
+Each job of `JOBS` runs three times: with the code of COMMIT, with the code of this checkout, and
+with this checkout from the checkpoint that COMMIT's code saved at step 10. All three must log the
+same numbers, to the last digit. The codes share job files and command lines and nothing else, so
+files may move between them.
 
     --only NAME         one job (may be repeated)
     --baseline FOLDER   keep COMMIT's runs there, and reuse them the next time
@@ -24,7 +25,9 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 FIXTURE = Path(__file__).with_suffix(".json")
-STEPS, SAVED, THREADS = 20, 10, 1
+STEPS = 20
+SAVED = 10
+THREADS = 1
 LIMIT_S = 300.0
 WORDS = "the quick brown fox jumps over a lazy dog while seven wizards mix potions for the king of spades".split()
 
@@ -133,15 +136,17 @@ def write_corpus(home: Path) -> None:
     for shard in range(4):
         lines = []
         for number in range(60):
-            start, stride = number * 7 + shard * 3, 1 + number % 5
+            start = number * 7 + shard * 3
+            stride = 1 + number % 5
             words = [WORDS[(start + i * stride) % len(WORDS)] for i in range(30 + number % 17)]
             lines.append(json.dumps({"text": f"{shard}-{number} {' '.join(words)}"}) + "\n")
         (home / "corpus" / f"part-{shard}.jsonl").write_text("".join(lines))
 
 
 def write_job(home: Path, name: str) -> bool:
-    """Write the job file of `name` into `home`; returns whether it was there already, with the same content."""
-    file, job = home / f"{name}.yaml", json.dumps({"run": job_of(name)}, indent=1)  # JSON is YAML
+    """Write the job file of `name` into `home`; return whether it existed with the same content."""
+    file = home / f"{name}.yaml"
+    job = json.dumps({"run": job_of(name)}, indent=1)  # JSON is YAML
     if file.exists() and file.read_text() == job:
         return True
     file.write_text(job)
@@ -157,7 +162,10 @@ def environment(tree: Path) -> dict[str, str]:
 
 
 def check_tree(tree: Path, home: Path) -> None:
-    """Fail unless `trainer` is imported from `tree`: an installed copy would make both sides the same."""
+    """Fail unless `trainer` is imported from `tree`.
+
+    An installed copy would make both sides the same.
+    """
     question = "import importlib.util; print(importlib.util.find_spec('trainer').origin)"
     command = [sys.executable, "-c", question]
     origin = subprocess.run(command, cwd=home, env=environment(tree), capture_output=True, text=True, check=True).stdout
@@ -166,7 +174,7 @@ def check_tree(tree: Path, home: Path) -> None:
 
 
 def train(tree: Path, home: Path, name: str, root: Path, teachers: Path, resume: bool = False) -> Path:
-    """Run the job `name` of `home` with the code of `tree` into `root`; returns the run's folder."""
+    """Run the job `name` of `home` with the code of `tree` into `root`; return the run's folder."""
     command = [sys.executable]
     if name in ENGINES:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -195,7 +203,7 @@ def train(tree: Path, home: Path, name: str, root: Path, teachers: Path, resume:
 
 
 def is_exact(metric: str) -> bool:
-    """Whether the job alone decides `metric`: it is no time, rate, memory or number of an attempt."""
+    """Whether the job alone decides `metric`: it is no time, rate, memory or attempt number."""
     if metric in ("time", "attempt", "mfu") or metric.endswith("_s"):
         return False
     return not metric.startswith(("system/", "goodput/"))
@@ -237,7 +245,10 @@ def cut(old: Path, root: Path) -> None:
 
 
 def keeps(line: dict[str, object]) -> bool:
-    """Whether `line` was there when step 10 had been saved: it is no end of an attempt and no later step."""
+    """Whether `line` existed when step 10 had been saved.
+
+    Such a line is no end of an attempt and belongs to no later step.
+    """
     step = line.get("step", 0)
     return "ended" not in line and isinstance(step, int) and step <= SAVED
 
@@ -246,7 +257,8 @@ def differences(old: Metrics, new: Metrics) -> list[str]:
     """What differs between two runs, in the order of steps."""
     lines = []
     for step, name in sorted(old.keys() | new.keys()):
-        before, after = old.get((step, name), "absent"), new.get((step, name), "absent")
+        before = old.get((step, name), "absent")
+        after = new.get((step, name), "absent")
         if before != after:
             lines.append(f"step {step} {name}: {before} became {after}")
     return lines
@@ -289,10 +301,11 @@ def train_old(commit: str, home: Path, names: list[str]) -> None:
 
 
 def compare(name: str, home: Path, scratch: Path) -> list[str]:
-    """Train the job `name` with this checkout, whole and from the old checkpoint; prints a row of the table."""
+    """Train the job `name` with this checkout, whole and resumed; print a row of the table."""
     begin = time.perf_counter()
     expected = metrics_of(home / "old" / name)
-    cells, lines = [], []
+    cells = []
+    lines = []
     for how, trained, after in (("", train_whole, 0), (" resumed", train_on, SAVED)):
         due = {key: value for key, value in expected.items() if key[0] > after}
         try:

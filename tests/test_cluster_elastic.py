@@ -1,4 +1,7 @@
-"""A node of a real Ray cluster is lost under an elastic run: it goes on with the workers that are left, and the losses stay."""
+"""An elastic run that loses a node of a real Ray cluster continues on the others.
+
+The losses stay.
+"""
 
 import contextlib
 import json
@@ -16,7 +19,7 @@ import pytest
 import yaml
 from conftest import tiny_job
 from distributed import run_distributed
-from test_trainer_core_anomaly import losses, train
+from whole_runs import losses, train_or_resume
 
 from trainer.world import free_port
 
@@ -25,8 +28,9 @@ BIN = Path(sys.executable).parent
 
 @pytest.fixture
 def cluster() -> Iterator[tuple[dict[str, str], subprocess.Popen[bytes]]]:
-    """What a command needs in its environment to find a cluster of two nodes with one CPU each, and the process of the second node."""
-    port, folder = free_port(), tempfile.mkdtemp(prefix="ray-")
+    """A cluster of two nodes with one CPU each: the environment to find it, and the second node."""
+    port = free_port()
+    folder = tempfile.mkdtemp(prefix="ray-")
     environment = os.environ | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "b" * 40,
@@ -95,7 +99,8 @@ def test_a_lost_node_leaves_one_worker_that_goes_on(
         stderr=subprocess.STDOUT,
         text=True,
     )
-    folder, deadline = tmp_path / "runs" / "elastic", time.monotonic() + 200
+    folder = tmp_path / "runs" / "elastic"
+    deadline = time.monotonic() + 200
     while not ((folder / "metrics.jsonl").exists() and max(losses(folder), default=0) >= 7):
         assert command.poll() is None, command.communicate()[0]
         assert time.monotonic() < deadline, "no step was done"
@@ -106,5 +111,5 @@ def test_a_lost_node_leaves_one_worker_that_goes_on(
     attempts = [json.loads(line) for line in (folder / "attempts.jsonl").read_text().splitlines()]
     worlds = [line["world"] for line in attempts if "world" in line]
     assert (worlds[0], worlds[-1]) == (2, 1), worlds
-    run_distributed(train, 1, job | {"root": str(tmp_path), "name": "still", "tracking": {"enabled": False}})
+    run_distributed(train_or_resume, 1, job | {"root": str(tmp_path), "name": "still", "tracking": {"enabled": False}})
     assert losses(folder) == pytest.approx(losses(tmp_path / "still"), abs=1e-4)

@@ -1,4 +1,7 @@
-"""Three real hosts (network namespaces), Ray on each, a job submitted from outside: one host is lost, or its link cut, and the others finish."""
+"""Three hosts (network namespaces) with Ray, and a job submitted from outside.
+
+One host is lost, or its link cut, and the others finish.
+"""
 
 import json
 import time
@@ -11,8 +14,8 @@ import yaml
 from conftest import tiny_job
 from distributed import run_distributed
 from hosts import Cluster, ray_hosts, why_not
-from test_cluster_on_ray_jobs import switchwork
-from test_trainer_core_anomaly import losses, train
+from ray_head import switchwork
+from whole_runs import losses, train_or_resume
 
 from data.ledger import verify
 from trainer.config import RunConfig
@@ -21,7 +24,8 @@ from trainer.run_files import RunFiles
 from trainer.storage import Folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(540), pytest.mark.skipif(bool(reason := why_not()), reason=reason)]
-STEPS, BACK_S = 80, 60
+STEPS = 80
+BACK_S = 60
 
 
 @pytest.fixture
@@ -36,13 +40,13 @@ def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of the same job in one process, to its end."""
     root = tmp_path_factory.mktemp("still")
     run_distributed(
-        train, 1, job_of(corpus, ep=1) | {"root": str(root), "name": "still", "tracking": {"enabled": False}}
+        train_or_resume, 1, job_of(corpus, ep=1) | {"root": str(root), "name": "still", "tracking": {"enabled": False}}
     )
     return root / "still"
 
 
 def job_of(corpus: Path, ep: int = 2) -> dict[str, Any]:
-    """A mixture of experts that six and four workers can train, two of them for a set of experts."""
+    """A mixture of experts that six and four workers can train, two of them per set of experts."""
     job = tiny_job(
         corpus,
         engine={"name": "deepspeed", "zero": 1, "ep": ep},
@@ -82,7 +86,7 @@ def test_a_lost_host_leaves_two_that_finish(
 
 
 def check_run(folder: Path, at: float, undisturbed: Path) -> None:
-    """Six workers, then four, soon after; the same samples and losses as without the loss of a host."""
+    """Six workers, then four, soon after; samples and losses are those of an unbroken run."""
     attempts = RunFiles(Folder(str(folder))).attempts_begun()
     assert [attempt.world for attempt in attempts] == [6, 4], attempts
     said = str(RunFiles(Folder(str(folder))).attempts_ended()[0].stopped)

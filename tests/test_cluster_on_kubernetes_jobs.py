@@ -1,4 +1,7 @@
-"""switchwork submit, jobs, stop, suspend and resume against an API server over HTTP, with the rights of k8s/base and no more."""
+"""switchwork submit, jobs, stop, suspend and resume against an API server over HTTP.
+
+The user has the rights of k8s/base and no more.
+"""
 
 import copy
 import json
@@ -9,13 +12,14 @@ from pathlib import Path
 import pytest
 import yaml
 from kube_api import KubeApi, User
-from kube_cluster import TO, Run, Status, Submit, rules
+from kube_cluster import Run, Status, Submit, rules
+from kube_jobs import TO, job_file
 from kube_operator import Operator
-from test_cluster_on_kubernetes_rayjob import job_file
 
 
 def test_a_job_from_submit_to_its_end(kube: KubeApi, submit: Submit, job_status: Status, switchwork: Run) -> None:
-    operator, job_id = Operator(kube, "team"), submit()
+    operator = Operator(kube, "team")
+    job_id = submit()
     assert job_status(job_id)[0] == "PENDING"
     assert "is KubeRay running" in job_status(job_id)[1]
     operator.initialise(job_id)
@@ -37,7 +41,9 @@ def test_a_job_from_submit_to_its_end(kube: KubeApi, submit: Submit, job_status:
 
 
 def test_stop_removes_what_the_job_made_and_nothing_else(kube: KubeApi, submit: Submit, switchwork: Run) -> None:
-    operator, first, second = Operator(kube, "team"), submit("run.name=first"), submit("run.name=second")
+    operator = Operator(kube, "team")
+    first = submit("run.name=first")
+    second = submit("run.name=second")
     by_hand = copy.deepcopy(operator.job(first))
     by_hand["metadata"] = {"name": "by-hand", "namespace": "team"}
     kube.create("ray.io", "rayjobs", by_hand)
@@ -73,7 +79,8 @@ def test_a_job_of_the_same_name_that_came_meanwhile_is_not_removed(kube: KubeApi
 
 
 def test_suspend_and_resume(kube: KubeApi, submit: Submit, job_status: Status, switchwork: Run) -> None:
-    operator, job_id = Operator(kube, "team"), submit(suspend=True)
+    operator = Operator(kube, "team")
+    job_id = submit(suspend=True)
     operator.initialise(job_id)
     assert job_status(job_id) == ("SUSPENDED", "suspended; `switchwork resume` lets it continue")
     assert switchwork("resume", job_id, "--to", TO, "--json")[:2] == (
@@ -88,7 +95,8 @@ def test_suspend_and_resume(kube: KubeApi, submit: Submit, job_status: Status, s
 def test_a_queued_job_is_suspended_through_kueue(
     kube: KubeApi, submit: Submit, job_status: Status, switchwork: Run
 ) -> None:
-    operator, job_id = Operator(kube, "team"), submit(queue="team")
+    operator = Operator(kube, "team")
+    job_id = submit(queue="team")
     code, _, complaint = switchwork("suspend", job_id, "--to", TO)
     assert (code, "no Workload" in complaint) == (2, True)
     name = operator.workload(job_id)
@@ -165,7 +173,9 @@ def test_render_prints_the_manifest_and_asks_nobody(
 def test_the_role_of_the_submitter_allows_what_the_commands_need_and_nothing_more(
     kube: KubeApi, submit: Submit, switchwork: Run
 ) -> None:
-    operator, job_id, queued = Operator(kube, "team"), submit("run.name=first"), submit("run.name=queued", queue="team")
+    operator = Operator(kube, "team")
+    job_id = submit("run.name=first")
+    queued = submit("run.name=queued", queue="team")
     operator.workload(queued)
     operator.initialise(job_id)
     kube.say(operator.run(job_id), "step 1")

@@ -1,4 +1,7 @@
-"""switchwork logs -f on Kubernetes, and the watches below it: over tries, broken connections and servers that forget."""
+"""switchwork logs -f on Kubernetes, and the watches below it.
+
+They last over tries, broken connections and servers that forget.
+"""
 
 import copy
 import threading
@@ -6,7 +9,8 @@ import time
 
 import pytest
 from kube_api import KubeApi
-from kube_cluster import TO, Run, Submit
+from kube_cluster import Run, Submit
+from kube_jobs import TO
 from kube_operator import Operator
 
 from cluster.on_kubernetes.logs import Printed
@@ -15,7 +19,8 @@ from cluster.on_kubernetes.logs import Printed
 def test_logs_follow_the_driver_over_its_tries_and_broken_connections(
     kube: KubeApi, submit: Submit, switchwork: Run
 ) -> None:
-    operator, job_id = Operator(kube, "team"), submit(backoff_limit=1)
+    operator = Operator(kube, "team")
+    job_id = submit(backoff_limit=1)
 
     def cluster() -> None:
         time.sleep(0.3)

@@ -1,4 +1,7 @@
-"""Jobs as RayJobs: what is rendered passes the CRD's strict validation and the operator's rules; what could not run is refused with the right words."""
+"""Jobs as RayJobs: a rendered job passes the CRD's strict validation and the operator's rules.
+
+A job that could not run is refused with the right words.
+"""
 
 import json
 from dataclasses import fields
@@ -8,43 +11,13 @@ from typing import Any
 import kube_schema
 import pytest
 import yaml
-from conftest import tiny_job
+from kube_jobs import CLAIM, STORE, job_file, render
 from kube_operator import admission_problem, validation_problem
 from kubernetes.utils import parse_quantity
 
 from cluster.config.pods import size_in_bytes
-from cluster.on_kubernetes.jobs import manifest
 from cluster.on_kubernetes.rayjob import job_name
-from launch.config import for_cluster
 from trainer.config import RunConfig
-
-TO = "k8s://lab/team"
-STORE: dict[str, Any] = {"object_store": {"secret": "object-store", "endpoint": "http://object-store:8333"}}
-CLAIM: dict[str, Any] = {"claims": [{"claim": "storage", "path": "/storage"}]}
-
-
-def job_file(
-    folder: Path, corpus: Path, kubernetes: dict[str, Any], cluster: dict[str, Any] | None = None, **run: Any
-) -> str:
-    """A job file for Kubernetes: two workers, one GPU each, an image, a bucket and an MLflow server."""
-    base = tiny_job(corpus, root="s3://runs", tracking={"uri": "http://mlflow:5000"}, device="auto") | run
-    whole = {
-        "run": base,
-        "cluster": {
-            "workers": 2,
-            "gpus_per_worker": 1,
-            "kubernetes": {"image": "registry.lab/switchwork:1", **kubernetes},
-        }
-        | (cluster or {}),
-    }
-    path = folder / "moe.yaml"
-    path.write_text(yaml.safe_dump(whole))
-    return str(path)
-
-
-def render(path: str, *overrides: str) -> dict[str, Any]:
-    return manifest(TO, for_cluster(path, overrides))
-
 
 GOOD: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "least": ({}, {}, {}),

@@ -1,4 +1,7 @@
-"""switchwork status on Kubernetes: what a job waits for and what it died of, in plain words with those of whoever knows."""
+"""switchwork status on Kubernetes: why a job waits or died, in plain words.
+
+The words of the component that knows the reason are quoted.
+"""
 
 import pytest
 from kube_api import KubeApi
@@ -34,7 +37,8 @@ from kube_operator import Operator
 def test_waiting_for_quota(
     kube: KubeApi, submit: Submit, job_status: Status, conditions: list[tuple[str, ...]], words: str
 ) -> None:
-    operator, job_id = Operator(kube, "team"), submit(queue="team")
+    operator = Operator(kube, "team")
+    job_id = submit(queue="team")
     fields = ("type", "status", "reason", "message")
     listed = [dict(zip(fields, each)) | {"lastTransitionTime": "2026-01-01T00:00:00Z"} for each in conditions]
     operator.workload(job_id, conditions=listed)
@@ -109,7 +113,8 @@ WAITING = {
 @pytest.mark.parametrize("case", WAITING)
 def test_waiting_for_pods(kube: KubeApi, submit: Submit, job_status: Status, case: str) -> None:
     reported, event, words = WAITING[case]
-    operator, job_id = Operator(kube, "team"), submit()
+    operator = Operator(kube, "team")
+    job_id = submit()
     operator.initialise(job_id, pods="Pending")
     assert "is starting" in job_status(job_id)[1]
     pod = f"{job_id}-00001-worker-0"
@@ -124,7 +129,8 @@ def test_waiting_for_pods(kube: KubeApi, submit: Submit, job_status: Status, cas
 
 
 def test_what_a_job_died_of(kube: KubeApi, submit: Submit, job_status: Status) -> None:
-    operator, job_id = Operator(kube, "team"), submit()
+    operator = Operator(kube, "team")
+    job_id = submit()
     operator.initialise(job_id)
     operator.run(job_id)
     worker = f"{job_id}-00001-worker-1"
@@ -132,7 +138,10 @@ def test_what_a_job_died_of(kube: KubeApi, submit: Submit, job_status: Status) -
         worker, "Failed", containerStatuses=[{"state": {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}]
     )
     assert f"pod {worker} failed: out of memory" in job_status(job_id)[1]
-    said = "Job entrypoint command failed with exit code 1, last available logs:\nTraceback (most recent call last):\nerror: run.root: cannot write\n"
+    said = (
+        "Job entrypoint command failed with exit code 1, last available logs:\n"
+        "Traceback (most recent call last):\nerror: run.root: cannot write\n"
+    )
     operator.end(job_id, failed=said)
     assert job_status(job_id) == (
         "FAILED",
@@ -141,7 +150,8 @@ def test_what_a_job_died_of(kube: KubeApi, submit: Submit, job_status: Status) -
 
 
 def test_what_the_operator_refuses_is_told(kube: KubeApi, submit: Submit, job_status: Status) -> None:
-    operator, job_id = Operator(kube, "team"), submit()
+    operator = Operator(kube, "team")
+    job_id = submit()
     job = operator.job(job_id)
     job["spec"] |= {"shutdownAfterJobFinishes": False, "ttlSecondsAfterFinished": 60}
     kube.update("ray.io", "rayjobs", job)

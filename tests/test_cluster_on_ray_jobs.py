@@ -1,7 +1,9 @@
-"""A job handed to a real Ray cluster with token authentication: submit, follow, list, stop; and the ways in which it is refused."""
+"""A job on a real Ray cluster with token authentication: submit, follow, list, stop.
+
+The ways in which it is refused are here too.
+"""
 
 import json
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import tiny_job
-from ray_head import BIN, TOKEN, environment, ray_head
+from ray_head import ray_head, switchwork
 
 from trainer.world import free_port
 
@@ -19,17 +21,6 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a Ray head of this test's own, with a token."""
     with ray_head(tmp_path_factory.mktemp("head") / "log") as started:
         yield started.address
-
-
-def switchwork(*arguments: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(BIN / "switchwork"), *arguments],
-        env=environment(RAY_AUTH_TOKEN=token),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
 
 
 def test_a_submitted_job_trains_to_the_end(head: str, corpus: Path, tmp_path: Path) -> None:
@@ -70,7 +61,8 @@ def test_what_a_cluster_refuses_is_one_line(head: str, corpus: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_a_job_that_is_stopped_saves_first(head: str, corpus: Path, tmp_path: Path) -> None:
-    job, folder = tmp_path / "job.yaml", tmp_path / "runs" / "stopped"
+    job = tmp_path / "job.yaml"
+    folder = tmp_path / "runs" / "stopped"
     run = tiny_job(
         corpus, root=str(tmp_path / "runs"), name="stopped", stop={"steps": 100_000}, evaluate={"samples": 0}
     )
@@ -132,6 +124,7 @@ def test_submit_to_first_step_on_a_warm_cluster(head: str, corpus: Path, tmp_pat
         first = (tmp_path / "runs" / name / "first_step.json").stat().st_mtime
         seconds.append(first - before)
         print(
-            f"{name}: {first - before:.1f} s from submit to the first step, {facts['seconds_to_first_step']:.1f} s of them in the job's command"
+            f"{name}: {first - before:.1f} s from submit to the first step, "
+            f"{facts['seconds_to_first_step']:.1f} s of them in the job's command"
         )
     assert seconds[-1] < 20, printed

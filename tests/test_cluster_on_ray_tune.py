@@ -1,4 +1,7 @@
-"""Sweeps on real parts: Ray Tune, Ray Train, MLflow. A trial that fails, one that is pruned, a command that is killed, and one that is stopped."""
+"""Sweeps on real parts: Ray Tune, Ray Train, MLflow.
+
+A trial fails, one is pruned, a command is killed, and one is stopped.
+"""
 
 import json
 import math
@@ -13,9 +16,10 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from commands import BIN, run_command
 from conftest import tiny_job
 from mlflow import MlflowClient
-from test_launch_commands_train import BIN, losses, run
+from whole_runs import losses
 
 from trainer.endings import Ending, Stopped
 from trainer.run_files import run_files
@@ -26,7 +30,10 @@ LR = "run.optimizer.lr"
 def judged(
     root: Path, names: dict[str, list[float]], past: dict[str, list[tuple[int, float]]], most: int = 80
 ) -> list[str]:
-    """The trials of which ASHA with rungs at 10, 20, 40 asks the runs to stop, when each reports every 10 steps and all keep step."""
+    """The trials that ASHA with rungs at 10, 20 and 40 asks to stop.
+
+    Each trial reports every 10 steps, and all keep step.
+    """
     from cluster.on_ray.tune import Rungs, _Asha
 
     asha = _Asha(str(root), "min", Rungs(grace_steps=10, reduction_factor=2, last_step=most), past)
@@ -44,7 +51,9 @@ def judged(
 
 
 def test_asha_asks_losers_to_stop_and_kills_nobody(tmp_path: Path) -> None:
-    best, good, bad = [2.0] * 4, [2.1] * 4, [3.0] * 4
+    best = [2.0] * 4
+    good = [2.1] * 4
+    bad = [3.0] * 4
     for number, past in enumerate(({}, {"before": [(10, 2.05), (20, 2.05), (40, 2.05)]})):
         root = tmp_path / str(number)
         assert judged(root, {"good": good, "best": best, "bad": bad}, past) == (
@@ -87,7 +96,7 @@ def test_a_grid_with_a_failure_then_whole(tmp_path: Path, corpus: Path) -> None:
     ]
     write(tmp_path, corpus, {"checkpoint": {"every": 2}, "evaluate": {"every": 5, "samples": 0}}, variants=variants)
     place = tmp_path / "sweeps" / "try"
-    printed = run(tmp_path, "switchwork", "sweep", "try.yaml", code=1)
+    printed = run_command(tmp_path, "switchwork", "sweep", "try.yaml", code=1)
     assert statuses(tmp_path) == {"fast": "finished", "slow": "finished", "killed": "failed"}
     assert "rank 0 died" in printed
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
@@ -95,7 +104,7 @@ def test_a_grid_with_a_failure_then_whole(tmp_path: Path, corpus: Path) -> None:
     assert client.get_run(parent).info.status == "FAILED"
 
     kept = {name: (place / name / "summary.json").stat().st_mtime_ns for name in ("fast", "slow")}
-    printed = run(tmp_path, "switchwork", "sweep", "try.yaml")
+    printed = run_command(tmp_path, "switchwork", "sweep", "try.yaml")
     assert "2 of 3 runs are there already" in printed
     assert statuses(tmp_path) == dict.fromkeys(["fast", "slow", "killed"], "finished")
     assert {name: (place / name / "summary.json").stat().st_mtime_ns for name in kept} == kept
@@ -121,7 +130,7 @@ def test_a_grid_with_a_failure_then_whole(tmp_path: Path, corpus: Path) -> None:
 
     (tmp_path / "alone.yaml").write_text((place / "best.yaml").read_text())
     alone = ["run.tracking.enabled=false", "run.faults=[]"]
-    run(tmp_path, "torchrun", "--nproc-per-node", "1", "-m", "trainer", "alone.yaml", *alone)
+    run_command(tmp_path, "torchrun", "--nproc-per-node", "1", "-m", "trainer", "alone.yaml", *alone)
     assert losses(tmp_path / "runs" / "alone") == losses(place / best["trial"]), "a trial is what the job is by itself"
 
 
@@ -152,7 +161,8 @@ def test_asha_over_a_kill_and_a_stop(tmp_path: Path, corpus: Path) -> None:
     asha = {"name": "asha", "grace_steps": 50, "reduction_factor": 2}
     write(tmp_path, corpus, job, over={LR: [0.003, 0.01, 1e-7]}, scheduler=asha, concurrent=1)
     place = tmp_path / "sweeps" / "try"
-    command, first = [str(BIN / "switchwork"), "sweep", "try.yaml"], place / "lr-0.003"
+    command = [str(BIN / "switchwork"), "sweep", "try.yaml"]
+    first = place / "lr-0.003"
     killed = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(lambda: step_of(first) >= 100, killed)
     family = [psutil.Process(killed.pid), *psutil.Process(killed.pid).children(recursive=True)]
@@ -175,7 +185,7 @@ def test_asha_over_a_kill_and_a_stop(tmp_path: Path, corpus: Path) -> None:
     assert statuses(tmp_path) == {"lr-0.003": "stopped", "lr-0.01": "not started", "lr-1e-07": "not started"}
     assert "resumed from" in (first / "events.jsonl").read_text()
 
-    printed = run(tmp_path, "switchwork", "sweep", "try.yaml")
+    printed = run_command(tmp_path, "switchwork", "sweep", "try.yaml")
     found = statuses(tmp_path)
     assert found["lr-1e-07"] == "pruned", printed
     assert found["lr-0.003"] == "finished" or found["lr-0.01"] == "finished"
@@ -188,9 +198,9 @@ def test_asha_over_a_kill_and_a_stop(tmp_path: Path, corpus: Path) -> None:
     assert "pruned at step" in printed
 
     before = time.monotonic()
-    assert "pruned at step" in run(tmp_path, "switchwork", "sweep", "try.yaml")
+    assert "pruned at step" in run_command(tmp_path, "switchwork", "sweep", "try.yaml")
     assert time.monotonic() - before < 60
     assert statuses(tmp_path) == found
     changed = yaml.safe_load((tmp_path / "try.yaml").read_text()) | {"scheduler": {**asha, "reduction_factor": 4}}
     (tmp_path / "try.yaml").write_text(yaml.safe_dump(changed))
-    assert "judged by" in run(tmp_path, "switchwork", "sweep", "try.yaml", code=2)
+    assert "judged by" in run_command(tmp_path, "switchwork", "sweep", "try.yaml", code=2)

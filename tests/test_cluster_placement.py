@@ -1,4 +1,4 @@
-"""Where workers run, and in which order they get their ranks: by hand, and on a real Ray cluster of three nodes."""
+"""The places and ranks of workers, by hand and on a real Ray cluster of three nodes."""
 
 import json
 import os

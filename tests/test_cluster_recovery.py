@@ -1,4 +1,7 @@
-"""Under Ray: a worker that is killed with SIGKILL costs nothing but time, and one MLflow run tells what happened."""
+"""Under Ray, a worker that is killed with SIGKILL costs time alone.
+
+One MLflow run tells the whole story.
+"""
 
 import json
 import signal
@@ -9,11 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from commands import BIN, run_command
 from conftest import tiny_job
 from distributed import run_distributed
 from mlflow import MlflowClient
-from test_launch_commands_train import BIN, run
-from test_trainer_core_anomaly import losses, train
+from whole_runs import losses, train_or_resume
 
 from trainer.run_files import RunFiles
 from trainer.storage import Folder
@@ -21,17 +24,17 @@ from trainer.storage import Folder
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    """A folder with a run whose rank 1 was killed after step 5, and with an undisturbed one of the same job."""
+    """A folder with a run whose rank 1 was killed after step 5, and an undisturbed one."""
     folder = tmp_path_factory.mktemp("home")
     job = tiny_job(
         corpus, engine={"name": "deepspeed", "zero": 1, "ep": 2}, checkpoint={"every": 2}, evaluate={"samples": 0}
     )
     run_distributed(
-        train, 2, job | {"root": str(folder / "runs"), "name": "undisturbed", "tracking": {"enabled": False}}
+        train_or_resume, 2, job | {"root": str(folder / "runs"), "name": "undisturbed", "tracking": {"enabled": False}}
     )
     faulty = job | {"name": "killed", "faults": [{"name": "kill", "step": 5, "rank": 1}]}
     (folder / "job.yaml").write_text(yaml.safe_dump({"run": faulty, "cluster": {"workers": 2, "max_failures": 1}}))
-    (folder / "printed.txt").write_text(run(folder, "switchwork", "train", "job.yaml"))
+    (folder / "printed.txt").write_text(run_command(folder, "switchwork", "train", "job.yaml"))
     return folder
 
 
@@ -85,7 +88,8 @@ def test_sigterm_to_the_command_saves_and_leaves(home: Path) -> None:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    folder, deadline = home / "runs" / "stopped", time.monotonic() + 200
+    folder = home / "runs" / "stopped"
+    deadline = time.monotonic() + 200
     while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     command.send_signal(signal.SIGTERM)
@@ -100,7 +104,7 @@ def test_sigterm_to_the_command_saves_and_leaves(home: Path) -> None:
 @pytest.mark.slow
 def test_a_hung_worker_is_replaced(home: Path) -> None:
     arguments = ["run.name=hung", "run.faults=[{name: hang, step: 4, rank: 1}]", "run.hang_timeout_s=20"]
-    run(home, "switchwork", "train", "job.yaml", *arguments)
+    run_command(home, "switchwork", "train", "job.yaml", *arguments)
     folder = home / "runs" / "hung"
     assert losses(folder) == losses(home / "runs" / "undisturbed")
     ends = [str(end.stopped) for end in RunFiles(Folder(str(folder))).attempts_ended()]

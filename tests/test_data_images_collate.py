@@ -53,7 +53,8 @@ def run(
     seed: int = 3,
 ) -> tuple[dict[int, tuple[bytes, int]], RunState]:
     """({sample number: (image, label)}, merged state) of some steps at `world`."""
-    samples, states = {}, []
+    samples = {}
+    states = []
     for rank in range(world):
         with ImageStream(
             config,
@@ -78,7 +79,8 @@ def run(
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same 40 images, row n labelled n % 4, in every form in which images come."""
     folder = tmp_path_factory.mktemp("images")
-    labels, encoded = [n % 4 for n in range(40)], [png(pixels) for pixels in PIXELS]
+    labels = [n % 4 for n in range(40)]
+    encoded = [png(pixels) for pixels in PIXELS]
     pq.write_table(pa.table({"image": encoded, "label": labels}), folder / "binary.parquet")
     pq.write_table(
         pa.table(
@@ -133,7 +135,10 @@ def test_image_files_are_labelled_by_their_folders(folder: Path) -> None:
 
 
 def test_a_hub_dataset_gives_its_images(folder: Path, tmp_path: Path) -> None:
-    """A local folder is read by the code that reads the Hub; image folders there come as paths without bytes."""
+    """A local folder is read by the code that reads the Hub.
+
+    Image folders on the Hub come as paths without bytes.
+    """
     images, labels = image_set(ImageConfig(source=Hub(dataset=str(folder / "files")), channels=3, held_out=0.0))
     assert {(image.numpy().tobytes(), label) for image, label in zip(images, labels.tolist(), strict=True)} == EXPECTED
 
@@ -143,7 +148,8 @@ def test_the_same_global_batches_for_every_world_and_over_resumes(folder: Path, 
     """4 -> 2 -> 1 over several epochs, mirrored at random."""
     images = config(folder / form, flip=True, prefetch=2)
     alone, last = run(images, 1, 12)
-    resumed, state = {}, None
+    resumed = {}
+    state = None
     for world, steps in ((4, 3), (2, 4), (1, 5)):
         samples, state = run(images, world, steps, state)
         resumed |= samples
@@ -166,8 +172,9 @@ def test_each_image_is_mirrored_half_of_the_time(folder: Path) -> None:
 
 
 def test_size_and_channels_are_what_pillow_makes_of_them(tmp_path: Path) -> None:
-    """Cutting out the middle of the scaled image equals scaling the middle, if it falls on whole pixels."""
-    wide, tall = RNG.integers(0, 256, (9, 12, 3), np.uint8), Image.fromarray(RNG.integers(0, 256, (8, 4, 3), np.uint8))
+    """Cutting out the middle of the scaled image equals scaling the middle, on whole pixels."""
+    wide = RNG.integers(0, 256, (9, 12, 3), np.uint8)
+    tall = Image.fromarray(RNG.integers(0, 256, (8, 4, 3), np.uint8))
     (tmp_path / "a.png").write_bytes(png(wide))
     (tmp_path / "b.png").write_bytes(png(np.asarray(tall)))
     grey = preview_images(config(tmp_path / "a.png", lanes=1, channels=1), 0, 1)
@@ -217,11 +224,9 @@ def test_held_out_images_are_the_same_set_for_every_world(world: int, micro_batc
 
 def test_training_and_held_out_images_are_all_images_and_none_twice() -> None:
     images = ImageConfig(held_out=0.2, lanes=1)
-    (train, _), (kept, _), (everything, _) = (
-        image_set(images),
-        image_set(images, "held_out"),
-        image_set(dataclasses.replace(images, held_out=0.0)),
-    )
+    train, _ = image_set(images)
+    kept, _ = image_set(images, "held_out")
+    everything, _ = image_set(dataclasses.replace(images, held_out=0.0))
     assert len(train) + len(kept) == len(everything)
     seen, _ = run(images, 1, 1, global_batch=len(train), micro_batch=len(train))
     assert sorted(pixels for pixels, _ in seen.values()) == sorted(image.numpy().tobytes() for image in train)

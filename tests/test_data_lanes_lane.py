@@ -78,7 +78,10 @@ def test_lanes_share_the_documents_out(tmp_path: Path, lanes: int) -> None:
 
 @pytest.mark.parametrize(("sizes", "lanes"), [([200], 3), ([130, 71], 8), ([64, 65, 66], 4)])
 def test_fewer_shards_than_lanes(tmp_path: Path, sizes: list[int], lanes: int) -> None:
-    """A lane that shares a shard has every so manyth row of it, and over an epoch all lanes together have each once."""
+    """A lane that shares a shard has every n-th row of it; together, the lanes have each row once.
+
+    That holds per epoch.
+    """
     source = write(tmp_path, sizes)
     seen = []
     for lane in range(lanes):
@@ -121,10 +124,11 @@ def test_a_window_mixes_documents_over_shards(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("lane", "lanes"), [(0, 1), (1, 2), (3, 12)])
 def test_resume_is_exact_from_every_place(tmp_path: Path, lane: int, lanes: int) -> None:
-    """In a window and at the edges of windows, shards and epochs, for two epochs and some samples."""
+    """States in a window and at the ends of windows, shards and epochs, for over two epochs."""
     source = write(tmp_path, UNEVEN)
     uninterrupted = make_lane(source, lane=lane, lanes=lanes)
-    states, samples = [uninterrupted.state()], []
+    states = [uninterrupted.state()]
+    samples = []
     count = 2 * sum(UNEVEN[lane % 9 :: lanes]) // (2 if lanes > 9 else 1) + 40
     for _ in range(count):
         samples.append(uninterrupted.take(1)[0].tolist())
@@ -139,10 +143,11 @@ def test_resume_is_exact_from_every_place(tmp_path: Path, lane: int, lanes: int)
 
 
 def test_resume_is_exact_inside_and_at_the_edge_of_a_chunk(tmp_path: Path) -> None:
-    """Documents of 20 kB, so that a window has several chunks, and samples that hold parts of them."""
+    """Documents have 20 kB, so that a window has several chunks, and samples hold parts of them."""
     source = write(tmp_path, [70, 70], length=20_000)
     uninterrupted = make_lane(source, seq_len=1000, window=64)
-    states, samples = [uninterrupted.state()], []
+    states = [uninterrupted.state()]
+    samples = []
     for _ in range(150):
         samples += uninterrupted.take(20).tolist()
         states.append(uninterrupted.state())
@@ -156,7 +161,7 @@ def test_resume_is_exact_inside_and_at_the_edge_of_a_chunk(tmp_path: Path) -> No
 
 
 def test_nothing_is_lost_or_repeated_where_documents_and_samples_do_not_match(tmp_path: Path) -> None:
-    """The targets of one epoch are the bytes of all documents and their ends, for any window and seq_len."""
+    """The targets of one epoch are all documents' bytes and ends, for any window and seq_len."""
     source = write(tmp_path, UNEVEN, length=11)
     tokens = Counter(b"".join(name.ljust(11, "x").encode() for name in all_names(UNEVEN))) + Counter({256: sum(UNEVEN)})
     for seq_len in (13, 4, 26):
@@ -172,7 +177,8 @@ def test_a_lane_without_documents_of_its_own_reads_those_of_all(tmp_path: Path) 
     """Eight lanes over two documents and an empty shard; such a lane resumes exactly too."""
     source = write(tmp_path, [2, 0])
     lane = make_lane(source, lane=5, lanes=8)
-    states, samples = [], []
+    states = []
+    samples = []
     for _ in range(6):
         samples.append(names(lane.take(1))[0])
         states.append(lane.state())

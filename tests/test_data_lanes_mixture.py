@@ -1,5 +1,4 @@
 import dataclasses
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -8,20 +7,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
+from streams import stream_samples
 
-from data.batches import merge_states
 from data.config import ImageConfig, TextConfig
 from data.manifest import manifest
 from data.prepare import prepare
-from data.share import RunState, Share
 from data.sources.kinds import Digits, Files, Mixture, Part, absolute, parts_of
 from data.text.held_out import held_out_documents
-from data.training_stream import ImageStream, TextStream
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> TextConfig:
-    """Three parts, of the letters a, b and c: b has an uneven and an empty shard, c one shard of six documents."""
+    """Three parts, of the letters a, b and c.
+
+    b has an uneven and an empty shard, c one shard of six documents.
+    """
     folder = tmp_path_factory.mktemp("mixture")
     parts = []
     for letter, weight, sizes in (("a", 5.0, [60, 70, 80]), ("b", 3.0, [90, 0, 3]), ("c", 2.0, [6])):
@@ -30,35 +30,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> TextConfig:
             pq.write_table(pa.table({"text": texts}), folder / f"{letter}{shard}.parquet")
         parts.append(Part(weight=weight, source=Files(paths=(str(folder / f"{letter}*.parquet"),))))
     return TextConfig(source=Mixture(parts=tuple(parts)), seq_len=16, lanes=4, window=20, held_out=0.0, prefetch=2)
-
-
-def run(
-    config: TextConfig | ImageConfig,
-    world: int,
-    steps: int,
-    state: RunState | None = None,
-    global_batch: int = 16,
-    micro_batch: int = 2,
-) -> tuple[dict[int, bytes], RunState]:
-    """({sample number: tokens}, merged state) of some steps at `world`."""
-    samples, states = {}, []
-    kind = ImageStream if isinstance(config, ImageConfig) else TextStream
-    for rank in range(world):
-        with kind(
-            config,
-            Share(rank=rank, world=world, global_batch=global_batch, micro_batch=micro_batch),
-            seed=3,
-            state=state,
-        ) as stream:
-            for _ in range(steps):
-                step = next(stream)
-                for batch in step.micro_batches:
-                    values = batch["image" if kind is ImageStream else "tokens"]
-                    samples |= dict(
-                        zip(batch["sample"].tolist(), (value.numpy().tobytes() for value in values), strict=True)
-                    )
-            states.append(step.state)
-    return samples, json.loads(json.dumps(merge_states(states)))
 
 
 def letters(sample: bytes) -> set[str]:
@@ -82,12 +53,13 @@ def test_the_same_global_batches_for_every_world_and_over_restarts(config: TextC
                 lanes=8,
                 flip=True,
             )
-    alone, last = run(config, 1, 40, global_batch=32)
+    alone, last = stream_samples(config, 1, 40, global_batch=32)
     cuts = sorted(np.random.default_rng(len(kind)).choice(np.arange(1, 40), 3, replace=False).tolist())
-    resumed, state = {}, None
+    resumed = {}
+    state = None
     for world, begin, end in zip((4, 2, 8, 1), (0, *cuts), (*cuts, 40), strict=True):
         attempt = dataclasses.replace(config, processes=1 if world == 2 else 0)
-        samples, state = run(attempt, world, end - begin, state, global_batch=32)
+        samples, state = stream_samples(attempt, world, end - begin, state, global_batch=32)
         assert not resumed.keys() & samples.keys()
         resumed |= samples
     assert resumed == alone
@@ -95,7 +67,7 @@ def test_the_same_global_batches_for_every_world_and_over_restarts(config: TextC
 
 
 def test_each_sample_is_of_one_part_and_the_shares_are_the_weights(config: TextConfig) -> None:
-    samples, _ = run(config, 1, 250)
+    samples, _ = stream_samples(config, 1, 250)
     seen = [letters(sample) for sample in samples.values()]
     assert all(len(letters_seen) == 1 for letters_seen in seen)
     counts = Counter("".join(map("".join, seen)))
@@ -104,7 +76,7 @@ def test_each_sample_is_of_one_part_and_the_shares_are_the_weights(config: TextC
 
 
 def test_epochs_of_the_parts_are_independent(config: TextConfig) -> None:
-    _, state = run(config, 1, 40)
+    _, state = stream_samples(config, 1, 40)
     epochs = [max(lane["parts"][part]["epoch"] for lane in state["lanes"].values()) for part in range(3)]
     assert epochs[2] > epochs[0]
 
@@ -113,7 +85,7 @@ def test_a_part_gives_what_it_gives_alone_but_for_the_order(config: TextConfig) 
     """In one epoch of its own, each token as often as it stands in the source."""
     only = dataclasses.replace(config, source=Mixture(parts=config.source.parts[2:]), lanes=1, seq_len=1)
     total = sum(5 + row + 1 for row in range(6))
-    samples, _ = run(only, 1, 1, global_batch=total, micro_batch=total)
+    samples, _ = stream_samples(only, 1, 1, global_batch=total, micro_batch=total)
     targets = Counter(int(np.frombuffer(sample, np.int64)[1]) for sample in samples.values())
     assert targets == {ord("c"): total - 6, 256: 6}
 

@@ -7,7 +7,10 @@ from data.lanes.shuffle import permutation, splitmix64, stable_hash
 
 
 def test_splitmix64_against_its_published_outputs() -> None:
-    """The first outputs for seed 0, as in Vigna's reference code; the n-th one mixes n times the golden gamma."""
+    """The first outputs for seed 0 are those of Vigna's reference code.
+
+    The n-th output mixes n times the golden gamma.
+    """
     expected = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC]
     assert splitmix64(np.arange(1, 5, dtype=np.uint64)).tolist() == expected
 
@@ -20,7 +23,7 @@ def test_permutation_is_one_and_depends_on_every_part_of_the_key() -> None:
 
 
 def test_permutation_is_uniform() -> None:
-    """4,000 orders of 6 items: chi-squared with 25 degrees of freedom is below 52.6 with p = 0.999."""
+    """4,000 orders of 6 items: chi-squared with 25 degrees of freedom is below 52.6 (p = 0.999)."""
     counts = np.zeros((6, 6))
     for key in range(4000):
         counts[np.arange(6), permutation(6, key)] += 1

@@ -50,7 +50,7 @@ def attempt(
     state: RunState | None = None,
     every: int = 3,
 ) -> RunState | None:
-    """Add the lines of an attempt that saves at every multiple of `every`; returns its last saved state."""
+    """Add the lines of an attempt that saves every `every` steps; return its last saved state."""
     kind = ImageStream if isinstance(config, ImageConfig) else TextStream
     start = entry(state, tokens_per_sample=16) if state else {"step": 0, "lanes": {}}
     lines.append({"attempt": number, "group": 1, "global_batch": 16, **start})
@@ -65,8 +65,9 @@ def attempt(
 
 @pytest.mark.parametrize("config", CONFIGS, indirect=True)
 def test_a_run_that_was_resumed_on_other_worlds_has_lost_and_repeated_nothing(config: TextConfig | ImageConfig) -> None:
-    """Two steps after each checkpoint are thrown away with the attempt that did them, and done again by the next."""
-    lines, state = [], None
+    """Two steps after each checkpoint are lost with their attempt, and repeated by the next."""
+    lines = []
+    state = None
     for number, (world, steps) in enumerate(((4, 8), (2, 5), (1, 11))):
         state = attempt(lines, config, number, world, steps, state)
     verdict = verify(config, json.loads(json.dumps(lines)), seed=3, last_step=18)
@@ -95,7 +96,7 @@ def test_a_later_attempt_may_begin_at_an_earlier_checkpoint(text: TextConfig) ->
 def test_a_stream_that_goes_on_elsewhere_is_found_out(
     config: TextConfig | ImageConfig, moved: int, message: str, lost: int, repeated: int
 ) -> None:
-    """As loaders do that save where they have read to, and not what was used; or the other way round."""
+    """A faulty loader saves the position that it has read to, not used to; or the reverse."""
     lines = []
     state = attempt(lines, config, 0, 1, 6)
     honest = copy.deepcopy(state)

@@ -10,7 +10,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_data_lanes_mixture import run
+from streams import stream_samples
 
 from data.config import ImageConfig, TextConfig
 from data.prefetch import child as process
@@ -38,25 +38,25 @@ def children() -> list[psutil.Process]:
 
 def test_the_same_samples_and_states_as_without_processes(config: TextConfig) -> None:
     without = dataclasses.replace(config, processes=0)
-    alone, last = run(without, 1, 9)
-    first, state = run(without, 2, 5)
-    rest, end = run(config, 1, 4, state)
+    alone, last = stream_samples(without, 1, 9)
+    first, state = stream_samples(without, 2, 5)
+    rest, end = stream_samples(config, 1, 4, state)
     assert first | rest == alone
     assert end == last
     assert not children()
 
 
 def test_images_likewise() -> None:
-    alone, last = run(ImageConfig(lanes=4), 1, 9)
-    first, state = run(ImageConfig(lanes=4, processes=1), 2, 5)
-    rest, end = run(ImageConfig(lanes=4), 1, 4, state)
+    alone, last = stream_samples(ImageConfig(lanes=4), 1, 9)
+    first, state = stream_samples(ImageConfig(lanes=4, processes=1), 2, 5)
+    rest, end = stream_samples(ImageConfig(lanes=4), 1, 4, state)
     assert first | rest == alone
     assert end == last
 
 
 def test_a_killed_process_is_started_again_where_it_was(config: TextConfig) -> None:
     config = dataclasses.replace(config, seq_len=500)  # so that a pipe holds a few steps only
-    expected, last = run(dataclasses.replace(config, processes=0), 1, 30, global_batch=256, micro_batch=256)
+    expected, last = stream_samples(dataclasses.replace(config, processes=0), 1, 30, global_batch=256, micro_batch=256)
     with TextStream(config, Share(rank=0, world=1, global_batch=256, micro_batch=256), seed=3) as stream:
         steps = [next(stream) for _ in range(3)]
         victim = children()[0]

@@ -26,7 +26,7 @@ Served = dict[int, tuple[str, int, int]]
 
 @pytest.fixture
 def config(tmp_path: Path) -> TextConfig:
-    """Two sources of four files each, with four documents per file; a document is named after source, file and line."""
+    """Two sources of four files with four documents each, named after source, file and line."""
     parts = []
     for source in "ab":
         for file in range(4):
@@ -73,7 +73,8 @@ def test_the_table_is_what_four_ranks_and_then_two_get(config: TextConfig) -> No
     rows = [(n // 8, n, n % 4, four[n][0], four[n][1], two[n][1], two[n][2]) for n in sorted(four)]
     assert list(rows_of(README.read_text())) == rows
     for row in rows:
-        document, lane = row[3], row[2]
+        document = row[3]
+        lane = row[2]
         assert int(document[1]) == lane, "lane n reads the files numbered n"
 
 

@@ -57,7 +57,7 @@ Fault = Callable[[str, int], int | str | None]
 
 @contextlib.contextmanager
 def server(folder: Path, fault: Fault | None = None) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Serves `folder` with Range requests at a local address; `fault` may spoil the n-th request."""
+    """Serve `folder` with Range requests at a local address; `fault` may spoil the n-th request."""
     requests = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -277,7 +277,10 @@ def test_a_source_that_fails_for_a_while_changes_nothing(corpus: Path, fault: in
 
 
 def test_so_it_is_with_images_and_mixtures(corpus: Path) -> None:
-    """Parquet with images, and PNG files one by one, over a server that fails again and again; alone and mixed."""
+    """Parquet with images, and single PNG files, from a server that fails often.
+
+    They are read alone and mixed.
+    """
     rows = load_digits().images[:12].astype(np.uint8)
     encoded = []
     for n, pixels in enumerate(rows):
@@ -338,7 +341,7 @@ def test_a_source_that_goes_away_ends_with_its_name(corpus: Path) -> None:
 
 
 def test_an_outage_on_purpose_changes_nothing(corpus: Path) -> None:
-    """The fault that `switchwork chaos` injects: every lane's reads fail for a while, and are retried."""
+    """Every lane's reads fail for a while, as under `switchwork chaos`, and are retried."""
     config = files(corpus / "*.parquet", prefetch=0, retry_seconds=10)
     expected = epoch(config)
     OUTAGE.start(seconds=0.4)
@@ -371,7 +374,7 @@ def test_missing_and_unreachable_urls_are_one_line(corpus: Path) -> None:
 
 
 def test_a_hub_dataset_streams_and_what_it_lacks_is_one_line(corpus: Path) -> None:
-    """A local folder is read by the same code as a dataset of the Hub, splits and columns included."""
+    """A local folder is read by the code for the Hub's datasets, splits and columns included."""
     (corpus / "hub" / "data").mkdir(parents=True)
     (corpus / "a.parquet").rename(corpus / "hub" / "data" / "train-00000.parquet")
     (corpus / "b.parquet").rename(corpus / "hub" / "data" / "test-00000.parquet")

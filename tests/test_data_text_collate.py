@@ -18,7 +18,10 @@ from data.training_stream import TextStream, preview
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> TextConfig:
-    """Nine shards of 20 to 90 documents of up to 60 characters: an epoch is about 1,000 windows of 17 tokens."""
+    """Nine shards of 20 to 90 documents of up to 60 characters.
+
+    An epoch is about 1,000 windows of 17 tokens.
+    """
     folder = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(0)
     for shard in range(9):
@@ -40,7 +43,9 @@ def run(
     seed: int = 3,
 ) -> tuple[dict[int, list[int]], RunState, list[tuple[int, list[int]]]]:
     """({sample number: tokens}, merged state, each rank's numbers) of some steps at `world`."""
-    samples, states, served = {}, [], []
+    samples = {}
+    states = []
+    served = []
     for rank in range(world):
         with TextStream(
             config,
@@ -76,7 +81,8 @@ def test_resuming_on_other_worlds_is_the_uninterrupted_run(corpus: TextConfig) -
     """4 -> 2 -> 8 -> 1 over more than an epoch: nothing lost, nothing repeated."""
     uninterrupted, last, _ = run(corpus, 1, 60)
     assert max(lane["epoch"] for lane in last["lanes"].values()) >= 1
-    resumed, state = {}, None
+    resumed = {}
+    state = None
     for world, steps in ((4, 7), (2, 30), (8, 11), (1, 12)):
         samples, state, _ = run(corpus, world, steps, state)
         resumed |= samples

@@ -84,7 +84,8 @@ def test_every_byte_of_every_held_out_document_counts_once(config: TextConfig, f
 
 @pytest.mark.parametrize(("world", "micro_batch"), [(2, 4), (3, 7), (4, 64)])
 def test_the_same_set_for_every_world(config: TextConfig, world: int, micro_batch: int) -> None:
-    alone, shared = whole(config), whole(config, world, micro_batch)
+    alone = whole(config)
+    shared = whole(config, world, micro_batch)
     assert all((alone[name] == shared[name]).all() for name in alone)
 
 
@@ -135,7 +136,8 @@ def test_documents_of_one_key_stay_together(config: TextConfig, folder: Path) ->
 
 
 def test_max_eval_samples_is_a_beginning_of_all(config: TextConfig) -> None:
-    everything, first = whole(config), whole(dataclasses.replace(config, max_eval_samples=10))
+    everything = whole(config)
+    first = whole(dataclasses.replace(config, max_eval_samples=10))
     assert len(first["sample"]) == 10
     assert all((everything[name][:10] == first[name]).all() for name in everything)
     assert first["mask"].all()

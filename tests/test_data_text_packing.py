@@ -24,7 +24,9 @@ def test_windows_against_a_drawing() -> None:
 def test_every_token_is_predicted_exactly_once_over_many_joins(seq_len: int) -> None:
     rng = np.random.default_rng(0)
     documents = [rng.integers(0, 9, size=rng.integers(0, 12)).tolist() for _ in range(60)]
-    targets, inputs, carry = [], [], [EOD]
+    targets = []
+    inputs = []
+    carry = [EOD]
     for start in range(0, 60, 7):
         packed, rest = all_windows(documents[start : start + 7], seq_len, carry)
         targets += packed[:, 1:].ravel().tolist()

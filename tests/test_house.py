@@ -1,4 +1,7 @@
-"""The structure of the product, computed from its files: imports, sizes, widths, types. A failure lists offenders."""
+"""The structure of the product, computed from its files: imports, sizes, widths, types.
+
+A failure lists the offenders.
+"""
 
 import re
 from collections import Counter

@@ -1,4 +1,7 @@
-"""k8s/: both overlays build, every object passes its schema, and what is asked of a namespace that enforces "restricted" holds."""
+"""The manifests of k8s/: both overlays build, and every object passes its schema.
+
+They keep the rules of a namespace that enforces "restricted".
+"""
 
 import re
 import shutil
@@ -11,7 +14,7 @@ import kube_schema
 import kubernetes_validate
 import pytest
 import yaml
-from test_cluster_on_kubernetes_rayjob import job_file, render
+from kube_jobs import job_file, render
 
 K8S = Path(__file__).parents[1] / "k8s"
 OVERLAYS = ["dev", "gpu"]

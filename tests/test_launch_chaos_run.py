@@ -1,4 +1,4 @@
-"""The fire drill: what the table says is derived from what the runs wrote, and the drill comes through on real parts."""
+"""The fire drill: its table is derived from the files of its runs, and it passes on real parts."""
 
 import json
 import subprocess
@@ -7,9 +7,9 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from commands import BIN
 from conftest import tiny_job
 from matplotlib import pyplot as plt
-from test_launch_commands_train import BIN
 
 from launch.chaos.picture import draw_drill
 from launch.chaos.report import Cost, Struck, costs

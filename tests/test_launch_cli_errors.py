@@ -1,24 +1,20 @@
-"""Wrong input of every kind ends in one line that names the field, the values and the fix, with exit code 2, before Ray starts."""
+"""Wrong input ends in one line that names the field, the values and the fix, with exit code 2.
+
+It ends before Ray starts.
+"""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from conftest import tiny_job
+from kube_cluster import Run
 
 from trainer.world import free_port
 
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def switchwork(switchwork: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """The command, in the folder of this test."""
-    monkeypatch.chdir(tmp_path)
-    return switchwork
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 
 @pytest.fixture

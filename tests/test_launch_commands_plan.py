@@ -1,4 +1,4 @@
-"""`switchwork plan`: verdicts, figures against arithmetic done by hand, and what a checkpoint really takes."""
+"""`switchwork plan`: verdicts, arithmetic done by hand, and the real size of a checkpoint."""
 
 import json
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import tiny_job
+from machines import GPU, MACHINE
 
 from models.moe.layer import MoEConfig
 from models.moe.policies import TopKRouting
@@ -17,24 +18,11 @@ from trainer.config import RunConfig
 from trainer.parsing import parse
 from trainer.planning.estimate import estimate
 from trainer.planning.footprint import groups_of, on_meta
-from trainer.planning.gpus import Gpu, by_device_name, find_gpu, gpus
+from trainer.planning.gpus import by_device_name, find_gpu, gpus
 from trainer.planning.layout import Machine, Part
 from trainer.planning.state_bytes import Group, training_state
 from trainer.planning.step_time import exchanges, expert_exchange
 
-GPU = Gpu(
-    name="G",
-    memory=80e9,
-    bf16=1000e12,
-    fp32=100e12,
-    hbm=3e12,
-    link=400e9,
-    network=50e9,
-    host=50e9,
-    per_node=8,
-    source="a test",
-)
-MACHINE = Machine(key="g", gpu=GPU, gpus=8, per_node=8, efficiency=0.5, notice_s=30, storage=2e9)
 MIXTRAL = {
     "layers": 32,
     "d_model": 4096,
@@ -51,7 +39,8 @@ def run_of(corpus: Path, **fields: Any) -> RunConfig:
 
 def large(corpus: Path, model: dict[str, Any], **fields: Any) -> RunConfig:
     values = tiny_job(corpus, **({"device": "auto", "batch": {"global_batch": 64, "micro_batch": 1}} | fields))
-    values["objective"]["model"], values["objective"]["data"]["seq_len"] = model, 1024
+    values["objective"]["model"] = model
+    values["objective"]["data"]["seq_len"] = 1024
     values["objective"]["data"]["lanes"] = 64
     return parse(RunConfig, values, "run")
 
@@ -61,7 +50,8 @@ def test_a_small_job_fits_and_a_large_one_does_not(corpus: Path) -> None:
     assert small.verdict
     assert small.forecast is not None
     assert small.forecast.layout.memory.fits_worst
-    # Mixtral 8x7B: 46.7e9 parameters of 4 bytes do not fit into 80 GB, whatever is sharded but the weights; ZeRO 3 over 8 keeps 12/8 + 4 bytes ... too many.
+    # Mixtral 8x7B: 46.7e9 parameters of 4 bytes do not fit into 80 GB, whatever is sharded but the
+    # weights; ZeRO 3 over 8 keeps 12/8 + 4 bytes ... too many.
     big = estimate(large(corpus, MIXTRAL), MACHINE)
     assert not big.verdict
     assert big.forecast is not None
@@ -117,7 +107,8 @@ def test_divisions_are_listed_with_both_numbers(corpus: Path) -> None:
 
 
 def test_zero_partitions_by_hand() -> None:
-    # ZeRO's own example (Rajbhandari et al. 2020, section 5.4) in our bytes: 7.5e9 parameters over 64 ranks; master 4, moments 8, divided by the ranks.
+    # ZeRO's own example (Rajbhandari et al. 2020, section 5.4) in our bytes: 7.5e9 parameters over
+    # 64 ranks; master 4, moments 8, divided by the ranks.
     groups = [Group((7_500_000_000,), 64)]
     from trainer.engines.config import DeepSpeedConfig
 
@@ -149,7 +140,8 @@ def test_exchanges_by_hand(corpus: Path) -> None:
         moving["gradients, dense", "all-reduce"].seconds(GPU) == moving["gradients, dense", "all-reduce"].moved / 400e9
     )
     rows = expert_exchange(objective.networks["model"].config, 100, 2, 4, 8)[0]  # type: ignore[arg-type]
-    # Forward there and back, backward there and back; 2 layers, 100 tokens, 1 expert each, 32 numbers of 4 bytes.
+    # Forward to the experts and back, backward the same; 2 layers, 100 tokens, 1 expert per token,
+    # 32 numbers of 4 bytes.
     assert rows.size == 4 * 2 * 100 * 32 * 4
     assert (
         exchanges(run.engine, groups, 2, 4, 2)[0].seconds(GPU) == moving["gradients, dense", "all-reduce"].moved / 50e9
@@ -158,10 +150,13 @@ def test_exchanges_by_hand(corpus: Path) -> None:
 
 def test_step_time_and_mfu_by_hand(corpus: Path) -> None:
     plan = estimate(run_of(corpus, batch={"global_batch": 32, "micro_batch": 4}), MACHINE)
-    forecast, cost = plan.forecast, plan.parameters.transformer
+    forecast = plan.forecast
+    cost = plan.parameters.transformer
     assert forecast is not None
     assert cost is not None
-    step, rates, target = forecast.layout.step, forecast.rates, forecast.target
+    step = forecast.layout.step
+    rates = forecast.rates
+    target = forecast.target
     assert step is not None
     assert rates is not None
     assert target is not None
@@ -187,10 +182,12 @@ def test_published_models() -> None:
     # Jiang et al. 2024, section 2 and table 2: 47B parameters in all, 13B of them active.
     assert round(counted.total / 1e9) == 47
     assert round(counted.active / 1e9) == 13
-    # 2 FLOPs for each active parameter but the embedding's look-up, and 4 L H C T of attention (Kaplan et al. 2020, table 1).
+    # 2 FLOPs per active parameter but the embedding's look-up, and 4 L H C T of attention (Kaplan
+    # et al. 2020, table 1).
     expected = 2 * (counted.active - 32000 * 4096 - 65 * 4096) + 4 * 32 * 4096 * 4096
     assert forward_flops_per_token(mixtral, 32000, 4096) == pytest.approx(expected)
-    # Fedus et al. 2021: 1.6 trillion parameters, and a token's FLOPs do not grow with the experts, their router aside.
+    # Fedus et al. 2021: 1.6 trillion parameters, and a token's FLOPs do not grow with the experts,
+    # their router aside.
     switch_c = TransformerConfig(
         layers=30,
         d_model=2080,

@@ -1,4 +1,7 @@
-"""Rules at the command, on a real run: samples that pass, promotion in MLflow's registry, the conflict rate while training, the audit log."""
+"""Rules at the command, on a real run: its samples, its promotion, and the log of decisions.
+
+Samples pass, MLflow's registry promotes, and training logs the conflict rate.
+"""
 
 import json
 from collections.abc import Callable

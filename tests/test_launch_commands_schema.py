@@ -1,4 +1,7 @@
-"""switchwork schema: what job files may hold, for editors: it takes what the command takes and refuses what has the wrong shape."""
+"""switchwork schema: the JSON schema of job files, for editors.
+
+It accepts every job file that the command accepts, and refuses a wrong shape.
+"""
 
 import copy
 import dataclasses

@@ -1,40 +1,17 @@
-"""The main path on real parts: `switchwork train` with Ray, DeepSpeed, `datasets` and MLflow, then everything a person does with the run."""
+"""The main path on real parts: `switchwork train` with Ray, DeepSpeed, `datasets` and MLflow.
+
+The commands that a person runs on the finished run follow.
+"""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from commands import run_command
 from conftest import tiny_job
 from mlflow import MlflowClient
-
-BIN = Path(sys.executable).parent
-
-
-def run(folder: Path, *command: str, code: int = 0) -> str:
-    """What `command` printed, run in `folder`; fails unless it ends with `code`."""
-    done = subprocess.run(
-        [str(BIN / command[0]), *command[1:]],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=os.environ | {"COLUMNS": "150"},
-        check=False,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def figures(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(folder: Path) -> dict[int, float]:
-    return {int(row["step"]): row["loss"] for row in figures(folder) if "loss" in row}
+from whole_runs import losses, metrics
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +21,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     job = tiny_job(corpus, engine={"name": "deepspeed", "zero": 1, "ep": 2}, name="first", checkpoint={"every": 2})
     job["optimizer"] = {"lr": 0.01, "schedule": {"name": "constant"}}
     (folder / "job.yaml").write_text(yaml.safe_dump({"run": job, "cluster": {"workers": 2}}))
-    (folder / "printed.txt").write_text(run(folder, "switchwork", "train", "job.yaml", "run.stop.steps=4"))
+    (folder / "printed.txt").write_text(run_command(folder, "switchwork", "train", "job.yaml", "run.stop.steps=4"))
     return folder
 
 
@@ -106,14 +83,14 @@ def test_mlflow_has_the_run(home: Path) -> None:
         "eval/bits_per_byte",
     ):
         points = client.get_metric_history(stored.info.run_id, name)
-        expected = [(int(row["step"]), row[name]) for row in figures(folder) if name in row]
+        expected = [(int(row["step"]), row[name]) for row in metrics(folder) if name in row]
         assert [(point.step, point.value) for point in points] == expected
 
 
 def test_resume_goes_on_as_if_never_stopped(home: Path) -> None:
-    run(home, "switchwork", "train", "job.yaml", "run.stop.steps=8", "--resume")
+    run_command(home, "switchwork", "train", "job.yaml", "run.stop.steps=8", "--resume")
     stopped = losses(home / "runs" / "first")
-    run(
+    run_command(
         home,
         "torchrun",
         "--nproc-per-node",
@@ -134,10 +111,10 @@ def test_resume_goes_on_as_if_never_stopped(home: Path) -> None:
 def test_sample_eval_and_verify(home: Path) -> None:
     folder = home / "runs" / "first"
     summary = json.loads((folder / "summary.json").read_text())
-    measured = json.loads(run(home, "switchwork", "eval", "first", "--json").partition("{")[2].join(["{", ""]))
+    measured = json.loads(run_command(home, "switchwork", "eval", "first", "--json").partition("{")[2].join(["{", ""]))
     assert measured["loss"] == pytest.approx(summary["eval"]["loss"], abs=1e-5)
-    assert "sample-1" in run(home, "switchwork", "sample", "first", "--prompt", "the ", "--tokens", "5")
-    verdict = run(home, "switchwork", "verify", "first")
+    assert "sample-1" in run_command(home, "switchwork", "sample", "first", "--prompt", "the ", "--tokens", "5")
+    verdict = run_command(home, "switchwork", "verify", "first")
     assert verdict.count("good") == 4
     assert "lost 0, repeated 0" in verdict
     last = folder / "checkpoints" / "step-00000008"
@@ -145,7 +122,7 @@ def test_sample_eval_and_verify(home: Path) -> None:
     content = bytearray(weights.read_bytes())
     content[-3] ^= 4
     weights.write_bytes(content)
-    assert "rank-00001.safetensors" in run(home, "switchwork", "verify", "runs/first", code=1)
-    printed = run(home, "switchwork", "sample", "first", "--tokens", "5")
+    assert "rank-00001.safetensors" in run_command(home, "switchwork", "verify", "runs/first", code=1)
+    printed = run_command(home, "switchwork", "sample", "first", "--tokens", "5")
     assert "step-00000008 is damaged" in printed
     assert "step 6" in printed

@@ -1,4 +1,7 @@
-"""A job on Kubernetes, tried again on a new RayCluster, goes on from its storage in the same MLflow run: on real Ray heads, with the rendered manifest."""
+"""A Kubernetes job that is retried on a new RayCluster continues from its storage.
+
+It stays in the same MLflow run. The heads are real, and the manifest is the rendered one.
+"""
 
 import json
 import os
@@ -9,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import BIN
+from kube_jobs import job_file, render
 from mlflow import MlflowClient
-from ray_head import BIN, Head, environment, ray_head
-from test_cluster_on_kubernetes_rayjob import job_file, render
+from ray_head import Head, environment, ray_head
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,8 +41,9 @@ def head_environment(body: dict[str, Any]) -> dict[str, str]:
 
 
 def start(head: Head, body: dict[str, Any]) -> None:
-    """What KubeRay's submitter does: the entrypoint goes through a shell, as one line."""
-    command = f"{BIN}/ray job submit --address {head.address} --submission-id {body['metadata']['name']} --no-wait -- {body['spec']['entrypoint']}"
+    """Submit as KubeRay's submitter does: the entrypoint goes through a shell, as one line."""
+    options = f"--address {head.address} --submission-id {body['metadata']['name']} --no-wait"
+    command = f"{BIN}/ray job submit {options} -- {body['spec']['entrypoint']}"
     subprocess.run(["bash", "-c", command], env=environment(), check=True, capture_output=True, timeout=60)
 
 

@@ -1,4 +1,7 @@
-"""The proof of distillation: Fieller's interval against Student's test, students that differ in their teacher alone, and a small proof in full."""
+"""The proof of distillation: Fieller's interval against Student's test, and a small proof in full.
+
+The students differ in their teacher alone.
+"""
 
 import json
 import math
@@ -9,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from moe_variants import moe_job, variants_of
 from rich.console import Console
 from scipy.stats import ttest_1samp
-from test_launch_prove_moe import tiny, variants_of
 
 from launch.prove.distill import DISTILLED, Options, prove, students, words
 from launch.prove.paired import Difference, share
@@ -24,7 +27,8 @@ def options(folder: Path | str, **changes: Any) -> Options:
 
 
 def test_at_both_ends_of_the_interval_of_a_share_the_test_is_just_not_significant() -> None:
-    parts, wholes = [0.021, 0.017, 0.030, 0.012], [0.055, 0.047, 0.068, 0.044]
+    parts = [0.021, 0.017, 0.030, 0.012]
+    wholes = [0.055, 0.047, 0.068, 0.044]
     found = share(parts, wholes)
     assert found.mean == pytest.approx(sum(parts) / sum(wholes))
     assert found.low < found.mean < found.high
@@ -65,8 +69,9 @@ def test_students_differ_from_the_dense_model_in_their_teacher_alone(corpus: Pat
 
 @pytest.mark.slow
 def test_a_small_proof_in_full(corpus: Path, tmp_path: Path) -> None:
-    job, folder = tmp_path / "job.yaml", tmp_path / "proof"
-    job.write_text(yaml.safe_dump({"run": tiny(corpus)}))
+    job = tmp_path / "job.yaml"
+    folder = tmp_path / "proof"
+    job.write_text(yaml.safe_dump({"run": moe_job(corpus)}))
     console = Console(width=160, record=True)
     prove(console, str(job), [], options(folder))
     results = json.loads((folder / "results.json").read_text())

@@ -1,4 +1,7 @@
-"""The proof of the mixture of experts: intervals against SciPy's paired test, variants that differ in their experts alone, and a small proof in full."""
+"""The proof of the MoE: intervals against SciPy's paired test, and a small proof in full.
+
+The variants differ in their experts alone.
+"""
 
 import json
 import subprocess
@@ -12,7 +15,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from conftest import tiny_job
+from moe_variants import moe_job, variants_of
 from rich.console import Console
 from scipy.stats import ttest_rel
 
@@ -20,31 +23,19 @@ from launch.prove.moe import Options, Speed, prove, short_run, steps_that_fit
 from launch.prove.moe_report import sentence
 from launch.prove.paired import lead
 from launch.prove.side_by_side import named, summaries
-from launch.prove.variants import CURVE, variants
+from launch.prove.variants import CURVE
 from models.moe.layer import MoELayer
 from models.transformer.cost import flops_per_token, parameters
 from models.transformer.model import Transformer
-from trainer.config import RunConfig
-from trainer.parsing import parse
 from trainer.worker.main import build_training
 from trainer.world import joined
 
 
-def tiny(corpus: Path, **changes: Any) -> dict[str, Any]:
-    job = tiny_job(corpus, stop={"steps": 4}, tracking={"enabled": False}, engine={"name": "accelerate"}) | changes
-    job["objective"]["model"]["moe"]["capacity_factor"] = None
-    return job
-
-
-def variants_of(corpus: Path, **changes: Any) -> dict[str, RunConfig]:
-    run = parse(RunConfig, tiny(corpus, **changes), "run")
-    assert run.objective.model.moe is not None
-    return variants(run, run.objective.model.moe, (2, 8))
-
-
 def test_interval_is_that_of_the_paired_t_test() -> None:
-    theirs, ours = [1.52, 1.49, 1.55, 1.50], [1.45, 1.46, 1.47, 1.47]
-    found, test = lead(theirs, ours), ttest_rel(theirs, ours)
+    theirs = [1.52, 1.49, 1.55, 1.50]
+    ours = [1.45, 1.46, 1.47, 1.47]
+    found = lead(theirs, ours)
+    test = ttest_rel(theirs, ours)
     interval = test.confidence_interval(0.95)
     assert (found.low, found.high, found.n) == (pytest.approx(interval.low), pytest.approx(interval.high), 4)
     assert found.mean == pytest.approx(sum(theirs) / 4 - sum(ours) / 4)
@@ -75,7 +66,7 @@ def test_variants_differ_in_their_experts_alone(corpus: Path) -> None:
 
 @pytest.mark.parametrize("layers", ["all", "alternate"])
 def test_dense_model_costs_no_less_than_any_other_and_not_a_unit_more(corpus: Path, layers: str) -> None:
-    job = tiny(corpus)
+    job = moe_job(corpus)
     job["objective"]["model"] |= {"moe_layers": layers, "layers": 4}
     models = {name: run.objective.model for name, run in variants_of(corpus, **job).items()}
     cost = {name: flops_per_token(model, 257, 32) for name, model in models.items()}
@@ -88,7 +79,8 @@ def test_dense_model_costs_no_less_than_any_other_and_not_a_unit_more(corpus: Pa
 
 
 def test_a_seed_gives_all_variants_the_same_start_and_the_same_data(corpus: Path) -> None:
-    states, batches = [], []
+    states = []
+    batches = []
     with joined("cpu", threads=1) as world:
         for run in variants_of(corpus).values():
             training = build_training(run, world)
@@ -113,8 +105,9 @@ def _share() -> Any:
 
 @pytest.mark.slow
 def test_a_small_proof_in_full_and_again(corpus: Path, tmp_path: Path) -> None:
-    job, folder = tmp_path / "job.yaml", tmp_path / "proof"
-    job.write_text(yaml.safe_dump({"run": tiny(corpus)}))
+    job = tmp_path / "job.yaml"
+    folder = tmp_path / "proof"
+    job.write_text(yaml.safe_dump({"run": moe_job(corpus)}))
     options = Options(experts="4", seeds=2, processes=2, minutes=None, folder=str(folder))
     console = Console(width=160, record=True)
     prove(console, str(job), [], options)
@@ -152,8 +145,9 @@ def test_a_small_proof_in_full_and_again(corpus: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_sigterm_to_the_command_ends_its_runs_with_checkpoints(corpus: Path, tmp_path: Path) -> None:
-    job, folder = tmp_path / "job.yaml", tmp_path / "proof"
-    job.write_text(yaml.safe_dump({"run": tiny(corpus, stop={"steps": 1_000_000})}))
+    job = tmp_path / "job.yaml"
+    folder = tmp_path / "proof"
+    job.write_text(yaml.safe_dump({"run": moe_job(corpus, stop={"steps": 1_000_000})}))
     arguments = [
         "prove",
         "moe",
@@ -191,7 +185,10 @@ def test_steps_that_fit_use_the_time_that_is_left(corpus: Path, tmp_path: Path) 
     speed = Speed.of(summary)
     assert min(speed.start_s, speed.step_s, speed.hooks_s) > 0
     assert 60 * speed.step_s + speed.hooks_s <= summary["train_seconds"], "no time is counted twice"
-    seeds, processes, minutes, count = 3, 2, 10.0, 4
+    seeds = 3
+    processes = 2
+    minutes = 10.0
+    count = 4
     steps = steps_that_fit(minutes, [speed] * count, seeds, processes)
 
     def minutes_of(steps: int) -> float:
@@ -221,7 +218,7 @@ def test_wrong_proofs_are_refused(
     corpus: Path, tmp_path: Path, changes: dict[str, Any], flags: dict[str, Any], words: str
 ) -> None:
     job = tmp_path / "job.yaml"
-    job.write_text(yaml.safe_dump({"run": tiny(corpus) | changes}))
+    job.write_text(yaml.safe_dump({"run": moe_job(corpus) | changes}))
     with pytest.raises(ValueError, match=words):
         prove(
             Console(),

@@ -1,14 +1,19 @@
-"""The proof of the chain of thought at small size: texts, two runs, answers, table and picture; and what its intervals are."""
+"""The proof of the chain of thought at small size: texts, runs, answers, table and picture.
+
+Its intervals are checked too.
+"""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kube_cluster import Run
 from scipy.stats import ttest_rel
-from test_launch_cli_errors import Run, switchwork  # noqa: F401
 
 from launch.prove.thought import _level
+
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 SMALL = [
     "run.stop.steps=4",
@@ -20,7 +25,8 @@ SMALL = [
 
 
 def test_the_lead_is_taken_item_by_item() -> None:
-    direct, thought = [False] * 30 + [True] * 10, [True] * 25 + [False] * 5 + [True] * 10
+    direct = [False] * 30 + [True] * 10
+    thought = [True] * 25 + [False] * 5 + [True] * 10
 
     def rows(right: list[bool]) -> list[dict[str, Any]]:
         return [{"item": item, "right": each, "group": "3 steps"} for item, each in enumerate(right)]
@@ -34,7 +40,7 @@ def test_the_lead_is_taken_item_by_item() -> None:
 
 
 @pytest.mark.slow
-def test_the_proof_runs_through_and_keeps_what_is_there(tmp_path: Path, switchwork: Run) -> None:  # noqa: F811
+def test_the_proof_runs_through_and_keeps_what_is_there(tmp_path: Path, switchwork: Run) -> None:
     arguments = [
         "prove",
         "thought",

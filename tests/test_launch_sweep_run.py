@@ -1,4 +1,7 @@
-"""A sweep's file, its trials, and what is made of trials that have ended: without Ray, for their folders are written here."""
+"""A sweep's file, its trials, and the results of trials that have ended.
+
+No Ray runs: the trials' folders are written here.
+"""
 
 import json
 import math
@@ -26,12 +29,14 @@ from trainer.tracking.tracker import JsonlTracker
 from trainer.world import free_port
 
 Run = Callable[..., tuple[int, str, str]]
-LR, WIDTH, LAYERS = "run.optimizer.lr", "run.objective.model.d_model", "run.objective.model.layers"
+LR = "run.optimizer.lr"
+WIDTH = "run.objective.model.d_model"
+LAYERS = "run.objective.model.layers"
 
 
 @pytest.fixture
 def write(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Writes a sweep file with these fields, beside a job without experts, and goes to its folder."""
+    """Write a sweep file with these fields, next to a job without experts, and enter its folder."""
     monkeypatch.chdir(tmp_path)
     job = tiny_job(corpus, engine={"name": "accelerate"}, tracking={"enabled": False}, evaluate={"every": 5})
     del job["objective"]["model"]["moe"]
@@ -187,7 +192,8 @@ def test_trials_that_have_ended_are_shown_and_not_run_again(
     ends = {0.03: 3.0, 0.01: 2.0, 0.003: 2.5}
     trials = planned(path)
     for trial in trials:
-        lr, seed = trial.job.run.optimizer.lr, trial.job.run.seed
+        lr = trial.job.run.optimizer.lr
+        seed = trial.job.run.seed
         if lr == 0.03 and seed == 1:
             pretend(trial, [(5, math.inf)], stopped=Stopped(Ending.PRUNED, "behind the others at step 5"))
         else:

@@ -1,4 +1,7 @@
-"""The scaling law: against closed forms, SciPy's regression, and how often its intervals hold the truth over many draws from a known law."""
+"""The scaling law against closed forms and SciPy's regression.
+
+Over many draws from a known law, its intervals hold the truth as often as they should.
+"""
 
 import math
 
@@ -14,7 +17,8 @@ from models.transformer.model import Transformer, TransformerConfig
 
 SIZES = [6e3, 14e3, 25e3, 57e3, 114e3]
 HELD_OUT = 250e3
-ALPHA, N_C = 0.076, 8.8e13
+ALPHA = 0.076
+N_C = 8.8e13
 NOISE = 0.01
 
 
@@ -40,7 +44,9 @@ def test_points_on_a_law_give_the_law() -> None:
 
 def test_alpha_and_prediction_are_those_of_the_regression() -> None:
     losses = drawn(np.random.default_rng(1), SIZES)
-    found, x, y = fit_power_law(SIZES, losses), np.log(SIZES), np.log(losses)
+    found = fit_power_law(SIZES, losses)
+    x = np.log(SIZES)
+    y = np.log(losses)
     line = linregress(x, y)
     quantile = student.ppf(0.975, len(SIZES) - 2)
     assert found.alpha.value == pytest.approx(-line.slope)
@@ -62,7 +68,8 @@ def test_n_c_has_an_end_only_where_the_loss_surely_falls() -> None:
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
-    generator, draws = np.random.default_rng(0), 1000
+    generator = np.random.default_rng(0)
+    draws = 1000
     hits = np.zeros(3)
     for _ in range(draws):
         found = fit_power_law(SIZES, drawn(generator, SIZES))
@@ -88,7 +95,8 @@ def test_an_irreducible_loss_is_found_where_there_is_one() -> None:
 
 
 def test_an_irreducible_loss_is_not_found_where_there_is_none() -> None:
-    generator, draws = np.random.default_rng(2), 60
+    generator = np.random.default_rng(2)
+    draws = 60
     sizes = [*SIZES, HELD_OUT, 500e3]
     wrong = sum(fit_law(sizes, drawn(generator, sizes))[0].irreducible is not None for _ in range(draws))
     assert wrong <= 0.05 * draws + 3 * math.sqrt(0.05 * 0.95 * draws)

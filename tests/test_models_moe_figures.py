@@ -50,7 +50,8 @@ def test_health_of_two_micro_batches() -> None:
 
 
 def test_the_picture_shows_the_load_by_layer_expert_and_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn, imshow = [], Axes.imshow
+    drawn = []
+    imshow = Axes.imshow
     monkeypatch.setattr(
         "matplotlib.axes.Axes.imshow",
         lambda axis, shares, **options: drawn.append(shares) or imshow(axis, shares, **options),

@@ -1,4 +1,4 @@
-"""What READMEs, docstrings and comments name exists: files by their paths, and the verbs of `switchwork`."""
+"""READMEs, docstrings and comments name files and verbs of `switchwork` that exist."""
 
 import importlib
 import re

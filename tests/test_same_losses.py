@@ -1,4 +1,4 @@
-"""The losses of every objective over 20 steps are those of tests/same_losses.json, which tests/same_losses.py wrote."""
+"""The losses of every objective over 20 steps are those that tests/same_losses.py wrote."""
 
 import json
 from functools import cache
@@ -45,7 +45,8 @@ def test_losses_are_those_of_the_fixture(name: str, home: Path) -> None:
     run = home / "new" / name
     if not run.exists():
         train(CHECKOUT, home, name, home / "new", home / "new")
-    expected, losses = stored()["losses"][name], losses_of(run)
+    expected = stored()["losses"][name]
+    losses = losses_of(run)
     if all(stored()[key] == value for key, value in machine().items()):
         assert losses == expected
     else:

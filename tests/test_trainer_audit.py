@@ -1,4 +1,7 @@
-"""The gradient audit: it passes what is right, in every layout, and names what is wrong; six faults, each planted in real workers."""
+"""The gradient audit passes correct code in every layout, and names a fault.
+
+Each of six faults is planted in real workers.
+"""
 
 import json
 from collections.abc import Callable
@@ -113,7 +116,8 @@ def test_a_stale_shard_is_named_with_its_rank_and_only_after_an_update(corpus: P
     first, second = evidence(corpus)["stale shard"].steps
     assert not first.facts.stale
     assert {stale.rank for stale in second.facts.stale} <= {0, 1, 2}
-    # The last rank's shard is the end of the rows of weights: norms at their end, and the output matrix.
+    # The last rank's shard is the end of the rows of weights: norms at their end, and the output
+    # matrix.
     assert StaleWeight(name="model/head.weight", rank=0) in second.facts.stale
     assert not any("embedding" in stale.name for stale in second.facts.stale)
 
@@ -132,7 +136,8 @@ def test_a_branch_that_is_detached_in_the_source_contradicts_finite_differences(
 def test_rounding_is_by_as_much_as_float32_rounds() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(300, 200), nn.Tanh(), nn.Linear(200, 100)).double()
-    x, errors = torch.randn(50, 300, dtype=torch.float64), []
+    x = torch.randn(50, 300, dtype=torch.float64)
+    errors = []
 
     def gradients(net: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
         return [each.double() for each in torch.autograd.grad(net(x).logsumexp(1).sum(), list(net.parameters()))]
@@ -143,7 +148,8 @@ def test_rounding_is_by_as_much_as_float32_rounds() -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(parameter.float())
-    exact, single = gradients(network, x.float().double()), gradients(network.float(), x.float())
+    exact = gradients(network, x.float().double())
+    single = gradients(network.float(), x.float())
     for wanted, given, same, off in zip(exact, single, right, moved, strict=True):
         errors.append(float((given - wanted).norm() / (off - same).norm()))
     assert all(0.02 < error < 2 for error in errors), errors
@@ -167,7 +173,7 @@ def test_a_bias_before_a_batch_norm_has_no_gradient_and_may_have_what_rounding_m
 def test_a_kink_between_the_ends_is_passed_by_a_smaller_step_and_a_wrong_gradient_by_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """relu with its kink 3e-7 below the weight: within the first step, and outside of the second."""
+    """The kink of relu lies 3e-7 below the weight: within the first step, outside of the second."""
     network = nn.Linear(1, 1, bias=False).double()
     network.weight.data.fill_(1.0)
 

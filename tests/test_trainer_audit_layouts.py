@@ -1,4 +1,7 @@
-"""The audit passes every engine, precision, router and objective that is right; a router in bfloat16 is found out in a bfloat16 job as well."""
+"""The audit passes every engine, precision, router and objective that is right.
+
+It finds a router in bfloat16 out, in a bfloat16 job as well.
+"""
 
 from functools import cache
 from pathlib import Path

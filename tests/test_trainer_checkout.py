@@ -1,4 +1,4 @@
-"""The one constant that says where the code lies: what is started, copied or asked of git from there."""
+"""The one constant for the place of the code: programs, copies and git commands start from it."""
 
 from cluster.on_ray.jobs import PACKAGES
 from launch.prove import moe as prove_moe

@@ -1,4 +1,7 @@
-"""A checkpoint holds all of the state, loads into any layout bit for bit, and is refused when a byte of it is wrong."""
+"""A checkpoint holds all of the state and loads into any layout bit for bit.
+
+It is refused when one byte of it is wrong.
+"""
 
 import json
 import random
@@ -11,6 +14,7 @@ import pytest
 import torch
 from conftest import tiny_job
 from distributed import run_distributed
+from training_state import whole_state
 
 from trainer.checkpoint import format as checkpoint
 from trainer.checkpoint import load as restore
@@ -30,21 +34,6 @@ def build(world: Any, job: dict[str, Any], zero: int, ep: int) -> Any:
     return build_training(
         parse(RunConfig, job | {"engine": {"name": "deepspeed", "zero": zero, "ep": ep}}, "run"), world
     )
-
-
-def whole_state(training: Any) -> dict[str, torch.Tensor]:
-    """Every tensor of training state, put together from what all ranks own."""
-    from trainer.core.training import fragments
-
-    mine = [(f.key, f.global_shape, f.start + f.owned.start, f.values[f.owned].clone()) for f in fragments(training)]
-    state: dict[str, torch.Tensor] = {}
-    for rank in training.world.gather(mine):
-        for key, shape, start, values in rank:
-            flat = state.setdefault(
-                key, torch.full((int(torch.Size(shape).numel()),), float("nan"), dtype=values.dtype)
-            )
-            flat[start : start + len(values)] = values
-    return state
 
 
 def train_and_save(world: Any, job: dict[str, Any], zero: int, ep: int, root: str) -> dict[str, torch.Tensor]:

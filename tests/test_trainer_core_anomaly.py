@@ -1,6 +1,8 @@
-"""A poisoned gradient never reaches the weights, and afterwards the run equals one that passed over the batch by hand."""
+"""A poisoned gradient never reaches the weights.
 
-import json
+Afterwards the run equals one that skipped the batch by hand.
+"""
+
 import math
 import shutil
 from pathlib import Path
@@ -10,11 +12,13 @@ import pytest
 import torch
 from conftest import tiny_job
 from distributed import run_distributed
+from whole_runs import losses, train_or_resume
 
 from trainer.core.anomaly import AnomalyConfig, Guard
 from trainer.inference.load import ALONE
 
-STEPS, BAD = 6, 3
+STEPS = 6
+BAD = 3
 LAYOUTS = {
     1: [("deepspeed", 0, 1), ("deepspeed", 1, 1), ("deepspeed", 2, 1), ("deepspeed", 3, 1), ("accelerate", 0, 1)],
     2: [("deepspeed", 0, 2), ("deepspeed", 1, 2), ("deepspeed", 2, 2), ("deepspeed", 3, 1), ("accelerate", 0, 1)],
@@ -24,7 +28,10 @@ LAYOUTS = {
 def curves(
     world: Any, job: dict[str, Any], layouts: list[tuple[str, int, int]], folder: str
 ) -> dict[Any, tuple[dict[int, float], bool, int]]:
-    """For each layout, poisoned, refused and by hand: losses by step, whether all training state is finite, and the number of anomalies."""
+    """Train every layout three ways: poisoned, refused and by hand.
+
+    Returns the losses by step, whether all training state is finite, and the number of anomalies.
+    """
     from data.share import Share
     from trainer.config import RunConfig
     from trainer.core.loop import fit
@@ -43,7 +50,8 @@ def curves(
             "run",
         )
         for way in ("poisoned", "refused", "by hand"):
-            training, curve = build_training(run, world), {}
+            training = build_training(run, world)
+            curve = {}
             match way:
                 case "poisoned":  # the gradient is not finite: the engine notices
                     files = run_files(folder, f"{name}-{zero}")
@@ -93,30 +101,8 @@ def test_a_poisoned_gradient_is_passed_over_as_if_by_hand(world: int, corpus: Pa
         assert poisoned[6] < poisoned[1] - 0.1
 
 
-def train(world: Any, job: dict[str, Any], by_hand: list[int] | None = None) -> dict[str, Any]:
-    """A whole run; `by_hand` are the first and the last step to pass over."""
-    from trainer.config import RunConfig
-    from trainer.parsing import parse
-    from trainer.settle import prepare, resolve_run
-    from trainer.worker.main import _train
-
-    resume = (Path(job["root"]) / job["name"]).exists()
-    run = resolve_run(parse(RunConfig, job, "run"), "job", world.size, resume=resume)
-    if world.is_main:
-        files = prepare(run, resume=resume)
-        if by_hand:
-            files.add_anomaly({"step": by_hand[1], "reason": "by hand", "first": by_hand[0], "last": by_hand[1]})
-    world.gather(None)
-    return _train(run, world, say=lambda line: None, started=0.0)
-
-
 def runs(world: Any, jobs: list[tuple[dict[str, Any], list[int] | None]]) -> list[dict[str, Any]]:
-    return [train(world, job, by_hand) for job, by_hand in jobs]
-
-
-def losses(folder: Path) -> dict[int, float]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+    return [train_or_resume(world, job, by_hand) for job, by_hand in jobs]
 
 
 def test_skip_rollback_and_the_end_of_the_budget_in_whole_runs(corpus: Path, tmp_path: Path) -> None:
@@ -144,7 +130,8 @@ def test_skip_rollback_and_the_end_of_the_budget_in_whole_runs(corpus: Path, tmp
     assert losses(tmp_path / "skipped") == losses(tmp_path / "skipped-by-hand")
     assert sorted(losses(tmp_path / "skipped")) == [1, 2, 3, 4, 5, 6, 8, 9, 10]
     # Steps 5 and 6 were done, and then undone: what counts is that 8 to 10 know nothing of them.
-    back, by_hand = losses(tmp_path / "back"), losses(tmp_path / "back-by-hand")
+    back = losses(tmp_path / "back")
+    by_hand = losses(tmp_path / "back-by-hand")
     assert {step: back[step] for step in by_hand} == by_hand
     assert sorted(by_hand) == [1, 2, 3, 4, 8, 9, 10]
     assert [(each["first"], each["last"]) for each in summaries["back"]["anomalies"]] == [(5, 7)]
@@ -152,11 +139,12 @@ def test_skip_rollback_and_the_end_of_the_budget_in_whole_runs(corpus: Path, tmp
     assert (spent["step"], spent["failed"]) == (6, True)
     assert "budget" in spent["stopped"]
     assert (tmp_path / "spent" / "checkpoints" / "step-00000006" / "manifest.json").exists()
-    # Resumed from before the anomaly, without the fault that caused it, the run still passes over the same step.
+    # Resumed from before the anomaly, without the fault that caused it, the run still skips the
+    # same step.
     before = losses(tmp_path / "skipped")
     for step in (8, 10):
         shutil.rmtree(tmp_path / "skipped" / "checkpoints" / f"step-{step:08d}")
-    run_distributed(train, 2, job("skipped"))
+    run_distributed(train_or_resume, 2, job("skipped"))
     assert losses(tmp_path / "skipped") == before
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from conftest import tiny_job
 from distributed import run_distributed
-from test_trainer_core_anomaly import losses, train
+from whole_runs import losses, train_or_resume
 
 from cluster.config.cluster import ClusterConfig
 from data.ledger import verify
@@ -30,10 +30,11 @@ def job_of(corpus: Path, root: Path, name: str, steps: int) -> dict[str, Any]:
 
 
 def test_workers_come_and_go_over_the_run(corpus: Path, tmp_path: Path) -> None:
-    run_distributed(train, 1, job_of(corpus, tmp_path, "still", 8))
+    run_distributed(train_or_resume, 1, job_of(corpus, tmp_path, "still", 8))
     for world, steps in ((4, 2), (2, 4), (1, 6), (4, 8)):
-        run_distributed(train, world, job_of(corpus, tmp_path, "elastic", steps))
-    still, elastic = losses(tmp_path / "still"), losses(tmp_path / "elastic")
+        run_distributed(train_or_resume, world, job_of(corpus, tmp_path, "elastic", steps))
+    still = losses(tmp_path / "still")
+    elastic = losses(tmp_path / "elastic")
     assert sorted(elastic) == list(range(1, 9))
     assert elastic == pytest.approx(still, abs=1e-5)
     run = parse(RunConfig, job_of(corpus, tmp_path, "elastic", 8), "run")

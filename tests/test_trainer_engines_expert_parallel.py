@@ -1,6 +1,7 @@
-"""Experts over ranks equal experts in one process: outputs, statistics and gradients of every routing, with drops and without.
+"""Experts across ranks equal experts in one process, for every routing, with drops and without.
 
-Legend: B samples, T positions, V vocabulary, E experts, L layers.
+Outputs, statistics and gradients are compared. Legend: B samples, T positions, V vocabulary, E
+experts, L layers.
 """
 
 import copy
@@ -26,7 +27,11 @@ from models.moe.policies import (
 )
 from models.transformer.model import Transformer, TransformerConfig
 
-EXPERTS, SAMPLES, TOKENS, VOCABULARY, GROUP = 8, 16, 12, 50, 2
+EXPERTS = 8
+SAMPLES = 16
+TOKENS = 12
+VOCABULARY = 50
+GROUP = 2
 ROUTERS: list[RoutingConfig] = [
     SwitchRouting(),
     TopKRouting(k=2),
@@ -39,7 +44,10 @@ LAYOUTS = {2: [2], 4: [2, 4]}
 
 
 def build(moe: MoEConfig, planted: bool, ep: int = 1, rank: int = 0, **options: Any) -> Transformer:
-    """A bidirectional transformer with experts in both blocks; `planted`: all tokens go to the experts 0 and 1."""
+    """A bidirectional transformer with experts in both blocks.
+
+    With `planted`, all tokens go to the experts 0 and 1.
+    """
     from trainer.engines.expert_parallel import ShardedExperts, shard_experts
 
     config = TransformerConfig(layers=2, d_model=16, heads=2, ffn=32, causal=False, init_std=0.3, moe=moe, **options)
@@ -63,9 +71,13 @@ def build(moe: MoEConfig, planted: bool, ep: int = 1, rank: int = 0, **options: 
 def run(
     network: Transformer, moe: MoEConfig, samples: range, micro_batch: int
 ) -> tuple[Tensor, list[list[RouteStats]]]:
-    """Logits of `samples` and the statistics of each micro-batch; leaves the gradients of the summed losses in the network."""
+    """Return the logits of `samples` and the statistics of each micro-batch.
+
+    The gradients of the summed losses stay in the network.
+    """
     tokens_BT = torch.randint(VOCABULARY, (SAMPLES, TOKENS + 1), generator=torch.Generator().manual_seed(3))
-    logits, statistics = [], []
+    logits = []
+    statistics = []
     for first in range(samples.start, samples.stop, micro_batch):
         rows = slice(first, first + micro_batch)
         logits_BTV, stats = network(tokens_BT[rows, :-1], torch.arange(SAMPLES)[rows], seed=7)
@@ -91,7 +103,11 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 
 def compare(world: Any, sizes: list[int], cases: list[tuple[MoEConfig, bool, bool]]) -> dict[int, list[dict[str, Any]]]:
-    """For each EP size and (config, planted, accumulate and recompute) the largest error of each kind, and the facts that make the case one."""
+    """Return the largest error of each kind, and the facts of the case, per EP size and case.
+
+    A case is (config, planted, accumulate and recompute); its facts show that it is the case it
+    claims.
+    """
     import deepspeed
 
     deepspeed.init_distributed("gloo", dist_init_required=False)
@@ -126,7 +142,7 @@ def compare_case(world: Any, ep: int, moe: MoEConfig, planted: bool, frugal: boo
 def gradient_error(
     world: Any, ep: int, name: str, parameter: torch.nn.Parameter, expected: Tensor
 ) -> tuple[str, float]:
-    """What kind of gradient it is, and its error once summed over the ranks that hold the parameter."""
+    """The kind of a gradient, and its error once summed over the ranks that hold the parameter."""
     import torch.distributed as dist
     from deepspeed.utils import groups
 
@@ -203,9 +219,11 @@ def traffic(world: Any, jobs: list[dict[str, Any]]) -> list[list[tuple[str, int]
     from trainer.parsing import parse
     from trainer.worker.main import build_training
 
-    real, found = dist.all_to_all_single, []
+    real = dist.all_to_all_single
+    found = []
     for job in jobs:
-        run, sent = parse(RunConfig, job, "run"), []
+        run = parse(RunConfig, job, "run")
+        sent = []
 
         def noted(output: Tensor, input: Tensor, *parts: Any, sent: Any = sent, **options: Any) -> Any:
             assert output.dtype == input.dtype
@@ -225,7 +243,7 @@ def traffic(world: Any, jobs: list[dict[str, Any]]) -> list[list[tuple[str, int]
 
 
 def test_tokens_and_their_gradients_travel_in_bf16(corpus: Path) -> None:
-    """Two layers: the sizes go once, the rows to the experts and back, and their gradients the same way."""
+    """In each of two layers the sizes go once; rows and gradients go to the experts and back."""
     job = tiny_job(
         corpus, batch={"global_batch": 8, "micro_batch": 4}, engine={"name": "deepspeed", "zero": 1, "ep": 2}
     )
@@ -242,7 +260,7 @@ def test_tokens_and_their_gradients_travel_in_bf16(corpus: Path) -> None:
 
 
 def test_the_host_waits_once_for_the_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fake tensors have no values: but for the one reading that is given here, whatever the host would have to know raises."""
+    """Fake tensors have no values: any reading by the host raises, but for the one given here."""
     from models.moe.experts import Experts
     from trainer.engines import expert_parallel
 

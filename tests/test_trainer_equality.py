@@ -1,4 +1,7 @@
-"""Sharded equals unsharded: the same global batches give the same losses, whatever the number of ranks, EP size and ZeRO stage."""
+"""Sharded equals unsharded: the same global batches give the same losses.
+
+The number of ranks, the EP size and the ZeRO stage do not matter.
+"""
 
 from functools import cache
 from pathlib import Path
@@ -17,7 +20,10 @@ CASES = [(world, ep, zero) for world, sizes in LAYOUTS.items() for ep in sizes f
 def losses(
     world: Any, job: dict[str, Any], layouts: list[tuple[int, int]]
 ) -> dict[tuple[int, int], list[tuple[float, float]]]:
-    """Loss and gradient norm of each step, for every (ep, zero) of `layouts`, one after the other in the same processes."""
+    """Return the loss and gradient norm of each step, for every (ep, zero) of `layouts`.
+
+    The layouts run one after the other in the same processes.
+    """
     return {
         (ep, zero): trained(world, job | {"engine": {"name": "deepspeed", "zero": zero, "ep": ep}}, STEPS)[1]
         for ep, zero in layouts

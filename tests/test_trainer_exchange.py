@@ -1,4 +1,7 @@
-"""A run's weights in transformers and back: same logits and greedy tokens there, bit-equal here, in any layout of ranks."""
+"""A run's weights in transformers and back, in any layout of ranks.
+
+Logits and greedy tokens are the same there; the weights come back bit-equal.
+"""
 
 import json
 import shutil
@@ -9,9 +12,9 @@ import pytest
 import torch
 import yaml
 from distributed import run_distributed
+from kube_cluster import Run
 from rich.console import Console
 from saved_runs import SWITCH, begun, job_of, model_of, save_run, started_state, tokens
-from test_launch_cli_errors import Run, switchwork  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from launch.commands.export import export
@@ -20,6 +23,8 @@ from trainer.config import RunConfig
 from trainer.objectives import build_objective
 from trainer.parsing import parse, plain
 from trainer.settle import resolve_run
+
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 TOP_2 = {"experts": 4, "ffn": 48, "router": {"name": "top_k", "k": 2}}
 MODELS: dict[str, dict[str, Any]] = {
@@ -41,7 +46,8 @@ MODELS: dict[str, dict[str, Any]] = {
 def test_transformers_gives_the_same_logits_and_tokens_and_the_way_back_the_same_bits(
     name: str, corpus: Path, tmp_path: Path
 ) -> None:
-    run, out = save_run(job_of(corpus, tmp_path, "first", MODELS[name])), tmp_path / "out"
+    run = save_run(job_of(corpus, tmp_path, "first", MODELS[name]))
+    out = tmp_path / "out"
     export(Console(), str(run), str(out))
     ours = model_of(run)
     theirs, found = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
@@ -131,7 +137,8 @@ def test_an_upcycled_mixture_begins_equal_to_the_dense_model(
         init_from=start,
         upcycle={"experts": 8},
     )
-    dense, sparse = model_of(run), begun(job).train(training)
+    dense = model_of(run)
+    sparse = begun(job).train(training)
     logits, stats = sparse(tokens(16))
     with torch.no_grad():
         torch.testing.assert_close(logits, dense(tokens(16))[0], rtol=0, atol=1e-5)
@@ -296,7 +303,7 @@ def test_a_start_that_does_not_fit_is_refused_in_one_line(
     folders: Path,
     corpus: Path,
     tmp_path: Path,
-    switchwork: Run,  # noqa: F811
+    switchwork: Run,
 ) -> None:
     job = job_of(corpus, tmp_path, "run", {"qk_norm": True}, init_from=str(folders / folder))
     (tmp_path / "job.yaml").write_text(yaml.safe_dump({"run": job}))
@@ -308,7 +315,7 @@ def test_a_start_that_does_not_fit_is_refused_in_one_line(
 
 def test_a_vocabulary_padded_by_its_maker_is_named_with_the_fix(
     folders: Path, corpus: Path, tmp_path: Path, switchwork: Run
-) -> None:  # noqa: F811
+) -> None:
     job = job_of(corpus, tmp_path, "padded", {"qk_norm": True}, vocab_size=300)
     export(Console(), str(save_run(job)), str(tmp_path / "out"))
     job = job_of(corpus, tmp_path, "run", {"qk_norm": True}, init_from=str(tmp_path / "out"))
@@ -338,7 +345,7 @@ def test_what_no_layout_holds_is_refused_in_one_line(
     words: list[str],
     corpus: Path,
     tmp_path: Path,
-    switchwork: Run,  # noqa: F811
+    switchwork: Run,
 ) -> None:
     run = save_run(job_of(corpus, tmp_path, "run", model))
     code, _, complaint = switchwork("export", str(run), "--to", str(tmp_path / "out"))
@@ -347,7 +354,7 @@ def test_what_no_layout_holds_is_refused_in_one_line(
         assert word in complaint
 
 
-def test_the_command_writes_to_new_folders_and_urls_only(corpus: Path, tmp_path: Path, switchwork: Run) -> None:  # noqa: F811
+def test_the_command_writes_to_new_folders_and_urls_only(corpus: Path, tmp_path: Path, switchwork: Run) -> None:
     run = str(
         save_run(job_of(corpus, tmp_path, "run", {"moe": SWITCH | {"eval_capacity_factor": 2.0}, "qk_norm": True}))
     )

@@ -1,4 +1,7 @@
-"""Collapsed routing is noticed and acted on, alike in every layout and over a resume. The collapse is planted by hand after the first step."""
+"""Collapsed routing is noticed and acted on, alike in every layout and across a resume.
+
+The collapse is planted by hand after the first step.
+"""
 
 import copy
 import json
@@ -10,7 +13,7 @@ import pytest
 import torch
 from conftest import tiny_job
 from distributed import run_distributed
-from test_trainer_checkpoint_save import whole_state
+from training_state import whole_state
 
 from models.moe.layer import MoEConfig
 from models.moe.policies import ExpertChoiceRouting, SwitchRouting, TopKRouting
@@ -18,7 +21,11 @@ from models.moe.watch import CollapseConfig, RaiseBalanceLoss, RoutingWatch, bui
 from trainer.endings import Ending
 from trainer.run_rows import EventKind
 
-LAYER, BUSIEST, PATIENCE, EVENT_STEP, STEPS = 1, 2, 3, 4, 8
+LAYER = 1
+BUSIEST = 2
+PATIENCE = 3
+EVENT_STEP = 4
+STEPS = 8
 LAYOUTS = {1: [(1, 0)], 2: [(2, 0), (2, 2), (1, 1), (1, 3)]}
 """(EP, ZeRO) for each world."""
 
@@ -32,13 +39,17 @@ def job_of(corpus: Path, action: dict[str, Any], **run: Any) -> dict[str, Any]:
 
 
 def plant(training: Any) -> None:
-    """After step 1, make the router of one layer send every token to one expert, in whatever form the engine keeps its weights."""
+    """After step 1, make the router of one layer send every token to one expert.
+
+    The engine may keep its weights in any form.
+    """
     if training.step != 1:
         return
     width = training.objective.config.model.d_model
     for fragment in training.engines["model"].fragments():
         index = torch.arange(fragment.start, fragment.start + fragment.values.numel())
-        row, first = index // width, index % width == 0
+        row = index // width
+        first = index % width == 0
         if fragment.key == "weight/embedding.weight":
             fragment.values[first] = 0.6
         if fragment.key == f"weight/blocks.{LAYER}.ffn.router.weight":
@@ -55,7 +66,10 @@ def run(
 def run_layouts(
     world: Any, job: dict[str, Any], layouts: list[tuple[int, int]]
 ) -> dict[tuple[int, int], dict[str, Any]]:
-    """Losses, loads, what was said and logged, and all of the training state before and after the first event, for every (EP, ZeRO)."""
+    """Return losses, loads, messages and logs for every (EP, ZeRO).
+
+    All of the training state before and after the first event comes with them.
+    """
     from data.share import Share
     from trainer.config import RunConfig
     from trainer.core.loop import fit
@@ -74,7 +88,9 @@ def run_layouts(
     found = {}
     for ep, zero in layouts:
         config = parse(RunConfig, job | {"engine": {"name": "deepspeed", "zero": zero, "ep": ep}}, "run")
-        training, tracker, said = build_training(config, world), Noted(), []
+        training = build_training(config, world)
+        tracker = Noted()
+        said = []
         result: dict[str, Any] = {"losses": [], "loads": [], "said": said, "logged": tracker.logged, "states": []}
 
         def note(training: Any, result: dict[str, Any] = result) -> None:
@@ -153,7 +169,8 @@ def test_warn_speaks_every_so_many_steps(corpus: Path) -> None:
         for _, figures in found["logged"]
     )
     assert found["said"][0].startswith(
-        f"step {EVENT_STEP}: routing collapse in layer {LAYER}: expert {BUSIEST} got over 90% of the tokens for {PATIENCE} steps"
+        f"step {EVENT_STEP}: routing collapse in layer {LAYER}: "
+        f"expert {BUSIEST} got over 90% of the tokens for {PATIENCE} steps"
     )
     assert torch.equal(found["raised"], torch.ones(2))
 
@@ -181,9 +198,13 @@ def test_stop_ends_the_run(corpus: Path) -> None:
     ("world", "layout"), [(world, layout) for world, layouts in LAYOUTS.items() for layout in layouts]
 )
 def test_dead_experts_start_anew(world: int, layout: tuple[int, int], corpus: Path) -> None:
-    """Weights drawn alike in every layout, no moments left of the old ones, all else untouched, and tokens from the next step on."""
+    """Weights are drawn alike in every layout, and the moments of the old ones are gone.
+
+    All else is untouched, and tokens come from the next step on.
+    """
     action = ACTIONS[2]
-    found, reference = results(world, corpus, action)[0][layout], results(1, corpus, action)[0][1, 0]
+    found = results(world, corpus, action)[0][layout]
+    reference = results(1, corpus, action)[0][1, 0]
     before, after = found["states"]
     dead = [expert for expert in range(4) if expert != BUSIEST]
     touched = [f"model/blocks.{LAYER}.ffn.{part}" for part in ("experts.gate_up", "experts.down", "router.weight")]

@@ -1,6 +1,8 @@
-"""Whole runs of the image objectives: the same figures over any ranks, resumed bit for bit, exported, and heard when they collapse."""
+"""Whole runs of the image objectives: equal metrics across any ranks, resumed bit for bit.
 
-import copy
+They are exported, and noticed when they collapse.
+"""
+
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,59 +11,11 @@ from typing import Any
 import pytest
 import torch
 from distributed import run_distributed
+from image_jobs import DIGITS, GRID, MLP_GAN, SMALL_OBJECTIVES, SMALL_UNET, image_job
 from rich.console import Console
-from test_trainer_generative import DIGITS, GRID, MLP_GAN
-from test_trainer_worker_main import train
+from whole_runs import resume, train
 
 QUALITY = {"samples": 48, "network": {"channels": [8], "features": 8}}
-NETWORK = {"channels": [8, 8], "layers_per_level": 1, "norm_groups": 4}
-OBJECTIVES: dict[str, dict[str, Any]] = {
-    "vae": {"name": "vae", "network": {"latent": 4, "channels": [8], "hidden": 16}, "importance_samples": 4},
-    "ddpm": {
-        "name": "ddpm",
-        "network": NETWORK,
-        "conditional": True,
-        "guidance": 2.0,
-        "sampler": {"name": "dpm_solver", "steps": 4},
-        "bound_timesteps": 4,
-    },
-    "gan": {"name": "gan", "network": {"latent": 8, "channels": [8], "batch_norm_group": 4}, "conditional": True},
-}
-
-
-def job_of(root: Path, name: str, objective: dict[str, Any], steps: int, **changes: Any) -> dict[str, Any]:
-    job = {
-        "name": name,
-        "root": str(root),
-        "objective": objective,
-        "batch": {"global_batch": 16, "micro_batch": 8},
-        "optimizer": {"lr": 0.003, "weight_decay": 0.0, "schedule": {"name": "constant"}},
-        "engine": {"name": "deepspeed", "zero": 2},
-        "ema": {"decay": 0.9},
-        "stop": {"steps": steps},
-        "evaluate": {"samples": 16},
-        "checkpoint": {"every": 3},
-        "tracking": {"enabled": False},
-        "log_every": 1,
-        "device": "cpu",
-        "threads": 1,
-    }
-    return copy.deepcopy(job | changes)
-
-
-def resume(world: Any, job: dict[str, Any]) -> dict[str, Any]:
-    """`train` again, in the same run folder."""
-    from trainer.config import RunConfig
-    from trainer.parsing import parse
-    from trainer.settle import resolve_run
-    from trainer.worker.main import _train
-
-    return _train(
-        resolve_run(parse(RunConfig, job, "run"), "job", world.size, resume=True),
-        world,
-        say=lambda line: None,
-        started=0.0,
-    )
 
 
 def in_turn(world: Any, fn: Callable[[Any, dict[str, Any]], Any], jobs: list[dict[str, Any]]) -> None:
@@ -75,33 +29,39 @@ def summary(root: Path, name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of each objective over 1 and over 2 ranks, six steps each; the former stopped after three and resumed."""
+    """Runs of each objective over 1 and over 2 ranks, six steps each.
+
+    A third run on 1 rank was stopped after three steps and resumed.
+    """
     root = tmp_path_factory.mktemp("runs")
     whole = {
         name: {"data": DIGITS | {"max_eval_samples": 40}, "quality": QUALITY} | objective
-        for name, objective in OBJECTIVES.items()
+        for name, objective in SMALL_OBJECTIVES.items()
     }
-    run_distributed(in_turn, 2, train, [job_of(root, f"{name}-2", objective, 6) for name, objective in whole.items()])
-    interrupted = [job_of(root, f"{name}-resumed", objective, 3) for name, objective in whole.items()]
+    run_distributed(
+        in_turn, 2, train, [image_job(root, f"{name}-2", objective, 6) for name, objective in whole.items()]
+    )
+    interrupted = [image_job(root, f"{name}-resumed", objective, 3) for name, objective in whole.items()]
     run_distributed(
         in_turn,
         1,
         train,
-        [*interrupted, *(job_of(root, f"{name}-1", objective, 6) for name, objective in whole.items())],
+        [*interrupted, *(image_job(root, f"{name}-1", objective, 6) for name, objective in whole.items())],
     )
     run_distributed(in_turn, 1, resume, [job | {"stop": {"steps": 6}} for job in interrupted])
     return root
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", SMALL_OBJECTIVES)
 def test_measures_of_samples_do_not_depend_on_the_ranks(runs: Path, name: str) -> None:
-    one, two = summary(runs, f"{name}-1"), summary(runs, f"{name}-2")
+    one = summary(runs, f"{name}-1")
+    two = summary(runs, f"{name}-2")
     assert one["quality"]["frechet_distance"] > one["quality"]["held_out/frechet_distance"] > 0
     assert one["quality"] == pytest.approx(two["quality"], rel=1e-3, abs=1e-4)
     assert one["eval"] == pytest.approx(two["eval"], rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", SMALL_OBJECTIVES)
 def test_a_resumed_run_ends_with_the_same_bits(runs: Path, name: str) -> None:
     """Weights, moments, averages and buffers, by their receipts."""
     receipts = []
@@ -113,7 +73,7 @@ def test_a_resumed_run_ends_with_the_same_bits(runs: Path, name: str) -> None:
     assert summary(runs, f"{name}-1")["eval"] == summary(runs, f"{name}-resumed")["eval"]
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", SMALL_OBJECTIVES)
 def test_there_is_something_to_look_at(runs: Path, name: str) -> None:
     files = {file.name.removeprefix("step-00000006-") for file in (runs / f"{name}-1" / "samples").iterdir()}
     expected = {
@@ -137,11 +97,11 @@ def test_a_diffusion_run_is_exported_and_diffusers_makes_the_same_images(runs: P
     objective = {
         "name": "ddpm",
         "data": DIGITS,
-        "network": NETWORK,
+        "network": SMALL_UNET,
         "diffusion": {"schedule": {"steps": 12, "beta_end": 0.5}},
         "bound_timesteps": 0,
     }
-    run_distributed(train, 1, job_of(runs, "exported", objective | {"sampler": {"name": "ddpm"}}, 3))
+    run_distributed(train, 1, image_job(runs, "exported", objective | {"sampler": {"name": "ddpm"}}, 3))
     export(Console(quiet=True), str(runs / "exported"), str(tmp_path / "out"))
     pipeline = DDPMPipeline.from_pretrained(tmp_path / "out")
     pipeline.set_progress_bar_config(disable=True)
@@ -165,7 +125,7 @@ def test_a_diffusion_run_is_exported_and_diffusers_makes_the_same_images(runs: P
 
 def test_a_collapsed_generator_is_an_event_of_the_run(tmp_path: Path) -> None:
     objective = {"name": "gan", "data": GRID, "network": MLP_GAN, "quality": {"samples": 100}}
-    found = run_distributed(train, 1, job_of(tmp_path, "collapsed", objective, 2))[0]
+    found = run_distributed(train, 1, image_job(tmp_path, "collapsed", objective, 2))[0]
     assert found["quality"]["modes"] < 12
     assert found["quality"]["perfect/modes"] > 20
     assert "collapse: samples reach" in (tmp_path / "collapsed" / "events.jsonl").read_text()
@@ -181,4 +141,4 @@ def test_a_classifier_without_classes_is_refused(tmp_path: Path) -> None:
         "quality": QUALITY,
     }
     with pytest.raises(ValueError, match=r"quality\.network: the classifier needs labels"):
-        parse(RunConfig, job_of(tmp_path, "refused", objective, 1), "run")
+        parse(RunConfig, image_job(tmp_path, "refused", objective, 1), "run")

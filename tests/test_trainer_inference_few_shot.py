@@ -1,4 +1,7 @@
-"""Few-shot tasks: prompts, answers, scores and intervals; an evaluation that is cut off goes on; the made-up arithmetic is right."""
+"""Few-shot tasks: prompts, answers, scores, intervals, and the made-up arithmetic.
+
+An evaluation that is cut off continues.
+"""
 
 import json
 import random
@@ -8,13 +11,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from kube_cluster import Run
 from saved_runs import job_of, model_of, save_run
 from scipy.stats import binomtest
-from test_launch_cli_errors import Run, switchwork  # noqa: F401
 
 from launch.commands.eval import evaluate_harness
 from launch.prove.arithmetic import problem, write_task, write_texts
 from trainer.inference.few_shot import MARK, Answers, Item, answer_in, example, prompt, read_task, wilson
+
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 ITEMS = [
     Item("1+1?", "2", "1+1=2", ("2", "3", "11"), "short"),
@@ -80,7 +85,8 @@ def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_written_is_greedy_and_choices_are_scored_by_their_tokens(run: Path) -> None:
     from data.text.tokenizers import ByteTokenizer
 
-    model, tokenizer = model_of(run), ByteTokenizer()
+    model = model_of(run)
+    tokenizer = ByteTokenizer()
     rows = {
         row["item"]: row
         for row in Answers(model, tokenizer, ITEMS, 1, "direct", tokens=5, seed=0).to([0, 1, 2], batch=2)
@@ -109,7 +115,7 @@ def test_what_is_written_is_greedy_and_choices_are_scored_by_their_tokens(run: P
             assert rows[index]["likeliest"] == item.choices[scores.index(max(scores))]
 
 
-def test_an_evaluation_that_is_cut_off_goes_on(run: Path, tmp_path: Path, switchwork: Run) -> None:  # noqa: F811
+def test_an_evaluation_that_is_cut_off_goes_on(run: Path, tmp_path: Path, switchwork: Run) -> None:
     task = tmp_path / "task.jsonl"
     write_task(task, (1, 2), 20, seed=0)
     arguments = [
@@ -149,7 +155,7 @@ def test_an_evaluation_that_is_cut_off_goes_on(run: Path, tmp_path: Path, switch
 )
 def test_a_wrong_task_is_refused_in_one_line(
     line: str, options: list[str], words: list[str], run: Path, tmp_path: Path, switchwork: Run
-) -> None:  # noqa: F811
+) -> None:
     (tmp_path / "task.jsonl").write_text(line + "\n")
     code, _, complaint = switchwork("eval", str(run), "--task", str(tmp_path / "task.jsonl"), *options)
     assert (code, complaint.count("\n")) == (2, 1), complaint

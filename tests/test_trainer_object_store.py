@@ -1,4 +1,4 @@
-"""A whole life of a run at an s3:// URL: killed, resumed, damaged, verified; on a real S3 server."""
+"""A run at an s3:// URL on a real S3 server: killed, resumed, damaged, verified."""
 
 import os
 import subprocess
@@ -12,8 +12,8 @@ import pytest
 import requests
 from conftest import tiny_job
 from distributed import run_distributed
-from test_trainer_core_anomaly import losses, train
-from test_trainer_recovery_resume import ranks
+from rank_processes import ranks
+from whole_runs import losses, train_or_resume
 
 from trainer.checkpoint import load as restore
 from trainer.run_files import RunFiles
@@ -55,7 +55,7 @@ def test_a_run_at_a_url_is_killed_resumed_damaged_and_verified(bucket: str, corp
     job = tiny_job(
         corpus, engine={"name": "deepspeed", "zero": 1, "ep": 2}, checkpoint={"every": 2}, tracking={"enabled": False}
     )
-    run_distributed(train, 2, job | {"root": str(tmp_path), "name": "here"})
+    run_distributed(train_or_resume, 2, job | {"root": str(tmp_path), "name": "here"})
     there = job | {"root": bucket, "name": "there", "faults": [{"name": "kill", "step": 7, "rank": 1}]}
     with ranks(tmp_path, there, 2) as processes:
         codes = [process.wait(200) for process in processes]

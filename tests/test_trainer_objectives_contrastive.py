@@ -1,4 +1,7 @@
-"""Contrastive objectives: the same loss and gradients for any number of ranks, micro-batch and chunk, and equal to autograd on the whole batch."""
+"""Contrastive objectives give the same loss and gradients for any ranks, micro-batch and chunk.
+
+They equal autograd on the whole batch.
+"""
 
 from functools import cache
 from typing import Any
@@ -6,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from distributed import run_distributed
-from test_trainer_generative import OBJECTIVES
+from image_jobs import OBJECTIVES
 
 from models import losses
 
@@ -72,7 +75,8 @@ def by_autograd(name: str) -> tuple[float, dict[str, torch.Tensor]]:
     (batch,) = next(iter(stream)).micro_batches
     stream.close()
     z = objective._embed(objective.model, batch, "views")
-    scale, own = z.log_scale.exp(), torch.arange(GLOBAL_BATCH)
+    scale = z.log_scale.exp()
+    own = torch.arange(GLOBAL_BATCH)
     if name == "contrastive-simclr":
         views = torch.cat([z.a_MP, z.b_MP])
         similar = (views @ views.T).masked_fill(torch.eye(2 * GLOBAL_BATCH, dtype=torch.bool), -torch.inf)
@@ -92,7 +96,8 @@ def by_autograd(name: str) -> tuple[float, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize(("name", "micro_batch", "chunk"), CASES)
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_loss_and_gradients_are_those_of_the_whole_batch(name: str, micro_batch: int, chunk: int, world: int) -> None:
-    (loss, found), (expected_loss, expected) = of_world(world)[name, micro_batch, chunk], by_autograd(name)
+    loss, found = of_world(world)[name, micro_batch, chunk]
+    expected_loss, expected = by_autograd(name)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     assert found.keys() == expected.keys()
     largest = max(gradient.abs().max() for gradient in expected.values())

@@ -1,4 +1,4 @@
-"""The networks that images are compared by: Inception from a file, and a classifier that is trained once."""
+"""The networks that images are compared by: Inception from a file, and a trained classifier."""
 
 from pathlib import Path
 
@@ -52,7 +52,8 @@ def test_the_classifier_is_trained_once_and_knows_the_digits(tmp_path: Path, mon
     from data.images.held_out import image_set
 
     monkeypatch.setenv("SWITCHWORK_CACHE", str(tmp_path))
-    config, digits = ClassifierConfig(channels=(16,), features=32), Images(ImageConfig(classes=10), seed=0)
+    config = ClassifierConfig(channels=(16,), features=32)
+    digits = Images(ImageConfig(classes=10), seed=0)
     weights = trained_weights(config, digits)
     (file,) = tmp_path.glob("classifier-*.safetensors")
     written = file.stat().st_mtime_ns

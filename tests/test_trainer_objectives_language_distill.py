@@ -1,4 +1,7 @@
-"""Distillation: the loss against NumPy, the same in every layout, resumed to the bit, a start that is the teacher's, and teachers that do not fit."""
+"""Distillation: the loss against NumPy, the same in every layout, resumed to the bit.
+
+A start is the teacher's, and teachers that do not fit are refused.
+"""
 
 import json
 import shutil
@@ -12,13 +15,12 @@ import torch
 from conftest import tiny_job
 from distributed import run_distributed
 from loss_curves import trained
+from machines import MACHINE
 from rich.console import Console
 from saved_runs import SWITCH, begun, job_of, model_of, save_run, started_state, tokens
-from test_launch_commands_plan import MACHINE
-from test_trainer_checkpoint_save import whole_state
-from test_trainer_image_runs import resume
-from test_trainer_worker_main import train
 from torch import nn
+from training_state import whole_state
+from whole_runs import resume, train
 
 from data.share import Share
 from launch.audit.report import suspects
@@ -98,11 +100,17 @@ def test_loss_and_gradient_are_those_of_the_formula(alpha: float, temperature: f
     loss, sums = objective.loss("model", net, batch, 0)
     loss.backward()
 
-    z, counts, target = net.logits_BTV.detach().numpy(), batch["mask"].numpy(), batch["tokens"][:, 1:].numpy()
+    z = net.logits_BTV.detach().numpy()
+    counts = batch["mask"].numpy()
+    target = batch["tokens"][:, 1:].numpy()
     with torch.no_grad():
         taught = model_of(root / "teacher")(batch["tokens"][:, :-1])[0].double().numpy()
-    p, soft, plain, hit = softmax(taught / temperature), softmax(z / temperature), softmax(z), np.eye(258)[target]
-    cross_entropy, kl = -(hit * np.log(plain)).sum(-1), (p * np.log(p / soft)).sum(-1)
+    p = softmax(taught / temperature)
+    soft = softmax(z / temperature)
+    plain = softmax(z)
+    hit = np.eye(258)[target]
+    cross_entropy = -(hit * np.log(plain)).sum(-1)
+    kl = (p * np.log(p / soft)).sum(-1)
     assert loss.item() == pytest.approx(
         (counts * ((1 - alpha) * cross_entropy + alpha * temperature**2 * kl)).sum(), rel=1e-9
     )
@@ -121,7 +129,8 @@ def test_loss_and_gradient_are_those_of_the_formula(alpha: float, temperature: f
 
 @pytest.mark.parametrize("folder", ["teacher", "exported"])
 def test_the_teacher_is_what_lies_in_the_folder_whole_and_frozen(folder: str, root: Path, corpus: Path) -> None:
-    objective, before = objective_of(student_of(corpus, root, "s", root / folder)), torch.get_rng_state()
+    objective = objective_of(student_of(corpus, root, "s", root / folder))
+    before = torch.get_rng_state()
     assert not objective.teacher.training
     assert not any(parameter.requires_grad for parameter in objective.teacher.parameters())
     assert torch.equal(torch.get_rng_state(), before)
@@ -254,7 +263,10 @@ def test_every_engine_starts_from_the_same_bits(root: Path, corpus: Path) -> Non
 
 
 def whole_and_resumed(world: Any, whole: dict[str, Any], parted: dict[str, Any], taught_by: str) -> str:
-    """Trains `whole` and `parted`, this one in two goes; then the teacher learns something, and the next go's complaint is returned."""
+    """Train `whole`, and `parted` in two attempts; then train the teacher further.
+
+    Returns the complaint of the next attempt.
+    """
     train(world, whole)
     train(world, parted | {"stop": {"steps": 3}})
     resume(world, parted)
@@ -305,7 +317,8 @@ def test_a_resumed_run_ends_with_the_same_bits_and_a_teacher_that_changed_is_ref
 
 def _looked_at_without_its_teacher(tmp_path: Path, taught_by: Path) -> None:
     shutil.rmtree(taught_by)
-    console, run = Console(quiet=True), str(tmp_path / "whole")
+    console = Console(quiet=True)
+    run = str(tmp_path / "whole")
     summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
     assert evaluate_run(console, run)["cross_entropy"] == pytest.approx(summary["eval"]["cross_entropy"], abs=1e-6)
     show_samples(console, run, 1, 0, {"temperature": 0.0})
@@ -328,10 +341,13 @@ def test_the_plan_counts_the_teacher(root: Path, corpus: Path) -> None:
     size = 4 * sum(parameter.numel() for parameter in theirs.parameters())
     assert taught.forecast is not None
     assert alone.forecast is not None
-    needs, needs_alone = taught.forecast.layout.memory, alone.forecast.layout.memory
+    needs = taught.forecast.layout.memory
+    needs_alone = alone.forecast.layout.memory
     assert needs.parts[Part.TEACHER] == size
     assert needs.balanced == pytest.approx(needs_alone.balanced + size, abs=1)
-    step, step_alone, cost = taught.forecast.layout.step, alone.forecast.layout.step, alone.parameters.transformer
+    step = taught.forecast.layout.step
+    step_alone = alone.forecast.layout.step
+    cost = alone.parameters.transformer
     assert step is not None
     assert step_alone is not None
     assert cost is not None

@@ -1,4 +1,7 @@
-"""The plan's memory, part by part, against the bytes of the live tensors in real DeepSpeed workers; and its counts against published ones."""
+"""The plan's memory, part by part, against the live tensors in real DeepSpeed workers.
+
+Its counts are compared with published ones.
+"""
 
 from functools import cache
 from pathlib import Path
@@ -13,7 +16,8 @@ from trainer.config import RunConfig
 from trainer.parsing import parse
 from trainer.planning.footprint import footprint, on_meta, weightless
 
-WORLD, MICRO_BATCHES = 2, 2
+WORLD = 2
+MICRO_BATCHES = 2
 MODELS: dict[str, dict[str, Any]] = {
     "dense": {"layers": 3, "d_model": 96, "heads": 4, "kv_heads": 2, "ffn": 288, "qk_norm": True},
     "switch": {
@@ -60,7 +64,10 @@ def job(corpus: Path, model: str, ep: int, zero: int, precision: str) -> RunConf
 
 
 def census(world: Any, corpus: Path, model: str) -> dict[tuple[int, int, str], dict[str, int]]:
-    """Bytes by part at their largest over two steps, for every layout of `model`, one after the other in the same processes."""
+    """Return the largest bytes by part over two steps, for every layout of `model`.
+
+    The layouts run one after the other in the same processes.
+    """
     from live_tensors import Census, Collectives
 
     collectives = Collectives()
@@ -71,7 +78,8 @@ def census(world: Any, corpus: Path, model: str) -> dict[tuple[int, int, str], d
     for ep, zero, precision in LAYOUTS[model]:
         run = job(corpus, model, ep, zero, precision)
         training = build_training(run, world)
-        watch, engine = Census(training, collectives), training.engines["model"]
+        watch = Census(training, collectives)
+        engine = training.engines["model"]
         generator = torch.Generator().manual_seed(world.rank)
         for _ in range(2):
             collectives.moved.clear()
@@ -100,7 +108,7 @@ def census(world: Any, corpus: Path, model: str) -> dict[tuple[int, int, str], d
 
 @cache
 def measured(corpus: Path, model: str) -> dict[tuple[int, int, str], dict[str, float]]:
-    """Mean over the ranks; rows for experts differ from rank to rank, and their mean is the balanced load."""
+    """The mean across ranks: their experts get different rows, which are balanced on average."""
     ranks = run_distributed(census, WORLD, corpus, model)
     return {
         layout: {part: sum(rank[layout].get(part, 0) for rank in ranks) / WORLD for part in ranks[0][layout]}
@@ -112,9 +120,11 @@ def measured(corpus: Path, model: str) -> dict[tuple[int, int, str], dict[str, f
 def test_every_part_is_within_15_percent_of_the_live_tensors(
     model: str, ep: int, zero: int, precision: str, corpus: Path
 ) -> None:
-    run, found = job(corpus, model, ep, zero, precision), measured(corpus, model)[ep, zero, precision]
+    run = job(corpus, model, ep, zero, precision)
+    found = measured(corpus, model)[ep, zero, precision]
     estimate = footprint(run, on_meta(run), WORLD, bf16=precision == "bf16", cuda=False)
-    state, activations = estimate.states["model"], estimate.balanced
+    state = estimate.states["model"]
+    activations = estimate.balanced
     assert activations is not None
     parts = {
         "parameters": state.parameters,

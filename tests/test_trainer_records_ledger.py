@@ -1,4 +1,4 @@
-"""Runs on real ranks, stopped and resumed on another number of them: what they write down about their data, and what `verify` makes of it."""
+"""Runs on real ranks, resumed on another number of them: their ledger of data, and `verify`."""
 
 import io
 import json
@@ -19,7 +19,7 @@ from trainer.storage import Folder
 
 
 def train(world: Any, job: dict[str, Any], steps: int) -> str:
-    """A run, or its next attempt, up to `steps`; returns what the user is told where it is refused."""
+    """Train the next attempt of a run up to `steps`; return the refusal, where there is one."""
     from trainer.config import RunConfig
     from trainer.parsing import parse
     from trainer.settle import prepare, resolve_run
@@ -92,12 +92,14 @@ def test_a_ledger_of_other_samples_is_found_out(run: tuple[dict[str, Any], Path,
 def test_a_changed_source_is_refused_on_resume_by_name(run: tuple[dict[str, Any], Path, Path], tmp_path: Path) -> None:
     job, folder, corpus = run
     part = corpus / "part-2.jsonl"
-    content, times = part.read_bytes(), (part.stat().st_atime_ns, part.stat().st_mtime_ns)
+    content = part.read_bytes()
+    times = (part.stat().st_atime_ns, part.stat().st_mtime_ns)
     try:
         part.write_bytes(content + b'{"text": "one more document"}\n')
         for said in run_distributed(train, 2, job, 8):
             assert said.startswith(
-                f"run.objective.data.source: {part} has changed: {len(content)} bytes when the run began, {len(content) + 30} now; "
+                f"run.objective.data.source: {part} has changed: "
+                f"{len(content)} bytes when the run began, {len(content) + 30} now; "
             )
         good, said = verdict(folder, 6)
         assert not good

@@ -1,26 +1,24 @@
-"""Killed, hung, out of memory, out of disk or asked to stop: the run goes on from its last checkpoint as if nothing had been, or says why it ended."""
+"""A run that is killed, hangs, or lacks memory or disk continues from its last checkpoint.
 
-import os
+It continues as if nothing had happened, or says why it ended. A run that is asked to stop does so.
+"""
+
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from conftest import tiny_job
 from distributed import run_distributed
-from test_trainer_core_anomaly import losses, train
-from test_trainer_image_runs import DIGITS
-from test_trainer_image_runs import OBJECTIVES as IMAGES
-from test_trainer_image_runs import job_of as image_job
+from image_jobs import DIGITS, SMALL_OBJECTIVES, image_job
+from rank_processes import ranks
+from whole_runs import losses, train_or_resume
 
 from trainer.config import RunConfig
 from trainer.endings import UNKNOWN, Ending
@@ -31,9 +29,8 @@ from trainer.run_files import RunFiles, run_files
 from trainer.run_rows import AttemptBegan
 from trainer.storage import Folder
 from trainer.worker.memory import OutOfMemory, out_of_memory
-from trainer.world import free_port
 
-OBJECTIVES = ["moe_lm", *(pytest.param(name, marks=pytest.mark.slow) for name in IMAGES)]
+OBJECTIVES = ["moe_lm", *(pytest.param(name, marks=pytest.mark.slow) for name in SMALL_OBJECTIVES)]
 
 
 def job_of(objective: str, corpus: Path, root: Path, name: str, **changes: Any) -> dict[str, Any]:
@@ -48,40 +45,11 @@ def job_of(objective: str, corpus: Path, root: Path, name: str, **changes: Any) 
     }
     if objective == "moe_lm":
         return tiny_job(corpus, **every, engine={"name": "deepspeed", "zero": 1, "ep": 2}) | changes
-    return image_job(root, name, {"data": DIGITS | {"max_eval_samples": 40}} | IMAGES[objective], 10) | every | changes
-
-
-@contextmanager
-def ranks(folder: Path, job: dict[str, Any], world: int, resume: bool = False) -> Iterator[list[subprocess.Popen[str]]]:
-    """`world` processes of `python -m trainer`, as torchrun would start them; killed at the end of the block."""
-    file = folder / f"{job['name']}.yaml"
-    file.write_text(yaml.safe_dump({"run": job}))
-    port, started = str(free_port()), []
-    for rank in range(world):
-        place = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }
-        command = [sys.executable, "-m", "trainer", str(file), *(["--resume"] if resume else [])]
-        started.append(
-            subprocess.Popen(
-                command,
-                env=os.environ | place,
-                cwd=Path(__file__).parents[1],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    try:
-        yield started
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
+    return (
+        image_job(root, name, {"data": DIGITS | {"max_eval_samples": 40}} | SMALL_OBJECTIVES[objective], 10)
+        | every
+        | changes
+    )
 
 
 def ended(folder: Path) -> list[str]:
@@ -92,8 +60,9 @@ def ended(folder: Path) -> list[str]:
 def test_killed_at_a_random_step_and_asked_to_stop_every_later_loss_is_bit_identical(
     objective: str, corpus: Path, tmp_path: Path
 ) -> None:
-    run_distributed(train, 2, job_of(objective, corpus, tmp_path, "unbroken"))
-    step, rank = random.randint(3, 8), random.randint(0, 1)
+    run_distributed(train_or_resume, 2, job_of(objective, corpus, tmp_path, "unbroken"))
+    step = random.randint(3, 8)
+    rank = random.randint(0, 1)
     job = job_of(objective, corpus, tmp_path, "broken", faults=[{"name": "kill", "step": step, "rank": rank}])
     with ranks(tmp_path, job, 2) as processes:
         codes = [process.wait(200) for process in processes]
@@ -145,10 +114,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_while_saving_costs_checkpoints_but_not_the_run(
     small_disk: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    reference = run_distributed(train, 2, job_of("moe_lm", corpus, tmp_path, "roomy"))[0]
+    reference = run_distributed(train_or_resume, 2, job_of("moe_lm", corpus, tmp_path, "roomy"))[0]
     each = sum(file.stat().st_size for file in (tmp_path / "roomy" / "checkpoints" / "step-00000010").iterdir())
     assert 0.8e6 < each < 1.4e6, "one checkpoint must fit on the small disk, and two must not"
-    summary = run_distributed(train, 2, job_of("moe_lm", corpus, small_disk, "full"))[0]
+    summary = run_distributed(train_or_resume, 2, job_of("moe_lm", corpus, small_disk, "full"))[0]
     folder = small_disk / "full"
     assert (summary["step"], summary["failed"]) == (10, True)
     assert "No space left" in summary["stopped"]
@@ -158,7 +127,7 @@ def test_a_full_disk_while_saving_costs_checkpoints_but_not_the_run(
     assert losses(folder) == losses(tmp_path / "roomy")
     assert "keeping the previous checkpoint" in (folder / "events.jsonl").read_text()
     shutil.copytree(folder, tmp_path / "full")
-    again = run_distributed(train, 2, job_of("moe_lm", corpus, tmp_path, "full"))[0]
+    again = run_distributed(train_or_resume, 2, job_of("moe_lm", corpus, tmp_path, "full"))[0]
     assert (again["step"], again["failed"]) == (10, False)
     assert losses(tmp_path / "full") == losses(tmp_path / "roomy")
     assert reference["failed"] is False

@@ -1,4 +1,7 @@
-"""Training with each routing gives the same losses, first gradients, loads and biases, whatever the ranks, EP size and ZeRO stage."""
+"""Training with each routing gives the same results, whatever the ranks, EP size and ZeRO stage.
+
+Results are losses, first gradients, loads and biases.
+"""
 
 import copy
 from functools import cache
@@ -9,7 +12,7 @@ import pytest
 import torch
 from conftest import tiny_job
 from distributed import run_distributed
-from test_trainer_checkpoint_save import whole_state
+from training_state import whole_state
 
 STEPS = 5
 LAYOUTS = {1: [(1, 1)], 2: [(2, 0), (2, 2), (1, 3)], 4: [(4, 1), (2, 2), (1, 3)]}
@@ -47,7 +50,7 @@ def job_of(corpus: Path, routing: str) -> dict[str, Any]:
 def train(
     world: Any, jobs: dict[str, dict[str, Any]], layouts: list[tuple[int, int]]
 ) -> dict[tuple[str, int, int], dict[str, Any]]:
-    """Losses and norms of all steps, the first step's gradients, the load of every step, and the buffers at the end."""
+    """Return losses, norms and loads of all steps, the first gradients, and the last buffers."""
     from data.share import Share
     from trainer.config import RunConfig
     from trainer.core.loop import fit
@@ -59,10 +62,8 @@ def train(
     for routing, job in jobs.items():
         for ep, zero in layouts:
             run = parse(RunConfig, job | {"engine": {"name": "deepspeed", "zero": zero, "ep": ep}}, "run")
-            training, result = (
-                build_training(run, world),
-                {"losses": [], "norms": [], "loads": [], "gradients": {}, "buffers": {}},
-            )
+            training = build_training(run, world)
+            result = {"losses": [], "norms": [], "loads": [], "gradients": {}, "buffers": {}}
 
             def note(training: Any, result: Any = result) -> None:
                 sums = over_ranks(training.sums, training.world)
@@ -99,7 +100,8 @@ def results(world: int, corpus: Path) -> dict[tuple[str, int, int], dict[str, An
 @pytest.mark.parametrize("routing", ROUTINGS)
 @pytest.mark.parametrize(("world", "ep", "zero"), [(world, *layout) for world in (2, 4) for layout in LAYOUTS[world]])
 def test_training_does_not_depend_on_the_layout(world: int, ep: int, zero: int, routing: str, corpus: Path) -> None:
-    expected, found = results(1, corpus)[routing, 1, 1], results(world, corpus)[routing, ep, zero]
+    expected = results(1, corpus)[routing, 1, 1]
+    found = results(world, corpus)[routing, ep, zero]
     assert expected["losses"][-1] < expected["losses"][0] - 0.05, (
         "the reference does not learn, so equality would say little"
     )

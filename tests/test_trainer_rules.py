@@ -1,4 +1,7 @@
-"""Rule files, good and bad, with the decisions and derivations that are due; the knowledge graph; the audit log's chain; the hook."""
+"""Rule files, good and bad, with the decisions and derivations that are due.
+
+The knowledge graph, the decision log's chain and the hook are tested too.
+"""
 
 import json
 import time
@@ -245,7 +248,8 @@ def test_graphs(tmp_path: Path) -> None:
 
 
 def test_the_audit_log_breaks_wherever_it_is_touched(tmp_path: Path) -> None:
-    folder, rules = Folder(str(tmp_path)), gate("sums")
+    folder = Folder(str(tmp_path))
+    rules = gate("sums")
     candidates = [Candidate(text=f"{n} + 1 = {n + 1 + n % 2}") for n in range(6)]
     log = AuditLog(folder)
     for candidate, decision in zip(candidates[:4], rules.judge(candidates[:4]), strict=True):
@@ -258,7 +262,8 @@ def test_the_audit_log_breaks_wherever_it_is_touched(tmp_path: Path) -> None:
     assert rows[1]["derivation"][0] == "the sum of equation 1 is wrong [sums.lp, line 5]"
     assert {row["rules"] for row in rows} == {rules.rules_digest}
     assert verify(folder) == []
-    good, head = (tmp_path / RULES_LOG).read_text().splitlines(), (tmp_path / RULES_HEAD).read_text()
+    good = (tmp_path / RULES_LOG).read_text().splitlines()
+    head = (tmp_path / RULES_HEAD).read_text()
     forged = json.loads(good[2]) | {"accepted": False}
     forged["hash"] = digest(forged)
     damaged = {
@@ -283,12 +288,17 @@ def test_the_audit_log_breaks_wherever_it_is_touched(tmp_path: Path) -> None:
 
 
 def test_what_the_arithmetic_rules_accept_is_right(tmp_path: Path) -> None:
-    """Of random claims, about half of them wrong: all that are accepted are right, and none that is right is refused."""
+    """Of random claims, half of them wrong, every right one is accepted and no wrong one is."""
     import random
 
     random.seed(0)
-    claims = [(a, op, b, {"+": a + b, "-": a - b, "*": a * b}[op] + random.choice([0, 0, 1, -10])) for a, b, op in
-              ((random.randrange(-99, 99), random.randrange(0, 99), random.choice("+-*")) for _ in range(60))]  # fmt: skip
+    claims = []
+    for _ in range(60):
+        a = random.randrange(-99, 99)
+        b = random.randrange(0, 99)
+        op = random.choice("+-*")
+        right = {"+": a + b, "-": a - b, "*": a * b}[op]
+        claims.append((a, op, b, right + random.choice([0, 0, 1, -10])))
     decisions = gate("arithmetic").judge([Candidate(text=f"{a} {op} {b} = {c}") for a, op, b, c in claims])
     truth = [eval(f"({a}) {op} ({b})") == c for a, op, b, c in claims]
     assert [decision.accepted for decision in decisions] == truth

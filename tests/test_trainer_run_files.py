@@ -1,4 +1,7 @@
-"""The run folder: one module names its files, programs agree by types and never by words, and folders of the old code are read."""
+"""The run folder: one module names its files, and programs agree by types, never by words.
+
+Folders of the old code are still read.
+"""
 
 import ast
 import json
@@ -24,7 +27,7 @@ PACKAGES = ("launch", "cluster", "trainer", "models", "data")
 MODULES = [path for package in PACKAGES for path in sorted(Path(package).rglob("*.py"))]
 NAMES = {value for name, value in vars(files_of_a_run).items() if name.lstrip("_").isupper() and isinstance(value, str)}
 WORDS = {name for name in NAMES if "." not in name and "_" not in name}
-"""Names that are plain words elsewhere, such as `samples`: they count only where a file is meant."""
+"""Names that are plain words elsewhere, such as `samples`; they count where a file is meant."""
 READERS = {"startswith", "endswith", "removeprefix", "removesuffix", "match", "fullmatch", "search", "find", "index"}
 TEXTS = {"ended", "stopped", "event", "detail", "wants_stop", "failure"}
 FILE_CALLS = {"exists", "read", "write", "append", "append_line", "lines", "lines_from", "delete", "put", "fetch"}
@@ -60,7 +63,7 @@ def plain_text(node: ast.AST) -> str:
 
 
 def is_run_folder(node: ast.AST) -> bool:
-    """Whether an expression is a Folder by its name: scratch folders of this machine are called otherwise."""
+    """Whether an expression is a Folder by its name; scratch folders have other names."""
     return any(name in ("folder", "run", "files") for name in names_in(node))
 
 
@@ -202,7 +205,8 @@ def test_attempts_tell_why_they_ended(files: RunFiles) -> None:
 
 def test_events_and_metrics_are_followed_from_a_position(files: RunFiles) -> None:
     shown: list[str] = []
-    say, tracker = recorded(shown.append, files, 2, ALONE), JsonlTracker(files, attempt=2)
+    say = recorded(shown.append, files, 2, ALONE)
+    tracker = JsonlTracker(files, attempt=2)
     say(EventKind.NOTE, "hello")
     tracker.log(1, {"loss": 2.0})
     _, events_end = files.events_from(0)
@@ -301,7 +305,8 @@ def test_attempts_and_events_of_the_old_code_are_read(files: RunFiles) -> None:
     [
         "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:40862",
         "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Read error [127.0.0.1]:3: Connection reset by peer",
-        "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 1800000ms for recv operation to complete",
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] "
+        "Timed out waiting 1800000ms for recv operation to complete",
         "NCCL error in: ProcessGroupNCCL.cpp:1077, remote process exited or there was a network error",
     ],
 )

@@ -1,4 +1,4 @@
-"""Tracking costs a run nothing: no killed worker leaves a broken store behind, and no dead server is felt."""
+"""Tracking costs a run nothing: a killed worker breaks no store, and a dead server is not felt."""
 
 import contextlib
 import json
@@ -17,18 +17,15 @@ import requests
 from conftest import tiny_job
 from distributed import run_distributed
 from mlflow import MlflowClient
-from test_trainer_worker_main import train
+from whole_runs import train
 
 from trainer.world import free_port
 
 
 def test_a_store_whose_making_is_killed_is_made_by_the_next_one(tmp_path: Path) -> None:
     file = tmp_path / "mlflow.db"
-    making = [
-        sys.executable,
-        "-c",
-        f"from pathlib import Path; from trainer.tracking.mlflow_run import _make_store; _make_store(Path({str(file)!r}))",
-    ]
+    imports = "from pathlib import Path; from trainer.tracking.mlflow_run import _make_store"
+    making = [sys.executable, "-c", f"{imports}; _make_store(Path({str(file)!r}))"]
     first = subprocess.Popen(making, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not any(half.stat().st_size > 0 for half in tmp_path.glob(".mlflow.db-*/mlflow.db")) and first.poll() is None:
         time.sleep(0.005)
@@ -45,7 +42,7 @@ def test_a_store_whose_making_is_killed_is_made_by_the_next_one(tmp_path: Path) 
 
 @contextlib.contextmanager
 def server(store: Path, port: int) -> Iterator[None]:
-    """A real tracking server on `store`, up when the block begins, and killed without notice when it ends."""
+    """A real tracking server on `store`, up in the block, and killed without notice at its end."""
     command = [
         sys.executable,
         "-m",
@@ -112,11 +109,14 @@ def test_a_server_that_is_down_for_30_s_is_not_felt_and_misses_nothing(corpus: P
         client = MlflowClient(tracking["uri"])
         run = client.get_run((folder / "mlflow_run_id").read_text())
         points = client.get_metric_history(run.info.run_id, "loss")
-    ends, seconds = times[1:], np.diff(times)
-    before, during = seconds[(ends > begin) & (ends < down)], seconds[(ends > down) & (ends < up)]
+    ends = times[1:]
+    seconds = np.diff(times)
+    before = seconds[(ends > begin) & (ends < down)]
+    during = seconds[(ends > down) & (ends < up)]
     p99 = [float(np.percentile(each, 99)) for each in (before, during)]
     print(
-        f"{len(before)} steps with the server, {len(during)} without; 99th percentile of their time {1e3 * p99[0]:.1f} ms and {1e3 * p99[1]:.1f} ms"
+        f"{len(before)} steps with the server, {len(during)} without; "
+        f"99th percentile of their time {1e3 * p99[0]:.1f} ms and {1e3 * p99[1]:.1f} ms"
     )
     assert p99[1] <= 1.25 * p99[0]
     assert [point.step for point in points] == list(range(1, len(times) + 1)), "points are lost or doubled"

@@ -1,4 +1,7 @@
-"""What a job can ask of a worker, each asked for once in a real run: engines, objectives, accumulation, profiler, stopping, a dead tracking server."""
+"""The options of a job, each in a real run: engines, objectives, accumulation, profiler, stopping.
+
+A dead tracking server belongs to them.
+"""
 
 import copy
 import json
@@ -10,33 +13,14 @@ import pytest
 import torch
 from conftest import tiny_job
 from distributed import run_distributed
-from test_trainer_core_anomaly import train as train_again
+from whole_runs import loss_curve, train, train_or_resume
 
 from trainer.world import free_port
-
-
-def train(world: Any, job: dict[str, Any]) -> dict[str, Any]:
-    """A whole run in this process, which has joined its world already."""
-    from trainer.config import RunConfig
-    from trainer.parsing import parse
-    from trainer.settle import prepare, resolve_run
-    from trainer.worker.main import _train
-
-    run = resolve_run(parse(RunConfig, job, "run"), "job", world.size, resume=False)
-    if world.is_main:
-        prepare(run, resume=False)
-    world.gather(None)
-    return _train(run, world, say=lambda line: None, started=0.0)
 
 
 def job_of(corpus: Path, root: Path, name: str, **changes: Any) -> dict[str, Any]:
     job = tiny_job(corpus, root=str(root), name=name, stop={"steps": 4}, tracking={"enabled": False})
     return copy.deepcopy(job | changes)
-
-
-def losses(root: Path, name: str) -> list[float]:
-    rows = [json.loads(line) for line in (root / name / "metrics.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows if "loss" in row]
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +42,15 @@ def test_accumulation_engine_and_recomputation_do_not_change_the_loss(root: Path
         job_of(corpus, root, "accelerate", engine={"name": "accelerate"}),
         with_model(job_of(corpus, root, "recomputed"), activation_checkpointing=True),
     ]
-    reference = losses(root, "reference")
+    reference = loss_curve(root / "reference")
     assert reference[-1] < reference[0]
     for job in jobs:
         run_distributed(train, 1, job)
-        assert losses(root, job["name"]) == pytest.approx(reference, abs=1e-5), job["name"]
+        assert loss_curve(root / job["name"]) == pytest.approx(reference, abs=1e-5), job["name"]
 
 
 def threads_under_accelerate(world: Any) -> int:
-    """torch's threads once Accelerate is set up where nothing says how many threads there are to be, as in a user's shell."""
+    """The threads of torch under Accelerate where no variable sets them, as in a shell."""
     from trainer.engines.accelerate_engine import AccelerateEngine
     from trainer.engines.optim import OptimizerConfig
     from trainer.world import joined
@@ -78,17 +62,20 @@ def threads_under_accelerate(world: Any) -> int:
 
 
 def test_accelerate_leaves_the_number_of_threads_alone() -> None:
-    """By itself it takes all cores for each process: two runs side by side then take five times as long."""
+    """Without a limit, Accelerate takes all cores per process.
+
+    Two runs at once then take five times as long.
+    """
     assert run_distributed(threads_under_accelerate, 1) == [1]
 
 
 def test_ddp_over_two_ranks_equals_one_process(root: Path, corpus: Path) -> None:
     run_distributed(train, 2, job_of(corpus, root, "ddp", engine={"name": "accelerate"}))
-    assert losses(root, "ddp") == pytest.approx(losses(root, "reference"), abs=1e-5)
+    assert loss_curve(root / "ddp") == pytest.approx(loss_curve(root / "reference"), abs=1e-5)
 
 
 def test_masked_language_model_over_two_ranks_equals_one_process(root: Path, corpus: Path) -> None:
-    """The number of masked tokens differs from rank to rank: only a division by the global weight gives the same loss."""
+    """The number of masked tokens differs across ranks; dividing by the global weight is right."""
     for world, ep in ((1, 1), (2, 2)):
         job = with_model(
             job_of(corpus, root, f"masked-{world}", engine={"name": "deepspeed", "zero": 2, "ep": ep}), causal=False
@@ -96,14 +83,15 @@ def test_masked_language_model_over_two_ranks_equals_one_process(root: Path, cor
         job["objective"] |= {"name": "masked_lm"}
         del job["objective"]["sample_tokens"]
         run_distributed(train, world, job)
-    assert losses(root, "masked-2") == pytest.approx(losses(root, "masked-1"), abs=1e-5)
-    assert losses(root, "masked-1")[-1] < losses(root, "masked-1")[0]
+    assert loss_curve(root / "masked-2") == pytest.approx(loss_curve(root / "masked-1"), abs=1e-5)
+    assert loss_curve(root / "masked-1")[-1] < loss_curve(root / "masked-1")[0]
 
 
 def test_bf16_is_autocast_over_fp32_weights(root: Path, corpus: Path) -> None:
     job = job_of(corpus, root, "bf16", precision="bf16")
     run_distributed(train, 1, job)
-    found, reference = losses(root, "bf16"), losses(root, "reference")
+    found = loss_curve(root / "bf16")
+    reference = loss_curve(root / "reference")
     assert found == pytest.approx(reference, abs=0.02)
     assert found != pytest.approx(reference, abs=1e-6), "nothing was computed in bf16"
     manifest = json.loads((root / "bf16" / "checkpoints" / "step-00000004" / "manifest.json").read_text())
@@ -124,7 +112,7 @@ def test_an_attempt_that_finds_all_steps_done_writes_the_summary_that_the_killed
     job = job_of(corpus, root, "reference")
     before = json.loads((root / "reference" / "summary.json").read_text())
     (root / "reference" / "summary.json").unlink()
-    run_distributed(train_again, 1, job)
+    run_distributed(train_or_resume, 1, job)
     after = json.loads((root / "reference" / "summary.json").read_text())
     assert before["eval"]["loss"] == after["eval"]["loss"]
     assert (before["samples"], before["step"]) == (after["samples"], after["step"])
@@ -145,7 +133,7 @@ def test_a_dead_tracking_server_neither_blocks_nor_loses_anything(root: Path, co
     job = job_of(corpus, root, "untracked", tracking={"uri": f"http://127.0.0.1:{free_port()}", "drain_s": 1.0})
     summary = run_distributed(train, 1, job)[0]
     assert summary["step"] == 4
-    assert losses(root, "untracked") == losses(root, "reference")
+    assert loss_curve(root / "untracked") == loss_curve(root / "reference")
     events = (root / "untracked" / "events.jsonl").read_text()
     assert "--resume sends them" in events
 
@@ -155,4 +143,4 @@ def test_compiled_equals_eager(root: Path, corpus: Path) -> None:
     run_distributed(
         train, 2, job_of(corpus, root, "compiled", compile=True, engine={"name": "deepspeed", "zero": 1, "ep": 2})
     )
-    assert losses(root, "compiled") == pytest.approx(losses(root, "reference"), abs=1e-5)
+    assert loss_curve(root / "compiled") == pytest.approx(loss_curve(root / "reference"), abs=1e-5)

@@ -1,4 +1,4 @@
-"""The wheel holds every module and every data file, and its command works where there is no checkout."""
+"""The wheel holds every module and every data file; its command works without a checkout."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from trainer.checkout import CHECKOUT
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, as a build leaves folders in its tree, whose old files would be in the next wheel."""
+    """Build from a copy: a build leaves folders in its tree, and the next wheel would hold them."""
     source = tmp_path_factory.mktemp("source")
     for package in PACKAGES:
         shutil.copytree(CHECKOUT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -42,7 +42,8 @@ def test_every_module_and_every_data_file_is_in_the_wheel(wheel: Path) -> None:
 
 
 def test_the_installed_command_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
-    installed, elsewhere = tmp_path / "installed", tmp_path / "elsewhere"
+    installed = tmp_path / "installed"
+    elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     pip("install", "--target", str(installed), str(wheel))
     environment = os.environ | {"PYTHONPATH": str(installed)}

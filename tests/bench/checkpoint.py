@@ -1,10 +1,12 @@
-"""How long a save keeps training waiting: ours, which copies and writes behind its back, against a blocking `torch.save` of the same state.
+"""How long a save keeps training waiting, next to a blocking `torch.save` of the same state.
 
     python tests/bench/checkpoint.py [--json FILE] [--rounds 5] [--parameters 200000000]
 
-The state is that of AdamW in fp32: weights and both moments, 12 bytes a parameter, in one process. The first save, which allocates its
-buffers, does not count. Each save starts when the one before is published, as in a run whose checkpoints are far enough apart. What the
-writing costs training is shown too: matrix products on one thread while nothing is written, and while a checkpoint is.
+Our save copies the state and writes it in the background. The state is that of AdamW in fp32:
+weights and both moments, 12 bytes per parameter, in one process. The first save, which allocates
+its buffers, does not count. Each save starts when the one before is published, as in a run whose
+checkpoints are far enough apart. The cost of the writing to training is shown too: matrix products
+on one thread while nothing is written, and while a checkpoint is.
 """
 
 import statistics
@@ -41,7 +43,8 @@ def state_of(parameters: int) -> list[Fragment]:
 
 def products_for(busy: Any) -> float:
     """Seconds of a matrix product, the median while `busy()` holds, at least three."""
-    x, seconds = torch.randn(768, 768), []
+    x = torch.randn(768, 768)
+    seconds = []
     while busy() or len(seconds) < 3:
         begin = time.perf_counter()
         x @ x
@@ -83,7 +86,8 @@ def main() -> None:
     share = ratio(samples["ours, training waits"], samples["torch.save"])
     slower = ratio(product["beside a save"], product["alone"])
     print(
-        f"training waits for {100 * share:.1f} % of the time of a blocking torch.save; a matrix product beside a save takes {slower:.2f} times as long"
+        f"training waits for {100 * share:.1f} % of the time of a blocking torch.save; "
+        f"a matrix product during a save takes {slower:.2f} times as long"
     )
     write(
         options.json,

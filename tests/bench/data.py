@@ -1,11 +1,13 @@
-"""Tokens and images per second of the streams against plain `datasets` iteration and a bare loop over arrow, doing the same work but for exactness.
+"""Tokens and images per second of the streams, next to `datasets` and a bare loop over arrow.
 
-    python tests/bench/data.py [--json FILE] [--rounds 9] [--seq-len 1024] [--document-bytes 3000] [--image-side 32]
+    python tests/bench/data.py [--json FILE] [--rounds 9] [--seq-len 1024]
+                               [--document-bytes 3000] [--image-side 32]
 
-All sides read the same parquet shards on one thread and give the same kind of micro-batches: bytes of documents, packed, as int64; PNGs,
-decoded by Pillow, as uint8. The streams add what exactness costs: lanes, shuffling of documents and samples, held-out documents, states,
-digests. `rows` is what one writes without thinking: `for row in dataset`. The images are all different, and none comes twice: no side
-profits from a cache. Ratios are taken within a round.
+All sides read the same parquet shards on one thread and give the same kind of micro-batches: bytes
+of documents, packed, as int64; PNGs, decoded by Pillow, as uint8. The streams add the price of
+exactness: lanes, shuffling of documents and samples, held-out documents, states, digests. `rows` is
+the loop that one writes without thinking: `for row in dataset`. The images are all different, and
+none comes twice, so no side profits from a cache. Ratios are taken within a round.
 """
 
 import io
@@ -36,12 +38,17 @@ from data.text.packing import join
 from data.text.tokenizers import texts_of
 from data.training_stream import ImageStream, TextStream
 
-GLOBAL_BATCH, MICRO_BATCH, SHARDS = 64, 16, 8
+GLOBAL_BATCH = 64
+MICRO_BATCH = 16
+SHARDS = 8
 SPLIT = {"global_batch": GLOBAL_BATCH, "micro_batch": MICRO_BATCH}
 
 
 def write_texts(folder: Path, document_bytes: int) -> list[str]:
-    """Eight shards of standard-library source, cut into documents of about one size: 10 MB each or so."""
+    """Write eight shards of standard-library source, cut into documents of about one size.
+
+    A shard has about 10 MB.
+    """
     texts = [text for shard in stdlib_shards() for text in pq.read_table(shard)["text"].to_pylist()]
     documents = [text[i : i + document_bytes] for text in texts for i in range(0, len(text), document_bytes)]
     rng = np.random.default_rng(0)
@@ -183,7 +190,8 @@ def main() -> None:
         (Path(folder) / "images").mkdir()
         texts = text_sides(write_texts(Path(folder) / "texts", options.document_bytes), options.seq_len)
         result = {"text": report("tokens", texts, 1000, options.rounds, GLOBAL_BATCH * options.seq_len)}
-        steps, rounds = 150, -(-options.rounds // 2)  # fewer and longer: a lane decodes some hundred images at a time
+        steps = 150
+        rounds = -(-options.rounds // 2)  # fewer and longer: a lane decodes some hundred images at a time
         images = image_sides(
             write_images(Path(folder) / "images", int(1.3 * (rounds + 1) * steps * GLOBAL_BATCH), options.image_side)
         )

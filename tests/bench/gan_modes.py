@@ -1,10 +1,11 @@
-"""Modes that a GAN finds on PacGAN's grid of 25 Gaussians: the shipped recipe, and the plain GAN beside it, over several seeds.
+"""Modes that a GAN finds on PacGAN's grid of 25 Gaussians, over several seeds.
 
     python tests/bench/gan_modes.py [--json FILE] [--seeds 5] [--steps 10000] [--processes 2]
 
-Each run is a whole run of the worker, in one process of one thread. The protocol is PacGAN's (Lin et al. 2018, section 4.1): 2,500 samples,
-of high quality within 3 standard deviations of a mode; their GAN finds 17.3 modes, their PacGAN4 24.8.
-The plain GAN has the same networks, batches and optimiser, the non-saturating loss and no penalty.
+The shipped recipe runs next to the plain GAN, which has the same networks, batches and optimiser,
+the non-saturating loss and no penalty. Each run is a whole run of the worker, in one process of one
+thread. The protocol is PacGAN's (Lin et al. 2018, section 4.1): 2,500 samples, of high quality
+within 3 standard deviations of a mode. Their GAN finds 17.3 modes, their PacGAN4 24.8.
 """
 
 import multiprocessing
@@ -73,11 +74,15 @@ def main() -> None:
         )
         for (name, seed), row in zip(grid, rows, strict=True):
             found[name].append(row)
-            figures = f"{row['modes']:.0f} of 25 modes, {row['high_quality']:.1%} high quality, reverse KL {row['reverse_kl']:.3f}"
-            print(f"{name:10} seed {seed}: {figures}, {row['seconds']:.0f} s", flush=True)
+            modes = f"{row['modes']:.0f} of 25 modes, {row['high_quality']:.1%} high quality"
+            print(
+                f"{name:10} seed {seed}: {modes}, reverse KL {row['reverse_kl']:.3f}, {row['seconds']:.0f} s",
+                flush=True,
+            )
     perfect = found["recipe"][0]
     print(
-        f"perfect sampler: {perfect['perfect/modes']:.1f} modes, {perfect['perfect/high_quality']:.1%}, reverse KL {perfect['perfect/reverse_kl']:.3f}"
+        f"perfect sampler: {perfect['perfect/modes']:.1f} modes, {perfect['perfect/high_quality']:.1%}, "
+        f"reverse KL {perfect['perfect/reverse_kl']:.3f}"
     )
     write(given.json, found)
 

@@ -1,9 +1,10 @@
-"""Images per second of the DDPM training step against diffusers' UNet2DModel of the same configuration in a plain loop.
+"""Images per second of the DDPM training step, next to diffusers' UNet2DModel in a plain loop.
 
     python tests/bench/generative.py [--json FILE] [--rounds 9] [--steps 4] [--threads 1]
 
-Both sides have the same weights, batches, timesteps and noise, AdamW and clipping; ours is the loop's `train_step` with the engine of the
-quickstart, theirs is what diffusers' own example does by hand. Before timing, both losses are compared.
+Both sides have the same configuration, weights, batches, timesteps and noise, AdamW and clipping.
+Ours is the loop's `train_step` with the engine of the quickstart; theirs is the step that
+diffusers' own example writes by hand. Before timing, both losses are compared.
 """
 
 import itertools
@@ -88,7 +89,8 @@ def main() -> None:
         def ours() -> float:
             train_step(training, next(ahead))
             training.progress.step += 1
-            sums, training.sums = training.sums, {}
+            sums = training.sums
+            training.sums = {}
             return training.objective.report(sums)["loss"]
 
         pairs = [(ours(), theirs()) for _ in range(3)]
@@ -102,7 +104,8 @@ def main() -> None:
             given.rounds,
         )
     print(
-        f"U-Net of {size / 1e6:.2f} M parameters, 8 x 8 images, batch 128, {given.threads} thread(s), {given.steps} steps a round"
+        f"U-Net of {size / 1e6:.2f} M parameters, 8 x 8 images, batch 128, "
+        f"{given.threads} thread(s), {given.steps} steps per round"
     )
     show(samples)
     rates = {name: [128 * given.steps / seconds for seconds in each] for name, each in samples.items()}

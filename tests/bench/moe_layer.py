@@ -1,10 +1,13 @@
-"""The mixture-of-experts layer, forward and backward, beside its peers and the floor: a dense SwiGLU of the same active FLOPs.
+"""The mixture-of-experts layer, forward and backward, next to its peers and a dense SwiGLU.
 
-    python tests/bench/moe_layer.py [--json FILE] [--rounds 9] [--profile] [--device cuda] [--dtype float32 bfloat16] [--threads 1 2] [--tokens 512 1024 4096]
+    python tests/bench/moe_layer.py [--json FILE] [--rounds 9] [--profile] [--device cuda]
+        [--dtype float32 bfloat16] [--threads 1 2] [--tokens 512 1024 4096]
 
-Peers: DeepSpeed's MoE (capacity 1.25: it pads and drops, all others are dropless), Hugging Face's Qwen3-MoE block with grouped_mm and
-its Switch block (k = 1 only; its two-matrix experts are half as wide again, for equal FLOPs). A time is one forward and backward pass, with
-the gradients of input and weights made anew. `--profile` prints what the layer's time is spent on instead.
+The dense SwiGLU of the same active FLOPs is the floor. Peers are DeepSpeed's MoE (capacity 1.25: it
+pads and drops, all others are dropless), Hugging Face's Qwen3-MoE block with grouped_mm, and its
+Switch block (k = 1 only; its two-matrix experts are half as wide again, for equal FLOPs). A time is
+one forward and backward pass, with the gradients of input and weights made anew. `--profile` prints
+the shares of the layer's time instead.
 """
 
 import itertools
@@ -34,7 +37,10 @@ from models.layers import SwiGLU
 from models.moe.layer import MoEConfig, MoELayer, router_loss
 from models.moe.policies import SwitchRouting, TopKRouting
 
-D_MODEL, FFN, EXPERTS, SEQ_LEN = 256, 1024, 8, 512
+D_MODEL = 256
+FFN = 1024
+EXPERTS = 8
+SEQ_LEN = 512
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Loss = tuple[Tensor, Tensor | None]
 Side = tuple[nn.Module, Callable[[Tensor], Loss]]
@@ -158,7 +164,10 @@ PARTS = {
 
 
 def show_profile(dtype: str, threads: int, k: int, tokens: int, device: str) -> None:
-    """Where the layer's time goes, by operator; the multiplications of the router and of combining count as SwiGLU's."""
+    """Print the shares of the layer's time by operator.
+
+    The multiplications of the router and of combining count as SwiGLU's.
+    """
     torch.set_num_threads(threads)
     side = sides(k, tokens)["ours"]
     side[0].to(device, DTYPES[dtype])

@@ -1,9 +1,11 @@
-"""What the worker adds to a training step: its loop, engine and hooks against a bare PyTorch loop over the same model and batches.
+"""The worker's share of a training step: its loop, engine and hooks next to a bare PyTorch loop.
 
-    python tests/bench/overhead.py [--json FILE] [--rounds 9] [--engine accelerate|deepspeed] [--steps 6]
+    python tests/bench/overhead.py [--json FILE] [--rounds 9] [--engine accelerate|deepspeed]
+                                   [--steps 6]
 
-One process, one thread, the quickstart's model. The bare loop is what one writes by hand: forward, cross-entropy and router loss,
-backward, clip, AdamW. The worker's side is `train_step` with the metrics hook, as in a run.
+One process, one thread, the quickstart's model, the same batches. The bare loop is the one that one
+writes by hand: forward, cross-entropy and router loss, backward, clip, AdamW. The worker's side is
+`train_step` with the metrics hook, as in a run.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""What every benchmark here does: run its sides in turn, several rounds, and print medians, spread and ratios."""
+"""Rounds of paired timings: each benchmark runs its sides in turn and prints medians and ratios."""
 
 import argparse
 import json
@@ -18,7 +18,10 @@ def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
 
 
 def in_turn(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each side in each round, after one round that does not count; the order turns from round to round."""
+    """Return the seconds of each side in each round, after one round that does not count.
+
+    The order of the sides turns from round to round.
+    """
     samples: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
     for index in range(rounds + 1):
@@ -39,9 +42,8 @@ def show(samples: Mapping[str, Sequence[float]], unit: float = 1e3, name: str = 
     """A line for each side: median, and the range of the rounds."""
     for side, seconds in samples.items():
         scaled = [value * unit for value in seconds]
-        print(
-            f"{side:24} {statistics.median(scaled):9.2f} {name}   ({min(scaled):.2f} to {max(scaled):.2f} in {len(scaled)} rounds)"
-        )
+        spread = f"{min(scaled):.2f} to {max(scaled):.2f} in {len(scaled)} rounds"
+        print(f"{side:24} {statistics.median(scaled):9.2f} {name}   ({spread})")
 
 
 def write(file: Path | None, content: Any) -> None:

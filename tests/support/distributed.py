@@ -1,4 +1,7 @@
-"""Any function becomes a test over real ranks: `run_distributed(fn, world_size, *args)` starts processes that talk over gloo."""
+"""Any function becomes a test on real ranks: `run_distributed(fn, world_size, *args)`.
+
+It starts processes that talk over gloo.
+"""
 
 import os
 import pickle
@@ -22,7 +25,10 @@ torch.multiprocessing.set_forkserver_preload(
 
 
 def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
-    """What `fn(world, *args)` returns on each rank; `fn` is a function of a test module, `world` a trainer.world.World."""
+    """Return the result of `fn(world, *args)` on each rank.
+
+    `fn` is a function of a module that the processes can import, `world` a trainer.world.World.
+    """
     with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

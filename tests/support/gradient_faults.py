@@ -1,4 +1,7 @@
-"""Faults in the way from the loss to the optimiser, planted in worker processes, each where such a fault would really sit."""
+"""Faults between the loss and the optimiser, planted in worker processes.
+
+Each is planted where such a fault would really sit.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +21,7 @@ def none() -> Iterator[None]:
 
 @contextmanager
 def renormalised_gate() -> Iterator[None]:
-    """The gate of the one chosen expert is divided by its own sum, which makes it 1 (Megatron-LM#894)."""
+    """The gate of the one chosen expert is divided by its own sum, 1 (Megatron-LM#894)."""
     from models.moe import policies as routing
     from models.moe import router
 
@@ -44,7 +47,10 @@ def bf16_router() -> Iterator[None]:
 
 @contextmanager
 def missing_all_reduce() -> Iterator[None]:
-    """ZeRO 0: the ranks that hold the first half of the experts do not add up their gradients; those of the other half do."""
+    """Under ZeRO 0 the ranks of the first half of the experts do not add up their gradients.
+
+    The ranks of the other half do.
+    """
     from trainer.engines.lean_deepspeed import deepspeed
 
     whole = deepspeed.DeepSpeedEngine._reduce_expert_gradients

@@ -1,7 +1,8 @@
-"""Three hosts on one machine: network namespaces on a bridge, Ray started on each, all gone without trace afterwards.
+"""Three hosts on one machine: network namespaces on a bridge, with Ray started on each.
 
-A host has an address, processes, a link and a folder for Ray's files of its own; the rest of the file system is shared, as a cluster's
-storage is. Needs root and iproute2.
+A host has an address, processes, a link and a folder for Ray's files of its own. The rest of the
+file system is shared, as a cluster's storage is. All is gone without trace afterwards. Needs root
+and iproute2.
 """
 
 import contextlib
@@ -15,9 +16,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_head import BIN, environment
+from commands import BIN
+from ray_head import environment
 
-PORT, DASHBOARD = 6379, 8265
+PORT = 6379
+DASHBOARD = 8265
 
 
 def why_not() -> str:
@@ -41,7 +44,7 @@ class Host:
     link: str
 
     def start(self, *command: str, own: str, log: Path, **env: str) -> "subprocess.Popen[bytes]":
-        """Run `command` on it, with an empty folder `own` that only this command and its children see."""
+        """Run `command` on the host, with an empty folder `own` that only its processes see."""
         private = ["ip", "netns", "exec", self.name, "sh", "-c", f'mount -t tmpfs tmpfs {own} && exec "$@"', "sh"]
         with log.open("ab") as output:
             return subprocess.Popen([*private, *command], env=environment(**env), stdout=output, stderr=output)
@@ -80,7 +83,10 @@ class Cluster:
 
 @contextlib.contextmanager
 def ray_hosts(folder: Path, cpus: int, **env: str) -> Iterator[Cluster]:
-    """Three hosts with `cpus` CPUs each, ready for jobs; `env` is the environment of their Ray nodes."""
+    """Start three hosts with `cpus` CPUs each, ready for jobs.
+
+    `env` is the environment of their Ray nodes.
+    """
     started: list[subprocess.Popen[bytes]] = []
     temp = tempfile.mkdtemp(prefix="ray-")  # short: Ray makes sockets in it, whose names may have 107 characters
     with network(3) as hosts:
@@ -119,10 +125,8 @@ def network(count: int) -> Iterator[list[Host]]:
     """`count` hosts that reach each other, and are reached from here, over a bridge."""
     mark = os.getpid() % 65536
     subnet = f"10.{64 + mark % 64}.{mark // 64 % 256}"
-    bridge, hosts = (
-        f"swb{mark:x}",
-        [Host(f"sw{mark:x}-{n}", f"{subnet}.{n}", f"swl{mark:x}-{n}") for n in range(1, count + 1)],
-    )
+    bridge = f"swb{mark:x}"
+    hosts = [Host(f"sw{mark:x}-{n}", f"{subnet}.{n}", f"swl{mark:x}-{n}") for n in range(1, count + 1)]
     try:
         _ip("link", "add", bridge, "type", "bridge")
         _ip("addr", "add", f"{subnet}.254/24", "dev", bridge)
@@ -154,7 +158,8 @@ def _wait_for_head(cluster: Cluster) -> None:
 
 
 def _wait_for_nodes(cluster: Cluster, count: int) -> None:
-    deadline, head = time.monotonic() + 150, cluster.hosts[0]
+    deadline = time.monotonic() + 150
+    head = cluster.hosts[0]
     ask = [str(BIN / "python"), "-c", _COUNT, f"{head.ip}:{PORT}"]
     while True:
         said = subprocess.run(

@@ -1,4 +1,7 @@
-"""The product as its files say it is: modules, imports, functions and texts, read with `ast` and never imported."""
+"""The structure of the product: modules, imports, functions and texts, read with `ast`.
+
+Nothing is imported.
+"""
 
 import ast
 import io
@@ -44,7 +47,10 @@ def package_of(file: Path, level: int) -> str:
 
 
 def targets(node: ast.Import | ast.ImportFrom, file: Path) -> Iterator[str]:
-    """The product's modules that `node` names: `from a import b` is a.b where that is a module, else a."""
+    """Yield the product's modules that `node` imports.
+
+    `from a import b` is a.b where that is a module, else a.
+    """
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names if alias.name in modules())
         return
@@ -70,7 +76,10 @@ def imports() -> dict[Path, set[Path]]:
 
 
 def rooms(folder: Path) -> Graph:
-    """How the entries of `folder` (files, and folders with all that is below them) import one another."""
+    """How the entries of `folder` import one another.
+
+    An entry is a file, or a folder with everything below it.
+    """
     graph: Graph = {}
     depth = len(folder.parts)
     for file, imported in imports().items():
@@ -83,7 +92,8 @@ def rooms(folder: Path) -> Graph:
 
 def circles(graph: Graph) -> list[str]:
     """A line for each group of nodes that can all reach one another, with its shortest circle."""
-    lines, told = [], set[str]()
+    lines = []
+    told = set[str]()
     for node in sorted(graph):
         circle = shortest_circle(graph, node)
         if circle and node not in told:
@@ -95,8 +105,9 @@ def circles(graph: Graph) -> list[str]:
 
 
 def reachable(graph: Graph, start: str) -> set[str]:
-    """The nodes to which imports lead from `start`; with `start` itself where it lies on a circle."""
-    seen, waiting = set[str](), [start]
+    """The nodes that imports lead to from `start`, including `start` where it lies on a circle."""
+    seen = set[str]()
+    waiting = [start]
     while waiting:
         new = graph.get(waiting.pop(), set()) - seen
         seen |= new
@@ -106,7 +117,8 @@ def reachable(graph: Graph, start: str) -> set[str]:
 
 def shortest_circle(graph: Graph, start: str) -> list[str]:
     """The shortest way from `start` back to itself; empty where there is none."""
-    ways, seen = [[start]], {start}
+    ways = [[start]]
+    seen = {start}
     while ways:
         longer = []
         for way in ways:
@@ -134,7 +146,7 @@ def import_lines(file: Path) -> set[int]:
 
 
 def prose(file: Path) -> Iterator[tuple[int, str]]:
-    """Docstrings (of fields as well) and comments of `file`, with the numbers of their first lines."""
+    """Yield the docstrings (of fields too) and comments of `file`, with their first lines."""
     for node in ast.walk(tree_of(file)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             yield node.lineno, node.value.value

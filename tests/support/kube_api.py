@@ -1,8 +1,10 @@
-"""A small Kubernetes API server over HTTP, which behaves as the real one does where a client can see it.
+"""A small Kubernetes API server over HTTP, which behaves as the real one does towards a client.
 
-uid, resourceVersion and generation; strict validation against the CRDs in tests/crds, else silent pruning; the status sub-resource;
-conflicts; watches that time out, send bookmarks and answer 410 once their version was forgotten; owner references, finalizers and
-preconditions on deletion; tokens and rules (401, 403); pods' logs. Its own methods are what controllers do: they go round the rules.
+It has uid, resourceVersion and generation; strict validation against the CRDs in tests/crds, else
+silent pruning; the status sub-resource; conflicts; watches that time out, send bookmarks and answer
+410 once their version was forgotten; owner references, finalizers and preconditions on deletion;
+tokens and rules (401, 403); and pods' logs. Its own methods do the work of controllers, past the
+rules.
 """
 
 import copy
@@ -38,7 +40,9 @@ class Refused(Exception):
 
     def __init__(self, code: int, reason: str, message: str):
         super().__init__(message)
-        self.code, self.reason, self.message = code, reason, message
+        self.code = code
+        self.reason = reason
+        self.message = message
 
     @property
     def status(self) -> Json:
@@ -77,7 +81,10 @@ class User:
 
 
 class KubeApi:
-    """The objects, their history, and the server in front of them. A context manager; `url` is where it listens."""
+    """The objects, their history, and the server in front of them.
+
+    A context manager; `url` is the server's address.
+    """
 
     def __init__(self, namespaces: tuple[str, ...] = ("default", "team")):
         self.namespaces = namespaces
@@ -138,7 +145,10 @@ class KubeApi:
             return copy.deepcopy(self.objects[group, plural][namespace, name])
 
     def update(self, group: str, plural: str, obj: Json, part: str = "spec", strict: bool = False) -> Json:
-        """Replace an object's spec and metadata, or with part="status" its status only. Raises Refused (409) if it was changed meanwhile."""
+        """Replace an object's spec and metadata, or with part="status" its status only.
+
+        Raises Refused (409) if the object was changed meanwhile.
+        """
         metadata = obj["metadata"]
         with self.news:
             old = self.get(group, plural, metadata["namespace"], metadata["name"])
@@ -176,7 +186,11 @@ class KubeApi:
             obj = self.get(group, plural, namespace, name)
             for key, wanted in ((options or {}).get("preconditions") or {}).items():
                 if wanted is not None and obj["metadata"][key] != wanted:
-                    words = f"Precondition failed: {key.upper()} in precondition: {wanted}, {key.upper()} in object meta: {obj['metadata'][key]}"
+                    label = key.upper()
+                    words = (
+                        f"Precondition failed: {label} in precondition: {wanted}, "
+                        f"{label} in object meta: {obj['metadata'][key]}"
+                    )
                     raise Refused(
                         409,
                         "Conflict",
@@ -208,7 +222,10 @@ class KubeApi:
             self.history.clear()
 
     def changes(self, kind: tuple[str, str], since: int, until: float) -> Iterator[tuple[int, str, Json] | None]:
-        """What happened to objects of `kind` after version `since`, as it happens, until the clock says `until`; None where it was forgotten."""
+        """Yield the events of `kind` after version `since`, as they happen, until time `until`.
+
+        Yields None where that version was forgotten.
+        """
         while True:
             with self.news:
                 if since < self.forgotten:
@@ -239,9 +256,13 @@ class KubeApi:
             self.news.notify_all()
 
     def _accepted(self, group: str, plural: str, obj: Json, strict: bool) -> Json:
-        """The object as it will be kept: pruned, filled with defaults. Raises Refused for what the server refuses."""
+        """The object as it will be kept: pruned, and filled with defaults.
+
+        Raises Refused for an object that the server refuses.
+        """
         version, kind = KINDS[group, plural]
-        schema, name = kube_schema.schema(plural, version), obj["metadata"].get("name", "")
+        schema = kube_schema.schema(plural, version)
+        name = obj["metadata"].get("name", "")
         if strict and (unknown := kube_schema.unknown_fields(schema, obj)):
             words = ", ".join(f'unknown field "{path}"' for path in unknown)
             raise Refused(

@@ -1,4 +1,7 @@
-"""Fixtures of the tests about Kubernetes: an API server, a kubeconfig for it, and the command in this process. tests/conftest.py has them."""
+"""Fixtures of the Kubernetes tests: an API server, its kubeconfig, and the command in this process.
+
+tests/conftest.py imports them.
+"""
 
 import json
 import sys
@@ -13,7 +16,6 @@ from kube_api import KubeApi, User
 Run = Callable[..., tuple[int, str, str]]
 Status = Callable[[str], tuple[str, str]]
 Submit = Callable[..., str]
-TO = "k8s://lab/team"
 ROLE = Path(__file__).parents[2] / "k8s" / "base" / "namespace" / "rbac.yaml"
 
 
@@ -81,7 +83,7 @@ def switchwork(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
 def submit(switchwork: Run, tmp_path: Path, corpus: Path) -> Callable[..., str]:
     """Submits a job with these fields of cluster.kubernetes, and returns its id."""
 
-    from test_cluster_on_kubernetes_rayjob import job_file
+    from kube_jobs import TO, job_file
 
     def run(*overrides: str, **kubernetes: Any) -> str:
         code, printed, complaint = switchwork("submit", job_file(tmp_path, corpus, kubernetes), "--to", TO, *overrides)
@@ -94,6 +96,7 @@ def submit(switchwork: Run, tmp_path: Path, corpus: Path) -> Callable[..., str]:
 @pytest.fixture
 def job_status(switchwork: Run) -> Callable[[str], tuple[str, str]]:
     """State and message of a job."""
+    from kube_jobs import TO
 
     def run(job_id: str) -> tuple[str, str]:
         code, printed, complaint = switchwork("status", job_id, "--to", TO, "--json")

@@ -59,7 +59,9 @@ class Handler(BaseHTTPRequestHandler):
         ):
             self._send_text(404, "404 page not found\n")
             return
-        namespace, name, sub = found["ns"], found["name"], found["sub"]
+        namespace = found["ns"]
+        name = found["name"]
+        sub = found["sub"]
         if verb == "get" and not name:
             verb = "watch" if query.get("watch") in ("true", "True", "1") else "list"
         self._allow(user, verb, group, plural, sub, namespace, name)
@@ -103,7 +105,10 @@ class Handler(BaseHTTPRequestHandler):
         self.api.used.add((verb, group, resource))
         if not user.may(verb, group, resource):
             named = f'{_resource(group, plural)} "{name}"' if name else _resource(group, plural)
-            words = f'User "{user.name}" cannot {verb} resource "{resource}" in API group "{group}" in the namespace "{namespace}"'
+            words = (
+                f'User "{user.name}" cannot {verb} resource "{resource}" '
+                f'in API group "{group}" in the namespace "{namespace}"'
+            )
             raise Refused(403, "Forbidden", f"{named} is forbidden: {words}")
 
     def _change(
@@ -170,7 +175,9 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(
                 400, "BadRequest", f'container "{names[0]}" in pod "{name}" is waiting to start: ContainerCreating'
             )
-        follow, stamps, sent = query.get("follow") in ("true", "True"), query.get("timestamps") in ("true", "True"), 0
+        follow = query.get("follow") in ("true", "True")
+        stamps = query.get("timestamps") in ("true", "True")
+        sent = 0
         self._begin("text/plain")
         while True:
             with self.api.news:

@@ -1,6 +1,7 @@
-"""A stand-in for the KubeRay operator (and for Kueue and the kubelets, as far as a job's status shows them): it moves RayJobs through their states.
+"""A stand-in for the KubeRay operator, which moves RayJobs through their states.
 
-Its rules are those of KubeRay 1.7's validation; its objects, labels, names and owners are those that KubeRay makes.
+It plays Kueue and the kubelets too, as far as a job's status shows them. Its rules are those of
+KubeRay 1.7's validation; its objects, labels, names and owners are those that KubeRay makes.
 """
 
 import re
@@ -14,10 +15,15 @@ FINALIZER = "ray.io/rayjob-finalizer"
 
 
 class Operator:
-    """Acts on the jobs of one namespace. What needs time in a real cluster happens when a test says so; deletions it follows by itself."""
+    """Act on the jobs of one namespace.
+
+    Changes that take time in a real cluster happen when a test says so; deletions are followed at
+    once.
+    """
 
     def __init__(self, api: KubeApi, namespace: str):
-        self.api, self.namespace = api, namespace
+        self.api = api
+        self.namespace = namespace
         self.clusters = 0
         threading.Thread(target=self._let_go, daemon=True).start()
 
@@ -28,7 +34,10 @@ class Operator:
         self.api.set_status("ray.io", "rayjobs", self.namespace, name, **fields)
 
     def initialise(self, name: str, pods: str = "Running") -> None:
-        """New to Initializing: a RayCluster with its pods in the phase `pods`; or ValidationFailed; or Suspended."""
+        """Move from New to Initializing, with a RayCluster whose pods are in the phase `pods`.
+
+        An invalid job moves to ValidationFailed, a suspended one to Suspended.
+        """
         job = self.job(name)
         if problem := validation_problem(job):
             self.status(name, jobDeploymentStatus="ValidationFailed", reason="ValidationFailed", message=problem)
@@ -86,7 +95,10 @@ class Operator:
         return pod
 
     def end(self, name: str, failed: str | None = None) -> None:
-        """Running to Complete, or with `failed`, what Ray says, to Failed, or to Retrying while there are tries left."""
+        """Move from Running to Complete, or, with Ray's message `failed`, to Retrying or Failed.
+
+        Retrying comes as long as there are tries left.
+        """
         if failed is None:
             self.status(
                 name,
@@ -155,7 +167,10 @@ class Operator:
         return self.api.create(group, plural, {"metadata": metadata, **body})
 
     def _let_go(self) -> None:
-        """Remove the finalizer from every job that is being deleted, as the operator does a little later, after stopping the Ray job."""
+        """Remove the finalizer from every job that is being deleted.
+
+        The operator does so a little later, after it has stopped the Ray job.
+        """
         seen: set[str] = set()
         while not self.api.closing:
             time.sleep(0.3)
@@ -170,17 +185,19 @@ class Operator:
 
 
 def validation_problem(job: Json) -> str:
-    """What KubeRay 1.7 refuses after the API server has accepted it, in its words; empty if nothing."""
-    spec, name = job["spec"], job["metadata"]["name"]
+    """KubeRay 1.7's reason to refuse a job that the API server accepted; empty if there is none."""
+    spec = job["spec"]
+    name = job["metadata"]["name"]
     shutdown = spec.get("shutdownAfterJobFinishes", False)
     if len(name) > 47:
         return "The RayJob metadata is invalid: RayJob name should be no more than 47 characters"
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
         return "The RayJob metadata is invalid: RayJob name should be a valid DNS1035 label"
+    kept = "The RayJob spec is invalid: a RayJob with shutdownAfterJobFinishes set to false"
     if spec.get("suspend") and not shutdown:
-        return "The RayJob spec is invalid: a RayJob with shutdownAfterJobFinishes set to false is not allowed to be suspended"
+        return f"{kept} is not allowed to be suspended"
     if spec.get("ttlSecondsAfterFinished", 0) > 0 and not shutdown:
-        return "The RayJob spec is invalid: a RayJob with shutdownAfterJobFinishes set to false cannot have TTLSecondsAfterFinished"
+        return f"{kept} cannot have TTLSecondsAfterFinished"
     if "rayClusterSpec" not in spec and "clusterSelector" not in spec:
         return "The RayJob spec is invalid: one of RayClusterSpec or ClusterSelector must be set"
     if spec.get("activeDeadlineSeconds", 1) <= 0:
@@ -197,7 +214,10 @@ def _cluster_problem(spec: Json) -> str:
         if not group["template"]["spec"]["containers"]:
             return f"The RayJob spec is invalid: {name} should have at least one container"
         if "labels" in group["rayStartParams"]:
-            return f"rayStartParams['labels'] is not supported for {name} group; please use the top-level Labels field instead"
+            return (
+                f"rayStartParams['labels'] is not supported for {name} group; "
+                "please use the top-level Labels field instead"
+            )
         restart = group["template"]["spec"].get("restartPolicy", "Never")
         if spec.get("autoscalerOptions", {}).get("version") == "v2" and restart != "Never":
             return f"restartPolicy for {name} Pod should be Never or unset when using autoscaler V2"
@@ -214,7 +234,13 @@ def admission_problem(job: Json) -> str:
     if "kueue.x-k8s.io/queue-name" not in job["metadata"].get("labels", {}):
         return ""
     if not spec.get("shutdownAfterJobFinishes"):
-        return "spec.shutdownAfterJobFinishes: Invalid value: false: a kueue managed job should delete the cluster after finishing"
+        return (
+            "spec.shutdownAfterJobFinishes: Invalid value: false: "
+            "a kueue managed job should delete the cluster after finishing"
+        )
     if spec["rayClusterSpec"].get("enableInTreeAutoscaling"):
-        return "spec.rayClusterSpec.enableInTreeAutoscaling: Invalid value: true: a kueue managed job should not use autoscaling"
+        return (
+            "spec.rayClusterSpec.enableInTreeAutoscaling: Invalid value: true: "
+            "a kueue managed job should not use autoscaling"
+        )
     return ""

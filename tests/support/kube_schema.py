@@ -1,4 +1,7 @@
-"""What a Kubernetes API server does with an object of a CustomResourceDefinition: unknown fields, defaults, and the words of its refusals."""
+"""How a Kubernetes API server treats an object of a CustomResourceDefinition.
+
+Unknown fields, defaults, and the words of its refusals.
+"""
 
 import functools
 import json
@@ -30,7 +33,7 @@ def schema(plural: str, version: str) -> dict[str, Any]:
 
 
 def check(manifest: dict[str, Any]) -> list[str]:
-    """All that a server asked for fieldValidation=Strict has against a manifest of a kind in tests/crds."""
+    """The objections under fieldValidation=Strict to a manifest of a kind in tests/crds."""
     group, _, version = manifest["apiVersion"].partition("/")
     (definition,) = [
         crd(path.stem) for path in CRDS.glob("*.json") if crd(path.stem)["spec"]["names"]["kind"] == manifest["kind"]
@@ -51,7 +54,9 @@ def unknown_fields(part: dict[str, Any], value: Any, path: str = "") -> list[str
         ]
     if not isinstance(value, dict) or part.get("x-kubernetes-preserve-unknown-fields"):
         return []
-    found, known, others = [], part.get("properties", {}), part.get("additionalProperties")
+    found = []
+    known = part.get("properties", {})
+    others = part.get("additionalProperties")
     for key, item in value.items():
         where = f"{path}.{key}" if path else key
         if where in ("apiVersion", "kind", "metadata"):
@@ -66,12 +71,14 @@ def unknown_fields(part: dict[str, Any], value: Any, path: str = "") -> list[str
 
 
 def pruned(part: dict[str, Any], value: Any, path: str = "") -> Any:
-    """`value` without unknown fields and nulls: what a server keeps of it, in silence, unless it is asked to be strict."""
+    """`value` without unknown fields and nulls, as a server that is not strict keeps it."""
     if isinstance(value, list):
         return [pruned(part.get("items", {}), item, f"{path}[]") for item in value]
     if not isinstance(value, dict) or part.get("x-kubernetes-preserve-unknown-fields"):
         return value
-    known, others, kept = part.get("properties", {}), part.get("additionalProperties"), {}
+    known = part.get("properties", {})
+    others = part.get("additionalProperties")
+    kept = {}
     for key, item in value.items():
         if not path and key in ("apiVersion", "kind", "metadata"):
             kept[key] = item
@@ -98,9 +105,8 @@ def with_defaults(part: dict[str, Any], value: Any) -> Any:
 def problems(part: dict[str, Any], value: Any, path: str = "") -> list[str]:
     """Violations of the schema, in the server's words."""
     if wrong := _wrong_type(part, value):
-        return [
-            f"{path}: Invalid value: {json.dumps(_go_type(value))}: {path} in body must be of type {wrong}: {json.dumps(_go_type(value))}"
-        ]
+        given = json.dumps(_go_type(value))
+        return [f"{path}: Invalid value: {given}: {path} in body must be of type {wrong}: {given}"]
     found = _wrong_value(part, value, path)
     if isinstance(value, list):
         return found + [
@@ -109,7 +115,8 @@ def problems(part: dict[str, Any], value: Any, path: str = "") -> list[str]:
     if isinstance(value, dict):
         prefix = f"{path}." if path else ""
         found += [f"{prefix}{key}: Required value" for key in part.get("required", []) if key not in value]
-        known, others = part.get("properties", {}), part.get("additionalProperties")
+        known = part.get("properties", {})
+        others = part.get("additionalProperties")
         for key, item in value.items():
             if prefix or key != "metadata":
                 found += problems(known.get(key, others if isinstance(others, dict) else {}), item, f"{prefix}{key}")
@@ -120,7 +127,10 @@ def name_problems(name: str) -> list[str]:
     """What every custom resource's name is held to."""
     if re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", name) and len(name) <= 253:
         return []
-    words = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character"
+    words = (
+        "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', "
+        "and must start and end with an alphanumeric character"
+    )
     return [f'metadata.name: Invalid value: "{name}": {words}']
 
 
@@ -137,11 +147,11 @@ def _wrong_type(part: dict[str, Any], value: Any) -> str:
 
 
 def _wrong_value(part: dict[str, Any], value: Any, path: str) -> list[str]:
-    shown, found = json.dumps(value), []
+    shown = json.dumps(value)
+    found = []
     if "enum" in part and value not in part["enum"]:
-        found.append(
-            f"{path}: Unsupported value: {shown}: supported values: {', '.join(json.dumps(each) for each in part['enum'])}"
-        )
+        supported = ", ".join(json.dumps(choice) for choice in part["enum"])
+        found.append(f"{path}: Unsupported value: {shown}: supported values: {supported}")
     if "minimum" in part and value < part["minimum"]:
         found.append(
             f"{path}: Invalid value: {shown}: {path} in body should be greater than or equal to {part['minimum']}"

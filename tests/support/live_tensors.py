@@ -1,4 +1,7 @@
-"""Bytes of the live tensors of a worker, by part, at their largest during a step: what the plan's estimates are held against."""
+"""Bytes of a worker's live tensors, by part, at their largest during a step.
+
+The plan's estimates are compared with them.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -19,7 +22,10 @@ COLLECTIVES = (
 
 
 class Collectives:
-    """Adds up the bytes that this rank handles in each kind of collective; made before DeepSpeed is imported, which keeps references to the functions."""
+    """Add up the bytes that this rank handles in each kind of collective.
+
+    It is made before DeepSpeed is imported, which keeps references to the functions.
+    """
 
     def __init__(self) -> None:
         self.moved: dict[str, int] = {}
@@ -48,7 +54,8 @@ class Census:
 
     def __init__(self, training: Any, collectives: Collectives):
         self.engine = training.engines["model"]
-        self.zero, self.network = self.engine.zero, self.engine.network
+        self.zero = self.engine.zero
+        self.network = self.engine.network
         self.largest: dict[str, int] = {}
         self.saved: dict[int, tuple[int, bool]] = {}
         collectives.watchers = [self._collective]

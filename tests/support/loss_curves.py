@@ -13,7 +13,8 @@ def trained(world: Any, job: dict[str, Any], steps: int) -> tuple[Any, list[tupl
     from trainer.worker.main import build_training
 
     run = parse(RunConfig, job, "run")
-    training, curve = build_training(run, world), list[tuple[float, float]]()
+    training = build_training(run, world)
+    curve = list[tuple[float, float]]()
 
     def note(training: Any) -> None:
         sums = over_ranks(training.sums, training.world)

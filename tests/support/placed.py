@@ -1,7 +1,8 @@
-"""Workers placed for real: a Ray cluster of three nodes on this machine, and where the workers of several configs came to be, as JSON.
+"""Workers placed for real on a Ray cluster of three nodes, and their places for several configs.
 
-`python tests/support/placed.py FOLDER` is run by test_cluster_placement.py in a process of its own. Nodes a and b have room for two workers each,
-node c for two more and two (pretended) GPUs.
+test_cluster_placement.py runs `python tests/support/placed.py FOLDER` in a process of its own; the
+places are written as JSON. Nodes a and b have room for two workers each, node c for two more and
+two (pretended) GPUs.
 """
 
 import json
@@ -78,7 +79,8 @@ def placed(folder: Path, fields: dict[str, Any], group: int) -> list[dict[str, A
     def note(config: dict[str, Any]) -> None:
         import os
 
-        context, node = ray.train.get_context(), ray.get_runtime_context().get_node_id()
+        context = ray.train.get_context()
+        node = ray.get_runtime_context().get_node_id()
         labels = next(each["Labels"] for each in ray.nodes() if each["NodeID"] == node)
         found = {"node": labels["name"], "NCCL_DEBUG": os.environ.get("NCCL_DEBUG")}
         found["gpu"] = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -92,7 +94,7 @@ def placed(folder: Path, fields: dict[str, Any], group: int) -> list[dict[str, A
 
 
 def waiting() -> dict[str, str]:
-    """What a job says that it waits for, beside another one that holds two CPUs, and with nobody there."""
+    """A job's reason for waiting next to one that holds two CPUs, and with no other job."""
 
     @ray.remote(num_cpus=2)
     class Other:
@@ -107,7 +109,8 @@ def waiting() -> dict[str, str]:
             time.sleep(0.2)
         return said
 
-    alone, other = settled(""), Other.remote()
+    alone = settled("")
+    other = Other.remote()
     ray.get(other.here.remote())
     return {"alone": alone, "beside another": settled("6 CPUs, of which 4 are free now")}
 

@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from commands import BIN
 
 from trainer.world import free_port
 
-BIN = Path(sys.executable).parent
 TOKEN = "a" * 40
 
 
@@ -75,3 +74,15 @@ def ray_head(log: Path, **env: str) -> Iterator[Head]:
         if process.poll() is None:
             head.kill()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def switchwork(*arguments: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+    """Run the command as a client of the head."""
+    return subprocess.run(
+        [str(BIN / "switchwork"), *arguments],
+        env=environment(RAY_AUTH_TOKEN=token),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )

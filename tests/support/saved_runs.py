@@ -1,4 +1,4 @@
-"""Runs as they lie in a folder, made without training: a saved checkpoint, its model, and a model that starts from a folder."""
+"""Run folders made without training: a saved checkpoint, its model, and a model started from it."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 import yaml
 from conftest import tiny_job
 from torch import Tensor
+from training_state import whole_state
 
 from models.init import initialise
 from models.transformer.model import Transformer
@@ -34,7 +35,7 @@ def job_of(corpus: Path, root: Path, name: str, model: dict[str, Any], **objecti
 
 
 def save_run(job: dict[str, Any]) -> Path:
-    """The folder of a run that has saved its first weights, norms and router's noise included, and not trained."""
+    """Save a run's first weights, norms and router noise included, untrained; return its folder."""
     run = resolve_run(parse(RunConfig, job, "run"), "job", 1, resume=False)
     files = run_files(run.root, run.name)
     files.write_job(Job(run=plain(run)))
@@ -96,9 +97,10 @@ def tokens(samples: int = 3) -> Tensor:
 
 
 def started_state(world: Any, jobs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
-    """The whole state at step 0 for each of `jobs`, after the network took it over; and that it can make a step."""
-    from test_trainer_checkpoint_save import whole_state
+    """The weights at step 0 of each of `jobs`, after the network took them over.
 
+    Where each rank holds whole parameters, they equal the network's own.
+    """
     from trainer.core.training import fragments
     from trainer.worker.main import build_training
 
