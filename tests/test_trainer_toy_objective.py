@@ -1,11 +1,9 @@
-"""How to add an objective. This file holds a whole one, which fits a line by least squares.
+"""A new objective is one file: tests/support/line_objective.py, which trainer/README.md shows.
 
-It takes four things: (1) a config, (2) a network of any modules of torch, (3) data, and (4) the
-objective, which binds them. In the product all four are one file in trainer/objectives/, and
-`OBJECTIVES` in its `__init__.py` gets one line more. Here the line is added by `register`, in every
-process that needs it. Nothing else of the trainer changes: the tests below train the objective on
-two ranks through the real worker, save it, resume it on one rank, sample from it, and see that it
-has no export.
+In the product it would lie in trainer/objectives/, and `OBJECTIVES` would get one line more. Here
+`register` adds that line, in every process that needs it. Nothing else of the trainer changes:
+these tests train the objective on two ranks through the real worker, save it, resume it on one
+rank, sample from it, and see that it has no export.
 """
 
 import json
@@ -18,8 +16,8 @@ import pytest
 from distributed import run_distributed
 from line_objective import LineConfig, LineObjective
 from rich.console import Console
-from torch import Tensor, nn
-from whole_runs import loss_curve, resume, train
+from test_trainer_image_runs import resume
+from test_trainer_worker_main import losses, train
 
 from launch.commands.export import export
 from launch.commands.sample import show_samples
@@ -27,64 +25,7 @@ from launch.commands.schema import job_schema
 from trainer.objectives import OBJECTIVES, register
 from trainer.parsing import forget_adapters
 
-
-@dataclass(frozen=True, kw_only=True)
-class LineConfig(ObjectiveConfig):
-    """1. The config: the section of a job file. `name` selects it; its docstrings are the help."""
-
-    name: Literal["line"] = "line"
-    slope: float = 3.0
-    """Slope of the line that the points lie around."""
-    noise: float = 0.1
-    """Standard deviation of the points' distance from the line."""
-
-
-class LineObjective(BaseObjective):
-    """4. The objective. Whatever it leaves out, `BaseObjective` answers."""
-
-    def __init__(self, config: LineConfig, seed: int):
-        self.config = config
-        self.seed = seed
-        self.model = nn.Linear(1, 1)  # 2. The network.
-        self.networks = {"model": self.model}
-
-    # 3. The data: functions of the seed and a sample's number, so that any number of ranks gets the
-    # same samples.
-
-    def stream(self, share: Share, state: RunState | None) -> Stream:
-        return MadeStream(self._points, share, state)
-
-    def held_out(self, share: Share) -> Iterable[Batch]:
-        return made_held_out(self._points, 64, share)
-
-    def manifest(self) -> Mapping[str, object]:
-        return {"source": [], "name": "line", "seed": self.seed, "digest": str(self.config)}
-
-    def _points(self, number_M: Tensor, split: str) -> Batch:
-        keys_M = sample_keys(self.seed, number_M, "points", split)
-        x_M1 = normal(derive(keys_M, "x"), (1,))
-        noise_M1 = normal(derive(keys_M, "noise"), (1,))
-        return {"x": x_M1, "y": self.config.slope * x_M1 + self.config.noise * noise_M1, "sample": number_M}
-
-    # The loss: a sum over the batch. The loop divides it by the weight of the global batch, here
-    # its samples.
-
-    def loss(self, phase: str, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Sums]:
-        loss = (net(batch["x"]) - batch["y"]).square().sum()
-        return loss, {"loss": loss.detach().double(), "samples": loss.new_tensor(len(batch["x"])).double()}
-
-    # What is measured, and what is looked at.
-
-    @torch.no_grad()
-    def evaluate(self, nets: Mapping[str, nn.Module], batch: Batch) -> Sums:
-        error_M = (nets["model"](batch["x"]) - batch["y"]).square().sum(1)
-        return {"loss": error_M[batch["mask"]].sum().double(), "samples": batch["mask"].sum().double()}
-
-    def report(self, sums: Sums) -> dict[str, float]:
-        return {"loss": (sums["loss"] / sums["samples"]).item()}
-
-    def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> SampleSet:
-        return SampleSet(text={"line": f"y = {self.model.weight.item():.0f} x"})
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def job_of(root: Path, name: str, steps: int) -> dict[str, Any]:
@@ -134,10 +75,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_learns_and_resumes_on_another_number_of_ranks(root: Path) -> None:
-    curve = loss_curve(root / "one")
+    curve = losses(root, "one")
     assert len(curve) == 40
     assert curve[-1] < 0.1 < 1 < curve[0]
-    assert loss_curve(root / "two-then-one") == pytest.approx(curve, rel=1e-4, abs=1e-6)
+    assert losses(root, "two-then-one") == pytest.approx(curve, rel=1e-4, abs=1e-6)
     summary = json.loads((root / "two-then-one" / "summary.json").read_text())
     assert (summary["step"], summary["world"], summary["attempt"]) == (40, 1, 1)
     assert summary["eval"]["loss"] < 0.1
