@@ -16,8 +16,7 @@ import pytest
 from distributed import run_distributed
 from line_objective import LineConfig, LineObjective
 from rich.console import Console
-from test_trainer_image_runs import resume
-from test_trainer_worker_main import losses, train
+from whole_runs import loss_curve, resume, train
 
 from launch.commands.export import export
 from launch.commands.sample import show_samples
@@ -75,10 +74,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_learns_and_resumes_on_another_number_of_ranks(root: Path) -> None:
-    curve = losses(root, "one")
+    curve = loss_curve(root / "one")
     assert len(curve) == 40
     assert curve[-1] < 0.1 < 1 < curve[0]
-    assert losses(root, "two-then-one") == pytest.approx(curve, rel=1e-4, abs=1e-6)
+    assert loss_curve(root / "two-then-one") == pytest.approx(curve, rel=1e-4, abs=1e-6)
     summary = json.loads((root / "two-then-one" / "summary.json").read_text())
     assert (summary["step"], summary["world"], summary["attempt"]) == (40, 1, 1)
     assert summary["eval"]["loss"] < 0.1
