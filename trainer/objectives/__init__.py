@@ -1,7 +1,8 @@
-"""The table of the objectives: a line for each, from which job files are read and the objectives are built.
+"""The table of objectives, from which job files are read and objectives are built.
 
-A new objective is a file here with a config (`ObjectiveConfig` of config.py) and a class (`BaseObjective` of base.py),
-a line in `OBJECTIVES`, a job file in launch/configs/ and a test. tests/test_trainer_toy_objective.py is a whole one.
+A new objective is a file here with a config (`ObjectiveConfig` of config.py) and a class
+(`BaseObjective` of base.py), a line in `OBJECTIVES`, a job file in launch/configs/ and a test.
+trainer/README.md shows a complete one.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,10 @@ from trainer.objectives.vae import VAEConfig, VAEObjective
 from trainer.parsing import OneOf, forget_adapters
 
 Build = Callable[[Any, int], Objective]
-"""From a config of the kind beside it and the run's seed to the objective, whose networks are on the CPU and not yet initialised."""
+"""Builds an objective from its config and the run's seed.
+
+Its networks are on the CPU and not yet initialised.
+"""
 
 OBJECTIVES: dict[type[ObjectiveConfig], Build] = {
     LanguageConfig: LanguageObjective,
@@ -34,11 +38,14 @@ OBJECTIVES: dict[type[ObjectiveConfig], Build] = {
 }
 
 AnyObjective = Annotated[ObjectiveConfig, OneOf(OBJECTIVES)]
-"""The `objective` of a job file: one of the table, told apart by `name`."""
+"""The `objective` of a job file; `name` selects its line of the table."""
 
 
 def register(config: type[ObjectiveConfig], build: Build) -> None:
-    """Adds an objective that is defined outside this package to this process; every worker must call it as well."""
+    """Add an objective that is defined outside this package, in this process.
+
+    Every worker must call it as well.
+    """
     OBJECTIVES[config] = build
     forget_adapters()
 

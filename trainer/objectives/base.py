@@ -1,4 +1,7 @@
-"""The answers of an objective that needs nothing special. A new objective derives from this and writes the rest of the protocol."""
+"""The base class of objectives: the answers of an objective that needs nothing special.
+
+A new objective derives from it and writes the rest of the protocol.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -10,7 +13,7 @@ from trainer.core.protocols import Gather, GatherRows, Objective, SampleSet, Sum
 
 
 class BaseObjective(Objective):
-    """One network called "model", which is updated in every step; each sample has the weight 1."""
+    """An objective with one network, "model", updated in every step; each sample has weight 1."""
 
     phases: tuple[str, ...] = ("model",)
     averaged: tuple[str, ...] = ("model",)
@@ -37,7 +40,7 @@ class BaseObjective(Objective):
         return batches
 
     def after_step(self, sums: Sums, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
-        """Nothing: everything changes by gradients."""
+        """Changes nothing: everything is learned by gradients."""
 
     def quality(self, nets: Mapping[str, nn.Module], share: Share, gather: Gather) -> dict[str, float]:
         return {}

@@ -1,5 +1,6 @@
-"""The base of every objective's config: the questions that the rest of the trainer asks, each with the answer of an
-objective that needs nothing special. A config overrides the answers that differ.
+"""The base class of objective configs: the questions that the rest of the trainer asks.
+
+Each has the answer of an objective that needs nothing special. A config overrides the others.
 """
 
 import math
@@ -14,7 +15,7 @@ from models.moe.layer import MoEConfig
 from trainer.checkpoint.fragments import Fragment
 
 StoredData = TextConfig | ImageConfig
-"""Data that are read from somewhere, in lanes."""
+"""Data that are read from a source, in lanes."""
 
 ExportFormat = Literal["transformers", "diffusers"]
 """A library whose files a network can be exported to."""
@@ -26,15 +27,18 @@ class Start(Protocol):
     """Weights in a folder that a new run starts from. A checkpoint of the run itself wins."""
 
     def check(self) -> None:
-        """Raises ValueError, naming fields, values and fixes, if the objective cannot start from them."""
+        """Raises ValueError if the objective cannot start from them.
+
+        The message names the fields, the values and the fix.
+        """
 
     def fill(self, fragments: Iterable[Fragment], say: Callable[[str], None]) -> None:
-        """Copies them into the fragments of this rank."""
+        """Copy the weights into the fragments of this rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """What a job file says about an objective. Subclasses give `name` a default that selects them."""
+    """The section `objective` of a job file. A subclass gives `name` a default that selects it."""
 
     name: str
 
@@ -45,27 +49,27 @@ class ObjectiveConfig:
 
     @property
     def stored_data(self) -> StoredData | None:
-        """The data that must be there before training; None where the samples are made while training."""
+        """The data that must exist before training; None if samples are made while training."""
         return None
 
     @property
     def lanes(self) -> int | None:
-        """Lanes that the data are dealt from; None where any number of workers will do."""
+        """Number of lanes of the data; None if any number of workers will do."""
         return None if self.stored_data is None else self.stored_data.lanes
 
     @property
     def group(self) -> int:
-        """Consecutive samples that must stay together in a micro-batch."""
+        """Number of consecutive samples that must stay together in a micro-batch."""
         return 1
 
     @property
     def tokens_per_sample(self) -> int:
-        """Tokens that one sample trains on; 0 where there are none."""
+        """Number of tokens that one sample trains on; 0 if there are none."""
         return 0
 
     @property
     def moe(self) -> MoEConfig | None:
-        """The mixture of experts whose experts can be sharded over ranks."""
+        """The mixture of experts, whose experts can be sharded across ranks; None for a dense model."""
         return None
 
     @property
@@ -80,12 +84,15 @@ class ObjectiveConfig:
 
     @property
     def builds_on_meta(self) -> bool:
-        """Whether the objective can be built on the `meta` device, without reading data or making numbers."""
+        """Whether the objective can be built on the `meta` device.
+
+        Then building it neither reads data nor computes numbers.
+        """
         return False
 
     @property
     def export_format(self) -> ExportFormat | None:
-        """The format that `switchwork export` writes; None where no other library has one."""
+        """The format that `switchwork export` writes; None if no other library has one."""
         return None
 
     @property
@@ -94,10 +101,10 @@ class ObjectiveConfig:
         return None
 
     def resolved(self, workers: int, resume: bool) -> Self:
-        """The config that the workers get: with absolute paths and a number of lanes that suits `workers`.
+        """The config that the workers get, with absolute paths and lanes that suit `workers`.
 
-        Raises ValueError if the weights that the objective needs do not suit it; those that it starts from are looked at
-        unless the run resumes.
+        Raises ValueError if weights that the objective needs do not fit it. The weights that it
+        starts from are checked unless the run resumes.
         """
         return self
 

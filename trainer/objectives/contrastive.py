@@ -1,10 +1,13 @@
-"""Contrastive objectives: two views of an image (SimCLR), with negatives from the whole global batch.
+"""Contrastive objectives: pairs that attract, with negatives from the whole global batch; SimCLR.
 
-The loss of a pair depends on all others of the step. So `prepare` embeds all micro-batches without gradients, computes the loss and its
-gradient by each embedding once, over all ranks, and gives each micro-batch its part; `loss` embeds it again, and its gradient is that of
-<cached gradient, embedding>. Summed over micro-batches and ranks this is exactly the gradient of the loss of the whole batch.
+The loss of a pair depends on all other pairs of the step. So `prepare` embeds all micro-batches
+without gradients, computes the loss and its gradient with respect to each embedding once, across
+all ranks, and gives each micro-batch its part. `loss` embeds the micro-batch again; its gradient is
+that of <cached gradient, embedding> (GradCache, Gao et al. 2021). Summed over micro-batches and
+ranks this is exactly the gradient of the loss of the whole batch.
 
-The mathematics is in models/contrastive/. M samples, F features, P width of an embedding.
+Networks and mathematics are in models/contrastive/.
+Legend: M samples, N images, F features, P width of an embedding.
 """
 
 from abc import abstractmethod
@@ -35,17 +38,20 @@ class ContrastiveConfig(ImageModelConfig):
     """The base of the objectives that compare pairs."""
 
     data: ImageConfig = field(default_factory=ImageConfig)
-    """Images; labels serve measures alone."""
+    """The images to train on; their labels serve evaluation alone."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """How training images are varied."""
+    """Random changes of the training images."""
     chunk: int = 4096
-    """Candidates whose logits are in memory at a time, for each pair of this rank."""
+    """Number of candidates whose logits are in memory at a time, per pair of this rank."""
     quality: ProbeConfig | None = field(default_factory=ProbeConfig)
-    """How the features are measured; null: not at all."""
+    """How the features are measured. null: they are not."""
 
 
 class ContrastiveObjective(ImageObjective):
-    """What is the same for all pairs: subclasses say what a pair is, and how its loss depends on all others."""
+    """Base of the contrastive objectives.
+
+    A subclass defines a pair, and how its loss depends on all other pairs.
+    """
 
     config: ContrastiveConfig
     model: TwoViews | TwoTowers
@@ -58,8 +64,8 @@ class ContrastiveObjective(ImageObjective):
         self.images = self.data
         self.model = self._network()
         self.networks: dict[str, nn.Module] = {"model": self.model}
-        self.beside: dict[str, float] = {}
-        """Figures of the network as it started and of the pixels: computed once."""
+        self.references: dict[str, float] = {}
+        """Metrics of the network as it started and of the pixels, computed once."""
 
     @abstractmethod
     def _network(self) -> TwoViews | TwoTowers:
@@ -67,33 +73,36 @@ class ContrastiveObjective(ImageObjective):
 
     @abstractmethod
     def _embed(self, net: nn.Module, batch: Batch, purpose: str) -> Embedded:
-        """Both sides of each pair, through `net`; `purpose` is "views" in training, "held-out views" otherwise."""
+        """Embed both sides of each pair with `net`.
+
+        `purpose` is "views" in training and "held-out views" otherwise.
+        """
 
     @abstractmethod
     def _pair_loss(self, z: Embedded, number_M: Tensor, rows: GatherRows) -> PairLoss:
-        """The loss of each pair among those of all ranks, and its gradients."""
+        """The loss of each pair among the pairs of all ranks, and its gradients."""
 
     @abstractmethod
     def _pair_figures(self, config: ProbeConfig, held_out: Parts) -> dict[str, float]:
-        """Measures of the embeddings "a" and "b" of held-out pairs."""
+        """Metrics of the embeddings "a" and "b" of held-out pairs."""
 
     @torch.no_grad()
     def prepare(self, phase: str, net: nn.Module, batches: Sequence[Batch], rows: GatherRows) -> Sequence[Batch]:
         parts = [self._embed(net, batch, "views") for batch in batches]
-        whole = Embedded(
-            torch.cat([z.a_MP for z in parts]), torch.cat([z.b_MP for z in parts]), parts[0].log_scale, parts[0].bias
-        )
-        cached = self._pair_loss(whole, torch.cat([batch["sample"] for batch in batches]), rows)
-        outward = leads_out(
-            whole.log_scale, rows(cached.log_scale_M.sum(0, keepdim=True)).sum(), self.least_temperature
-        )
+        a_MP = torch.cat([part.a_MP for part in parts])
+        b_MP = torch.cat([part.b_MP for part in parts])
+        embedded = Embedded(a_MP, b_MP, parts[0].log_scale, parts[0].bias)
+        cached = self._pair_loss(embedded, torch.cat([batch["sample"] for batch in batches]), rows)
+        scale_gradient = rows(cached.log_scale_M.sum(0, keepdim=True)).sum()
+        outward = leads_out(embedded.log_scale, scale_gradient, self.least_temperature)
         cached = cached._replace(log_scale_M=cached.log_scale_M * ~outward)
         sizes = [len(batch["sample"]) for batch in batches]
-        split = zip(*(each.split(sizes) for each in cached), strict=True)
+        split = zip(*(tensor.split(sizes) for tensor in cached), strict=True)
         return [batch | _keyed(part) for batch, part in zip(batches, split, strict=True)]
 
     def loss(self, phase: str, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Sums]:
-        z, cached = self._embed(net, batch, "views"), PairLoss(*(batch[f"cached/{name}"] for name in PairLoss._fields))
+        z = self._embed(net, batch, "views")
+        cached = PairLoss(*(batch[f"cached/{name}"] for name in PairLoss._fields))
         inner = (
             (cached.a_MP * z.a_MP).sum()
             + (cached.b_MP * z.b_MP).sum()
@@ -108,13 +117,13 @@ class ContrastiveObjective(ImageObjective):
 
     @torch.no_grad()
     def evaluate(self, nets: Mapping[str, nn.Module], batch: Batch) -> Sums:
-        """The same loss, with the negatives of this batch alone."""
-        there_M = batch["mask"]
+        """The same loss, with negatives from this batch alone."""
+        counts_M = batch["mask"]
         z = self._embed(nets["model"], batch, "held-out views")
-        z = z._replace(a_MP=z.a_MP[there_M], b_MP=z.b_MP[there_M])
+        z = z._replace(a_MP=z.a_MP[counts_M], b_MP=z.b_MP[counts_M])
         if not len(z.a_MP):
             return {"loss": z.bias.sum().double()} | _count(z.bias, 0)
-        loss = self._pair_loss(z, batch["sample"][there_M], lambda tensor: tensor).loss_M.sum()
+        loss = self._pair_loss(z, batch["sample"][counts_M], lambda tensor: tensor).loss_M.sum()
         return {"loss": loss.double()} | _count(loss, len(z.a_MP))
 
     def report(self, sums: Sums) -> dict[str, float]:
@@ -123,78 +132,83 @@ class ContrastiveObjective(ImageObjective):
     def quality(self, nets: Mapping[str, nn.Module], share: Share, gather: Gather) -> dict[str, float]:
         if self.config.quality is None:
             return {}
-        config, first = self.config.quality, not self.beside
+        config = self.config.quality
+        compares = not self.references and bool(self.images.classes)
         start = self._network()
         initialise(start, self.seed)
         start.to(self.device).eval()
 
-        def known(x: Tensor, number_M: Tensor, label_M: Tensor) -> Parts:
-            more = (
-                {"random": start.features(x.to(self.device)), "pixels": x.flatten(1)}
-                if first and self.images.classes
-                else {}
-            )
-            return {"features": self.model.features(x.to(self.device))} | more
+        def features(x: Tensor, number_M: Tensor, label_M: Tensor) -> Parts:
+            parts: Parts = {"features": self.model.features(x.to(self.device))}
+            if compares:
+                parts |= {"random": start.features(x.to(self.device)), "pixels": x.flatten(1)}
+            return parts
 
-        def asked(x: Tensor, number_M: Tensor, label_M: Tensor) -> Parts:
-            batch = {"image": (x + 1) * 127.5, "label": label_M, "sample": number_M}
-            z = self._embed(
-                nets["model"], {name: value.to(self.device) for name, value in batch.items()}, "held-out views"
-            )
-            return known(x, number_M, label_M) | {"a": z.a_MP, "b": z.b_MP}
+        def features_and_pairs(x: Tensor, number_M: Tensor, label_M: Tensor) -> Parts:
+            images = {"image": (x + 1) * 127.5, "label": label_M, "sample": number_M}
+            batch = {name: value.to(self.device) for name, value in images.items()}
+            z = self._embed(nets["model"], batch, "held-out views")
+            return features(x, number_M, label_M) | {"a": z.a_MP, "b": z.b_MP}
 
-        train = of_images(self.images, "train", config.samples, known, share, gather)
-        held_out = of_images(self.images, self._apart, config.samples, asked, share, gather)
+        train = of_images(self.images, "train", config.samples, features, share, gather)
+        held_out = of_images(self.images, self._evaluation_split, config.samples, features_and_pairs, share, gather)
 
-        def figures() -> dict[str, float]:
-            found = (
-                class_figures(
-                    config, [name for name in ("features", "random", "pixels") if name in train], train, held_out
-                )
-                if self.images.classes
-                else {}
-            )
-            return found | self._pair_figures(config, held_out)
+        def metrics() -> dict[str, float]:
+            pairs = self._pair_figures(config, held_out)
+            if not self.images.classes:
+                return pairs
+            names = [name for name in ("features", "random", "pixels") if name in train]
+            return class_figures(config, names, train, held_out) | pairs
 
-        found = once(figures, share, gather)
-        self.beside |= {name: value for name, value in found.items() if "/" in name}
-        return found | self.beside
+        measured = once(metrics, share, gather)
+        self.references |= {name: value for name, value in measured.items() if "/" in name}
+        return measured | self.references
 
     @property
-    def _apart(self) -> Literal["train", "held_out"]:
+    def _evaluation_split(self) -> Literal["train", "held_out"]:
+        """The held-out images; the training images where none are held out."""
         return "held_out" if self.images.config.eval_source or self.images.config.held_out else "train"
 
     def _features(self, image_NCHW: Tensor) -> Tensor:
-        return torch.cat(
-            [self.model.features((part.float() / 127.5 - 1).to(self.device)) for part in image_NCHW.split(256)]
-        )
+        """Features (N, F) of uint8 images."""
+        parts = []
+        for part in image_NCHW.split(256):
+            parts.append(self.model.features((part.float() / 127.5 - 1).to(self.device)))
+        return torch.cat(parts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimCLRConfig(ContrastiveConfig):
-    """Two random views of an image are to be alike, and unlike those of all other images of the global batch (Chen et al. 2020)."""
+    """SimCLR (Chen et al. 2020).
+
+    Two random views of an image become similar, and unlike the views of all other images of the
+    global batch.
+    """
 
     name: Literal["simclr"] = "simclr"
+    """Selects this objective."""
     encoder: ConvEncoderConfig = field(default_factory=ConvEncoderConfig)
-    """What is kept after training."""
+    """The encoder, whose features are kept after training."""
     projection: tuple[int, ...] = (128, 64)
-    """Widths of the projection head's layers, of which the last is that of the embeddings."""
+    """Widths of the layers of the projection head; the last one is the width of the embeddings."""
     temperature: float = 0.5
-    """Of the softmax over the candidates."""
+    """Temperature of the softmax over the candidates."""
 
     def __post_init__(self) -> None:
         if not 0.01 <= self.temperature <= 1:
             raise ValueError(
-                f"temperature is {self.temperature}; it must be between 0.01 and 1, such as 0.5, or 0.1 with large batches"
+                f"temperature is {self.temperature}; it must be between 0.01 and 1, "
+                "such as 0.5, or 0.1 with large batches"
             )
         if self.chunk < 1 or not self.projection:
             raise ValueError(
-                f"chunk is {self.chunk} and projection {list(self.projection)}; chunk must be at least 1, and projection must name a layer or more"
+                f"chunk is {self.chunk} and projection {list(self.projection)}; "
+                "chunk must be at least 1, and projection must have at least one layer"
             )
 
 
 class SimCLRObjective(ContrastiveObjective):
-    """The loss is NT-Xent in nats, the mean of a sample's two views."""
+    """The loss is NT-Xent in nats, the mean over the two views of a sample."""
 
     config: SimCLRConfig
     model: TwoViews
@@ -217,14 +231,15 @@ class SimCLRObjective(ContrastiveObjective):
         return pair_figures(config, held_out["a"], held_out["b"], held_out["number"], "view")
 
     def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> SampleSet:
-        """In each row a held-out image, then the training images whose features are nearest."""
+        """Rows of a held-out image, followed by the training images with the nearest features."""
         from data.images.held_out import image_set
 
-        asked, _ = image_set(self.images.config, self._apart, min(n, 16))
-        known, _ = image_set(self.images.config, "train", 10_000)
-        features = [nn.functional.normalize(self._features(each), dim=1) for each in (asked, known)]
-        nearest = (features[0] @ features[1].T).topk(min(_NEIGHBOURS_SHOWN, len(known)), dim=1).indices
-        rows = torch.cat([asked[:, None], known[nearest.cpu()]], dim=1).flatten(0, 1).float() / 127.5 - 1
+        queries, _ = image_set(self.images.config, self._evaluation_split, min(n, 16))
+        candidates, _ = image_set(self.images.config, "train", 10_000)
+        query_MF = nn.functional.normalize(self._features(queries), dim=1)
+        candidate_NF = nn.functional.normalize(self._features(candidates), dim=1)
+        nearest = (query_MF @ candidate_NF.T).topk(min(_NEIGHBOURS_SHOWN, len(candidates)), dim=1).indices
+        rows = torch.cat([queries[:, None], candidates[nearest.cpu()]], dim=1).flatten(0, 1).float() / 127.5 - 1
         return SampleSet(images={"neighbours": grid_of(rows, columns=1 + nearest.shape[1])})
 
 

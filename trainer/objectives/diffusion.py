@@ -1,6 +1,7 @@
 """Denoising diffusion (Ho et al. 2020; Nichol & Dhariwal 2021) as an objective.
 
-The mathematics is in models/diffusion/. M samples with values in [-1, 1], T timesteps.
+Networks and mathematics are in models/diffusion/.
+Legend: M samples with values in [-1, 1], T timesteps, S strata of timesteps.
 """
 
 from collections.abc import Mapping
@@ -37,7 +38,7 @@ class DDPMSampler:
     name: Literal["ddpm"] = "ddpm"
     """Selects this sampler."""
     steps: int | None = None
-    """Steps; null: all of the schedule's."""
+    """Number of steps. null: all steps of the noise schedule."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +48,9 @@ class DDIMSampler:
     name: Literal["ddim"] = "ddim"
     """Selects this sampler."""
     steps: int = 50
-    """Steps."""
+    """Number of steps."""
     eta: float = 0.0
-    """0: deterministic; 1: as random as DDPM."""
+    """Noise per step. 0: deterministic. 1: as random as DDPM."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class DPMSolverSampler:
     name: Literal["dpm_solver"] = "dpm_solver"
     """Selects this sampler."""
     steps: int = 20
-    """Steps."""
+    """Number of steps."""
 
 
 SamplerConfig = DDPMSampler | DDIMSampler | DPMSolverSampler
@@ -67,9 +68,10 @@ SamplerConfig = DDPMSampler | DDIMSampler | DPMSolverSampler
 
 @dataclass(frozen=True, kw_only=True)
 class DDPMConfig(ImageModelConfig):
-    """A diffusion model, class-conditional where asked for."""
+    """A diffusion model, optionally class-conditional."""
 
     name: Literal["ddpm"] = "ddpm"
+    """Selects this objective."""
     data: ImageConfig | ToyConfig = field(default_factory=ImageConfig)
     """Images, or points of a toy distribution."""
     network: DiffusionNetworkConfig = field(default_factory=UNetConfig)
@@ -77,30 +79,32 @@ class DDPMConfig(ImageModelConfig):
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     """Noise schedule, prediction target and loss."""
     conditional: bool = False
-    """Tell the network the class."""
+    """Condition the network on the class."""
     label_dropout: float = 0.1
-    """Share of the samples whose class is withheld in training, for classifier-free guidance (Ho & Salimans 2022)."""
+    """Share of samples whose class is withheld in training.
+    Classifier-free guidance needs it (Ho & Salimans 2022)."""
     guidance: float = 1.0
-    """Scale of the guidance when sampling; 1: none."""
+    """Scale of classifier-free guidance in sampling. 1: no guidance."""
     sampler: SamplerConfig = field(default_factory=DDIMSampler)
-    """How samples are made."""
+    """The sampler that generates images."""
     bound_timesteps: int = 50
-    """Timesteps, one from each of so many strata, by which evaluation estimates the variational bound; 0: it does not."""
+    """Number of strata of timesteps from which evaluation estimates the variational bound.
+    0: it does not."""
     quality: QualityConfig | None = None
-    """How samples are measured against real data; null: not at all."""
+    """How samples are compared with real data. null: they are not."""
 
     def __post_init__(self) -> None:
         check_quality(self.quality, self.data)
         if self.conditional and not (isinstance(self.data, ImageConfig) and self.data.classes):
             raise ValueError(
-                "conditional is true, but data.classes is not set; set it to the number of classes, or conditional false"
+                "conditional is true, but data.classes is not set; "
+                "set it to the number of classes, or conditional to false"
             )
         if self.guidance != 1.0 and not self.conditional:
             raise ValueError(f"guidance is {self.guidance} without conditional; use 1, or conditional true")
         if self.sampler.steps and self.sampler.steps > self.diffusion.schedule.steps:
-            raise ValueError(
-                f"sampler.steps is {self.sampler.steps}, but the schedule has {self.diffusion.schedule.steps} timesteps; use at most as many"
-            )
+            most = self.diffusion.schedule.steps
+            raise ValueError(f"sampler.steps is {self.sampler.steps}, but the schedule has {most}; use at most {most}")
 
     @property
     def export_format(self) -> ExportFormat | None:
@@ -108,7 +112,7 @@ class DDPMConfig(ImageModelConfig):
 
 
 class DDPMObjective(GenerativeObjective):
-    """The loss is the weighted mean squared error of the prediction, at one random timestep a sample."""
+    """The loss is the weighted squared error of the prediction, at one timestep per sample."""
 
     def __init__(self, config: DDPMConfig, seed: int):
         super().__init__(config.data, config.quality, config.group, seed)
@@ -121,16 +125,17 @@ class DDPMObjective(GenerativeObjective):
         self.networks: dict[str, nn.Module] = {"model": self.model}
 
     def _noised(self, batch: Batch, purpose: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x0, t (M,), noise and x_t of a batch, drawn from its samples' numbers."""
+        """x0, t (M,), noise and x_t of a batch, drawn from the numbers of its samples."""
         if self.schedule.betas_T.device != batch["sample"].device:
             self.schedule = self.schedule.to(batch["sample"].device)
-        keys_M, x0 = sample_keys(self.seed, batch["sample"], purpose), self.data.values(batch)
+        keys_M = sample_keys(self.seed, batch["sample"], purpose)
+        x0 = self.data.values(batch)
         t_M = integers(derive(keys_M, "timestep"), self.schedule.steps)
         noise = normal(derive(keys_M, "noise"), self.data.shape)
         return x0, t_M, noise, self.schedule.diffuse(x0, t_M, noise)
 
     def _labels(self, batch: Batch) -> Tensor | None:
-        """Classes (M,), some of them withheld; None for a network that knows none."""
+        """Classes (M,), some of them withheld; None for a network without classes."""
         if self.classes is None:
             return None
         dropped_M = uniform(sample_keys(self.seed, batch["sample"], "label dropout")) < self.config.label_dropout
@@ -147,48 +152,44 @@ class DDPMObjective(GenerativeObjective):
     def evaluate(self, nets: Mapping[str, nn.Module], batch: Batch) -> Sums:
         x0, t_M, noise, x_t = self._noised(batch, "held-out diffusion")
         labels_M = batch["label"] if self.classes is not None else None
-        output, there_M = nets["model"](x_t, t_M, labels_M), batch["mask"]
+        output = nets["model"](x_t, t_M, labels_M)
+        counts_M = batch["mask"]
         loss_M = diffusion_loss(self.config.diffusion, self.schedule, output, x0, t_M, noise)
-        error_M = squared_error(
-            self.config.diffusion.prediction, self.schedule, split_variance(output, x0)[0], x0, t_M, noise
-        )
-        buckets = loss_by_timestep(error_M[there_M], t_M[there_M], self.schedule.steps, _BUCKETS)
-        sums = {"loss": loss_M[there_M].sum().double(), "samples": there_M.sum().double(), "buckets": buckets}
+        mean = split_variance(output, x0)[0]
+        error_M = squared_error(self.config.diffusion.prediction, self.schedule, mean, x0, t_M, noise)
+        buckets = loss_by_timestep(error_M[counts_M], t_M[counts_M], self.schedule.steps, _BUCKETS)
+        sums = {"loss": loss_M[counts_M].sum().double(), "samples": counts_M.sum().double(), "buckets": buckets}
         if self._estimates_bound:
-            sums |= self._bound(x0, labels_M, batch["sample"], there_M)
+            sums |= self._bound(x0, labels_M, batch["sample"], counts_M)
         return sums
 
-    def _bound(self, x0: Tensor, labels_M: Tensor | None, samples_M: Tensor, there_M: Tensor) -> Sums:
-        """The terms of the variational bound in bits per dimension: the prior's, the decoder's, and the KL terms', of which each stratum of timesteps
-        gives one that is drawn for each sample: unbiased, and the same for every split into batches."""
-        denoise, strata, keys_M = (
-            self._denoiser(labels_M, 1.0),
-            self.config.bound_timesteps,
-            sample_keys(self.seed, samples_M, "bound"),
-        )
+    def _bound(self, x0: Tensor, labels_M: Tensor | None, samples_M: Tensor, counts_M: Tensor) -> Sums:
+        """The terms of the variational bound in bits per dimension: prior, decoder and KL.
+
+        Each stratum of timesteps gives one KL term, at a timestep drawn per sample. The estimate is
+        unbiased, and the same for every split into batches.
+        """
+        denoise = self._denoiser(labels_M, 1.0)
+        keys_M = sample_keys(self.seed, samples_M, "bound")
         fixed, levels = self.config.diffusion.fixed_variance, self.config.diffusion.levels
 
         def term(t_M: Tensor, purpose: int) -> Tensor:
             x_t = self.schedule.diffuse(x0, t_M, normal(derive(keys_M, "noise", purpose), self.data.shape))
-            return (
-                vlb_term(self.schedule, denoise(x_t, t_M), x0, x_t, t_M, fixed=fixed, levels=levels)[there_M]
-                .sum()
-                .double()
-            )
+            term_M = vlb_term(self.schedule, denoise(x_t, t_M), x0, x_t, t_M, fixed=fixed, levels=levels)
+            return term_M[counts_M].sum().double()
 
-        later = self.schedule.steps - 1
-        places_MS = (
-            uniform(derive(keys_M, "timestep"), (strata,)).double() + torch.arange(strata, device=x0.device)
-        ) * (later / strata)
-        kl = torch.stack([term(1 + places_MS[:, stratum].long(), stratum + 1) for stratum in range(strata)]).sum() * (
-            later / strata
-        )
-        prior = prior_term(self.schedule, x0)[there_M].sum().double()
+        strata = self.config.bound_timesteps
+        width = (self.schedule.steps - 1) / strata
+        shift_MS = uniform(derive(keys_M, "timestep"), (strata,)).double()
+        t_MS = (shift_MS + torch.arange(strata, device=x0.device)) * width
+        kl_S = torch.stack([term(1 + t_MS[:, stratum].long(), stratum + 1) for stratum in range(strata)])
+        kl = kl_S.sum() * width
+        prior = prior_term(self.schedule, x0)[counts_M].sum().double()
         return {"bound_prior": prior, "bound_kl": kl, "bound_decoder": term(torch.zeros_like(samples_M), 0)}
 
     @property
     def _estimates_bound(self) -> bool:
-        """Whether evaluation estimates the variational bound, which is defined for images with discrete values."""
+        """Whether evaluation estimates the variational bound, which images alone have."""
         return self.config.bound_timesteps > 0 and isinstance(self.data, Images)
 
     def report(self, sums: Sums) -> dict[str, float]:
@@ -201,13 +202,12 @@ class DDPMObjective(GenerativeObjective):
             figures |= {f"l_simple/bucket{i}": (total[i] / count[i]).item() for i in range(_BUCKETS) if count[i] > 0}
         if evaluated and self._estimates_bound:
             terms = {name: sums[f"bound_{name}"].item() / weight for name in ("prior", "kl", "decoder")}
-            figures |= {"bits_per_dimension": sum(terms.values())} | {
-                f"bound/{name}": value for name, value in terms.items()
-            }
+            figures["bits_per_dimension"] = sum(terms.values())
+            figures |= {f"bound/{name}": value for name, value in terms.items()}
         return figures
 
     def _denoiser(self, labels_M: Tensor | None, guidance: float) -> Denoiser:
-        """The network as the samplers take it, with labels and guidance applied."""
+        """The network as the samplers call it, with labels and guidance applied."""
         kind, schedule = self.config.diffusion.prediction, self.schedule
         inner = denoiser(lambda x_t, t_M: self.model(x_t, t_M, labels_M), kind, schedule)
         if labels_M is not None and guidance != 1.0:
@@ -220,10 +220,12 @@ class DDPMObjective(GenerativeObjective):
         return clipped(inner, schedule) if isinstance(self.data, Images) else inner
 
     def draw(self, keys_M: Tensor, labels_M: Tensor) -> Tensor:
+        """Samples of the given classes, one per key."""
         return self._sampled(keys_M, labels_M)
 
     @torch.no_grad()
     def _sampled(self, keys_M: Tensor, labels_M: Tensor, watch: Watch | None = None) -> Tensor:
+        """Samples, one per key; `watch` sees the estimate of the clean image at each step."""
         self.schedule = self.schedule.to(keys_M.device)
         denoise = self._denoiser(labels_M if self.classes is not None else None, self.config.guidance)
         x = normal(derive(keys_M, "start"), self.data.shape)
@@ -242,12 +244,9 @@ class DDPMObjective(GenerativeObjective):
                 return dpm_solver(denoise, self.schedule, x, timesteps(self.schedule.steps, steps), **watching)
 
     def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> SampleSet:
-        """A grid of samples, and a denoising strip: the estimate of the clean image from first to last step."""
-        keys_M = sample_keys(
-            int(torch.randint(1 << 62, (), generator=generator, device=generator.device)),
-            torch.arange(n, device=generator.device),
-            "sample",
-        )
+        """A grid of samples, and a strip of the estimates of the clean image from step to step."""
+        seed = int(torch.randint(1 << 62, (), generator=generator, device=generator.device))
+        keys_M = sample_keys(seed, torch.arange(n, device=generator.device), "sample")
         labels_M = torch.arange(n, device=generator.device) % (self.classes or 1)
         seen: list[Tensor] = []
         x = self._sampled(keys_M, labels_M, watch=lambda t, x0: seen.append(x0[:8]))

@@ -1,6 +1,7 @@
-"""Generative adversarial networks (Goodfellow et al. 2014) as an objective: two networks, two phases.
+"""Generative adversarial networks (Goodfellow et al. 2014): two networks, two phases.
 
-The mathematics is in models/gan/. M samples, P packs of consecutive samples (M = P * pack).
+Networks and mathematics are in models/gan/.
+Legend: M samples, P packs of consecutive samples (M = P * pack).
 """
 
 import math
@@ -39,43 +40,45 @@ class GanConfig(ImageModelConfig):
     """A generator and a discriminator."""
 
     name: Literal["gan"] = "gan"
+    """Selects this objective."""
     data: ImageConfig | ToyConfig = field(default_factory=ImageConfig)
     """Images, or points of a toy distribution."""
     network: GanNetworkConfig = field(default_factory=DCGANConfig)
     """The pair of networks."""
     loss: GanLoss = "non_saturating"
-    """What the two minimise."""
+    """The pair of losses that the networks minimise."""
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
     """Gradient penalties on the discriminator."""
     pack: int = 1
-    """Samples that the discriminator judges together (Lin et al. 2018, PacGAN)."""
+    """Number of samples that the discriminator judges together (PacGAN, Lin et al. 2018)."""
     conditional: bool = False
-    """Tell both networks the class."""
+    """Condition both networks on the class."""
     generator_every: int = 1
-    """Optimiser steps of the discriminator for one of the generator: 5 is usual with `wasserstein`."""
+    """Optimiser steps of the discriminator per step of the generator.
+    5 is usual with `wasserstein`."""
     discriminator_rate: float = 1.0
-    """Learning rate of the discriminator, over run.optimizer.lr (two time scales: Heusel et al. 2017)."""
+    """Learning rate of the discriminator, divided by run.optimizer.lr.
+    Two time scales: Heusel et al. 2017."""
     generator_rate: float = 1.0
-    """Learning rate of the generator, over run.optimizer.lr."""
+    """Learning rate of the generator, divided by run.optimizer.lr."""
     quality: QualityConfig | None = None
-    """How samples are measured against real data; null: not at all."""
+    """How samples are compared with real data. null: they are not."""
 
     def __post_init__(self) -> None:
         check_quality(self.quality, self.data)
         if self.conditional and not (isinstance(self.data, ImageConfig) and self.data.classes):
             raise ValueError(
-                "conditional is true, but data.classes is not set; set it to the number of classes, or conditional false"
+                "conditional is true, but data.classes is not set; "
+                "set it to the number of classes, or conditional to false"
             )
         for name in ("pack", "generator_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if (
-            self.needs_second_derivatives
-            and isinstance(self.network, DCGANConfig)
-            and self.network.discriminator_norm == "batch"
-        ):
+        mixes = isinstance(self.network, DCGANConfig) and self.network.discriminator_norm == "batch"
+        if self.needs_second_derivatives and mixes:
             raise ValueError(
-                "penalty: batch norm in the discriminator would mix its samples; set network.discriminator_norm to spectral or none"
+                "penalty: batch norm in the discriminator would mix its samples; "
+                "set network.discriminator_norm to spectral or none"
             )
 
     @property
@@ -88,7 +91,7 @@ class GanConfig(ImageModelConfig):
 
 
 class GanObjective(GenerativeObjective):
-    """Losses are means over packs."""
+    """The losses are means over packs."""
 
     phases: tuple[str, ...] = ("discriminator", "generator")
     averaged: tuple[str, ...] = ("generator",)
@@ -127,7 +130,8 @@ class GanObjective(GenerativeObjective):
         return loss, {"generator_loss": loss.detach().double(), "generator_packs": _count(fake_P)}
 
     def _discriminator_loss(self, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Sums]:
-        labels_M, real = self._labels(batch), self.data.values(batch)
+        labels_M = self._labels(batch)
+        real = self.data.values(batch)
         with torch.no_grad():
             fake = self.generator(self._latent(batch, "discriminator"), labels_M)
         both_labels = None if labels_M is None else torch.cat([labels_M, labels_M])
@@ -141,18 +145,29 @@ class GanObjective(GenerativeObjective):
         return loss, sums
 
     def _penalty(self, real: Tensor, fake: Tensor, labels_M: Tensor | None, samples_M: Tensor) -> Tensor:
-        """The gradient penalties, (P,): through the plain discriminator, as engines do not take second derivatives."""
-        penalty, total_P = self.config.penalty, real.new_zeros(len(real) // self.config.pack)
+        """The gradient penalties, (P,).
+
+        They go through the plain discriminator, because engines take no second derivatives.
+        """
+        penalty = self.config.penalty
+        total_P = real.new_zeros(len(real) // self.config.pack)
         for samples, gamma in ((real, penalty.r1), (fake, penalty.r2)):
             if gamma:
                 x = samples.detach().requires_grad_()
                 total_P = total_P + r1_penalty(self.discriminator(x, labels_M), x, gamma)
         if penalty.gradient_penalty:
             mix_P = uniform(sample_keys(self.seed, samples_M[:: self.config.pack], "gradient penalty"))
-            total_P = total_P + gradient_penalty(
-                lambda x: self.discriminator(x, labels_M), real, fake, mix_P, penalty.gradient_penalty
-            )
+
+            def judged(x: Tensor) -> Tensor:
+                return self._judge(x, labels_M)
+
+            total_P = total_P + gradient_penalty(judged, real, fake, mix_P, penalty.gradient_penalty)
         return total_P
+
+    def _judge(self, x: Tensor, labels_M: Tensor | None) -> Tensor:
+        """The discriminator's logit per pack, (P,)."""
+        logits_P: Tensor = self.discriminator(x, labels_M)
+        return logits_P
 
     @torch.no_grad()
     def evaluate(self, nets: Mapping[str, nn.Module], batch: Batch) -> Sums:
@@ -169,25 +184,19 @@ class GanObjective(GenerativeObjective):
             "d_fake": sums["d_fake"].item() / packs,
             "value": mean_value,
         }
-        if self.config.loss in (
-            "minimax",
-            "non_saturating",
-        ):  # only there the logit estimates log p_data - log p_generated
-            figures |= {
-                "jensen_shannon_estimate": jensen_shannon_estimate(mean_value),
-                "jensen_shannon_bound": math.log(2),
-            }
-        if "discriminator_loss" in sums:
-            figures |= {
-                "loss": sums["discriminator_loss"].item() / packs,
-                "loss/discriminator": sums["discriminator_loss"].item() / packs,
-            }
-        for name, key, count in (
-            ("loss/generator", "generator_loss", "generator_packs"),
-            ("gradient_penalty", "penalty", "penalty_packs"),
-        ):
-            if key in sums:
-                figures[name] = sums[key].item() / sums[count].item()
+        # With these losses alone the logit estimates log p_data - log p_generated.
+        if self.config.loss in ("minimax", "non_saturating"):
+            figures["jensen_shannon_estimate"] = jensen_shannon_estimate(mean_value)
+            figures["jensen_shannon_bound"] = math.log(2)
+        trained = "discriminator_loss" in sums  # evaluation has no losses
+        if trained:
+            loss = sums["discriminator_loss"].item() / packs
+            figures |= {"loss": loss, "loss/discriminator": loss}
+        # The generator is updated, and penalties are taken, in some steps only.
+        if "generator_loss" in sums:
+            figures["loss/generator"] = (sums["generator_loss"] / sums["generator_packs"]).item()
+        if "penalty" in sums:
+            figures["gradient_penalty"] = (sums["penalty"] / sums["penalty_packs"]).item()
         return figures
 
     def after_step(self, sums: Sums, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
@@ -197,18 +206,17 @@ class GanObjective(GenerativeObjective):
 
     @torch.no_grad()
     def draw(self, keys_M: Tensor, labels_M: Tensor) -> Tensor:
+        """Samples of the given classes, one per key."""
         z = normal(derive(keys_M, "latent"), (self.config.network.latent,))
-        return self.generator(z, labels_M if self.classes is not None else None)
+        samples: Tensor = self.generator(z, labels_M if self.classes is not None else None)
+        return samples
 
     def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> SampleSet:
-        """A grid of samples; of toy data, where 2,500 of them fall."""
+        """A grid of samples; of toy data, a scatter plot of 2,500."""
         device = generator.device
         count = 2500 if isinstance(self.data, Points) else n
-        keys_M = sample_keys(
-            int(torch.randint(1 << 62, (), generator=generator, device=device)),
-            torch.arange(count, device=device),
-            "sample",
-        )
+        seed = int(torch.randint(1 << 62, (), generator=generator, device=device))
+        keys_M = sample_keys(seed, torch.arange(count, device=device), "sample")
         x = self.draw(keys_M, torch.arange(count, device=device) % (self.classes or 1))
         if isinstance(self.data, Points):
             return SampleSet(images={"samples": cloud_of(x, self.data.mixture)})
@@ -221,7 +229,8 @@ def _count(logits_P: Tensor) -> Tensor:
 
 def _verdicts(real_P: Tensor, fake_P: Tensor, mask_P: Tensor) -> Sums:
     """Sums of D(x), D(G(z)) and V(D, G)."""
-    real, fake = real_P.detach().double(), fake_P.detach().double()
+    real = real_P.detach().double()
+    fake = fake_P.detach().double()
     return {
         "d_real": (real.sigmoid() * mask_P).sum(),
         "d_fake": (fake.sigmoid() * mask_P).sum(),

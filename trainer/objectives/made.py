@@ -9,11 +9,14 @@ from data.batches import Step
 from data.share import Batch, RunState, Share
 
 Make = Callable[[Tensor, str], Batch]
-"""From the numbers (M,) of samples and the split that they belong to, to a batch with them under "sample"."""
+"""Makes a batch from the numbers (M,) of its samples and their split.
+
+The batch holds the numbers under "sample".
+"""
 
 
 class MadeStream:
-    """This rank's micro-batches of the training data, from step 0 or from where `state` left them."""
+    """This rank's micro-batches of training data, from step 0 or from where `state` ended."""
 
     def __init__(self, make: Make, share: Share, state: RunState | None):
         self.make = make
@@ -35,7 +38,10 @@ class MadeStream:
 
 
 def made_held_out(make: Make, samples: int, share: Share) -> list[Batch]:
-    """This rank's part of `samples` held-out samples, as many batches on every rank; "mask" tells which of them count."""
+    """This rank's part of `samples` held-out samples, with as many batches on every rank.
+
+    "mask" is true for the samples that count.
+    """
     batches = -(-samples // (share.world * share.micro_batch))
     firsts = (torch.arange(batches)[:, None] * share.world + share.rank) * share.micro_batch
     numbers = firsts + torch.arange(share.micro_batch)

@@ -1,6 +1,7 @@
-"""Images and their captions on one sphere: CLIP's symmetric InfoNCE or SigLIP's pairwise sigmoid, on the protocol of contrastive.py.
+"""Images and their captions on one sphere: CLIP's symmetric InfoNCE, or SigLIP's pairwise sigmoid.
 
-The mathematics is in models/contrastive/. M samples, K classes, P width of an embedding.
+The steps are those of contrastive.py. Networks and mathematics are in models/contrastive/.
+Legend: M samples, N images, K classes, P width of an embedding, S images that are shown.
 """
 
 from collections.abc import Mapping
@@ -29,46 +30,51 @@ _SHOWN = 10
 
 @dataclass(frozen=True, kw_only=True)
 class TwoTowersConfig(ContrastiveConfig):
-    """An image is to be alike to its caption, and unlike the captions of all other images of the global batch."""
+    """CLIP and SigLIP.
+
+    An image becomes similar to its caption, and unlike the captions of all other images of the
+    global batch.
+    """
 
     name: Literal["clip", "siglip"] = "clip"
-    """clip: softmax over the captions and over the images (Radford et al. 2021); siglip: each pair by itself (Zhai et al. 2023)."""
+    """clip: softmax over the captions and over the images (Radford et al. 2021).
+    siglip: a sigmoid per pair (Zhai et al. 2023)."""
     data: ImageConfig = field(default_factory=ImageConfig)
-    """Images with labels."""
+    """The images to train on, with labels."""
     captions: CaptionConfig = field(default_factory=CaptionConfig)
-    """What the labels say."""
+    """Captions made from the labels."""
     image: ConvEncoderConfig = field(default_factory=ConvEncoderConfig)
     """The tower of the images."""
     text: TransformerConfig = field(default_factory=lambda: TransformerConfig(layers=2, d_model=64, heads=4, ffn=128))
     """The tower of the captions' bytes; causal and dense."""
     width: int = 64
-    """Of the embeddings."""
+    """Width of the embeddings."""
     temperature: float = 0.07
-    """At the start; it is learned (0.1 is usual with siglip)."""
+    """Initial temperature, which is learned. 0.1 is usual with siglip."""
     least_temperature: float = 0.01
-    """The learned one counts as no less, and as no more than 1."""
+    """Lower bound of the learned temperature; its upper bound is 1."""
     bias: float = -10.0
-    """Of siglip's logits at the start; it is learned."""
+    """Initial bias of siglip's logits, which is learned."""
     quality: ProbeConfig | None = field(default_factory=ProbeConfig)
-    """How images are found by texts, texts by images, and how the image features are measured; null: not at all."""
+    """How retrieval in both directions and the image features are measured. null: they are not."""
 
     def __post_init__(self) -> None:
         if self.data.classes != len(self.captions.names):
-            raise ValueError(
-                f"captions.names: {len(self.captions.names)} names for data.classes {self.data.classes}; give each class one"
-            )
+            count = len(self.captions.names)
+            raise ValueError(f"captions.names: {count} names for data.classes {self.data.classes}; give each class one")
         if self.text.moe is not None or not self.text.causal:
             raise ValueError("text: a tower is causal and dense; leave out moe, and causal: false")
         if not 0 < self.least_temperature <= self.temperature <= 1:
             raise ValueError(
-                f"temperature is {self.temperature} and least_temperature {self.least_temperature}; 0 < least_temperature <= temperature <= 1"
+                f"temperature is {self.temperature} and least_temperature {self.least_temperature}; "
+                "set 0 < least_temperature <= temperature <= 1"
             )
         if min(self.chunk, self.width) < 1:
             raise ValueError(f"chunk is {self.chunk} and width {self.width}; both must be at least 1")
 
 
 class TwoTowersObjective(ContrastiveObjective):
-    """The loss is in nats a pair."""
+    """The loss is in nats per pair."""
 
     config: TwoTowersConfig
     model: TwoTowers
@@ -92,7 +98,8 @@ class TwoTowersObjective(ContrastiveObjective):
         )
 
     def _embed(self, net: nn.Module, batch: Batch, purpose: str) -> Embedded:
-        x, label_M = self.images.values(batch), batch["label"]
+        x = self.images.values(batch)
+        label_M = batch["label"]
         if purpose == "views":
             views = augment(self.config.augment, x, sample_keys(self.seed, batch["sample"], purpose))
             embedded: Embedded = net(views, *self.captions.drawn(label_M, batch["sample"]))
@@ -106,33 +113,27 @@ class TwoTowersObjective(ContrastiveObjective):
         return pair_loss(z, number_M, scale, self.config.chunk, rows)
 
     def _pair_figures(self, config: ProbeConfig, held_out: Parts) -> dict[str, float]:
-        label_M, (tokens_KT, end_K) = (
-            held_out["label"],
-            self.captions.of(classes := torch.arange(len(self.config.captions.names)), torch.zeros_like(classes)),
-        )
+        image_MP, label_M = held_out["a"], held_out["label"]
+        classes = torch.arange(len(self.config.captions.names))
+        tokens_KT, end_K = self.captions.of(classes, torch.zeros_like(classes))
         texts_KP = self.model.read(tokens_KT.to(self.device), end_K.to(self.device)).cpu()
-        found = {"zero_shot_accuracy": recall_at(held_out["a"], texts_KP, label_M, classes, 1)}
-        found |= {
-            f"image_recall_at_{most}": recall_at(texts_KP, held_out["a"], classes, label_M, most)
-            for most in config.recall
-        }
-        pairs = pair_figures(config, held_out["a"], held_out["b"], label_M, "text")
-        return found | {"temperature": self._temperature()} | pairs
+        metrics = {"zero_shot_accuracy": recall_at(image_MP, texts_KP, label_M, classes, 1)}
+        for k in config.recall:
+            metrics[f"image_recall_at_{k}"] = recall_at(texts_KP, image_MP, classes, label_M, k)
+        metrics["temperature"] = self._temperature()
+        return metrics | pair_figures(config, image_MP, held_out["b"], label_M, "text")
 
     def _temperature(self) -> float:
         return 1 / clamped(self.model.temperature()[0].detach(), self.least_temperature).item()
 
     def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> SampleSet:
-        """In each row the held-out images that are most similar to the caption of one class, the most similar first."""
+        """Rows of the held-out images most similar to the caption of a class, best first."""
         from data.images.held_out import image_set
 
-        image_NCHW, _ = image_set(self.images.config, self._apart, 10_000)
+        image_NCHW, _ = image_set(self.images.config, self._evaluation_split, 10_000)
         classes = torch.arange(len(self.config.captions.names), device=self.device)
         texts_KP = self.model.read(*self.captions.of(classes, torch.zeros_like(classes)))
         z_NP = nn.functional.normalize(self.model.image_head(self._features(image_NCHW)), dim=1)
         nearest_KS = (texts_KP @ z_NP.T).topk(min(_SHOWN, len(image_NCHW)), dim=1).indices.cpu()
-        return SampleSet(
-            images={
-                "retrieved": grid_of(image_NCHW[nearest_KS.flatten()].float() / 127.5 - 1, columns=nearest_KS.shape[1])
-            }
-        )
+        retrieved = image_NCHW[nearest_KS.flatten()].float() / 127.5 - 1
+        return SampleSet(images={"retrieved": grid_of(retrieved, columns=nearest_KS.shape[1])})
