@@ -1,1 +1,1 @@
-"""One worker of a run: its loop, objectives, engines, checkpoints and tracking. Never imports Ray."""
+"""One worker of a run: its loop, objectives, engines, checkpoints, tracking. Never imports Ray."""

@@ -28,9 +28,9 @@
     ray/                 Ray's own files                                    Ray
 
 No other module names these files. The folder of a sweep also has `stop`, `mlflow_run_id` and
-`ray/`. A file that ends in .jsonl has a row per line; a last line that was cut off is ignored. Line is in
-data/ledger.py, Manifest in data/manifest.py, Stopped in trainer/endings.py, and every other type in
-trainer/run_rows.py.
+`ray/`. A file that ends in .jsonl has a row per line; a last line that was cut off is ignored. Line
+is in data/ledger.py, Manifest in data/manifest.py, Stopped in trainer/endings.py, and every other
+type in trainer/run_rows.py.
 
 This module needs no torch, because the command and Ray's controller import it as well.
 """

@@ -7,6 +7,12 @@ from typing import Any, Literal, NotRequired, Protocol, TypedDict
 
 from trainer.endings import Ending, Stopped
 
+Plain = dict[str, Any]
+"""Plain values of a config, as YAML holds them."""
+
+Row = Mapping[str, Any]
+"""A row as it was read from a file."""
+
 Spent = Literal["step", "data", "evaluation", "checkpoint", "replayed", "restart", "start-up", "other"]
 """Purposes of a run's wall-clock time; `other` is the rest, so that they sum to the whole."""
 
@@ -52,13 +58,13 @@ class Event:
     step: int | None
     """The step that the event belongs to, if any."""
 
-    def to_row(self) -> dict[str, Any]:
+    def to_row(self) -> dict[str, object]:
         """Return the row, as JSON."""
-        row = {"time": self.time, "attempt": self.attempt, "kind": self.kind, "event": self.text}
+        row: dict[str, object] = {"time": self.time, "attempt": self.attempt, "kind": self.kind, "event": self.text}
         return row if self.step is None else row | {"step": self.step}
 
     @staticmethod
-    def from_row(row: Mapping[str, Any]) -> "Event":
+    def from_row(row: Row) -> "Event":
         """Read a row; rows without a kind are notes."""
         kind = EventKind(row.get("kind", EventKind.NOTE))
         return Event(kind=kind, text=row["event"], time=row["time"], attempt=row["attempt"], step=row.get("step"))
@@ -80,12 +86,12 @@ class AttemptBegan:
     dirty: bool | None
     """Whether the code had changes that were not committed; None if unknown."""
 
-    def to_row(self) -> dict[str, Any]:
+    def to_row(self) -> dict[str, object]:
         """Return the row, as JSON."""
         return vars(self).copy()
 
     @staticmethod
-    def from_row(row: Mapping[str, Any]) -> "AttemptBegan":
+    def from_row(row: Row) -> "AttemptBegan":
         """Read a row."""
         return AttemptBegan(
             attempt=row.get("attempt", 0),
@@ -108,13 +114,13 @@ class AttemptEnded:
     """The reporter, such as `rank 0`."""
     stopped: Stopped
 
-    def to_row(self) -> dict[str, Any]:
+    def to_row(self) -> dict[str, object]:
         """Return the row, as JSON."""
-        row = {"attempt": self.attempt, "time": self.time, "ended": str(self.stopped), "by": self.by}
+        row: dict[str, object] = {"attempt": self.attempt, "time": self.time, "ended": str(self.stopped), "by": self.by}
         return row | {"ending": self.stopped.ending}
 
     @staticmethod
-    def from_row(row: Mapping[str, Any]) -> "AttemptEnded":
+    def from_row(row: Row) -> "AttemptEnded":
         """Read a row."""
         stopped = Stopped.read(row["ended"], row.get("ending"))
         return AttemptEnded(
@@ -132,7 +138,7 @@ class MetricsRow:
     metrics: Mapping[str, float]
 
     @staticmethod
-    def from_row(row: Mapping[str, Any]) -> "MetricsRow":
+    def from_row(row: Row) -> "MetricsRow":
         """Read a row, in which a number that is not finite is a string."""
         metrics = {name: float(value) for name, value in row.items() if name not in ("step", "time", "attempt")}
         return MetricsRow(step=row["step"], time=row.get("time", 0.0), attempt=row.get("attempt", 0), metrics=metrics)
@@ -185,8 +191,8 @@ class Sent(TypedDict):
 class Job(TypedDict):
     """`resolved.yaml`: the plain values of a RunConfig and, if there is one, a ClusterConfig."""
 
-    run: dict[str, Any]
-    cluster: NotRequired[dict[str, Any]]
+    run: Plain
+    cluster: NotRequired[Plain]
 
 
 class Summary(TypedDict):

@@ -2,13 +2,12 @@
 
 import re
 from dataclasses import replace
-from typing import Any
 
 from trainer.config import RunConfig
 from trainer.parsing import parse, plain
 from trainer.rules import RulesConfig
 from trainer.run_files import RESOLVED, RunFiles, run_files
-from trainer.run_rows import Job
+from trainer.run_rows import Job, Plain
 from trainer.storage import Folder, absolute, check_writable
 from trainer.tracking.config import tracking_uri
 
@@ -44,7 +43,7 @@ def _numbered(root: Folder, stem: str, resume: bool) -> str:
     return f"{stem}-{max(numbers, default=0) + (0 if resume else 1):03d}"
 
 
-def prepare(run: RunConfig, resume: bool, cluster: dict[str, Any] | None = None) -> RunFiles:
+def prepare(run: RunConfig, resume: bool, cluster: Plain | None = None) -> RunFiles:
     """Make the run folder, and write the resolved job into it.
 
     Raises ValueError if the folder is not writable, or holds another run.

@@ -1,7 +1,6 @@
 """The hooks of a run: which ones it has, in which order, and how often they are called."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from trainer.planning.gpus import peak_flops
 from trainer.records.goodput import Goodput
 from trainer.records.ledger import Ledger
 from trainer.recovery.faults import inject
-from trainer.rules import RulesConfig
 from trainer.run_files import RunFiles
 from trainer.run_rows import Say
 from trainer.tracking.tracker import Tracker
@@ -57,10 +55,9 @@ def build_hooks(
     say: Say,
     started: float,
 ) -> RunHooks:
-    """Build all hooks of `run`.
+    """Build all hooks of `run`, in the order of their calls.
 
-    `scratch` is a folder that is removed with the attempt; `started` is when the user asked for the
-    run, as time.time().
+    `scratch` is removed with the attempt; `started` is when the user asked for the run.
     """
     world, objective = training.world, training.objective
     share = run.evaluation_share(world)
@@ -69,51 +66,55 @@ def build_hooks(
     quality = Quality(share, tracker, say)
     sample = Sample(run.evaluate.samples, run.seed, files, tracker, scratch / "samples")
     save = Save(checkpointer, tracker, merge_states, ledger, say)
-    # The collapse hooks come first, so that a checkpoint of the same step holds their changes.
-    hooks = collapse_hooks(training, tracker, say)
-    if training.step == 0:
-        hooks.append(Hook(1, _first_step(files, world, started)))
-    hooks += [
+    hooks = [
+        *collapse_hooks(training, tracker, say),  # first, so that the checkpoint of a step holds their changes
+        *_first_step_hooks(training, files, started),
         Hook(1, lambda training: training.ema.update(training.step)),
         Hook(run.log_every, report),
         Hook(run.evaluate.every, evaluation, books_as="evaluation"),
         Hook(run.evaluate.quality_every, quality, books_as="evaluation"),
         Hook(run.evaluate.sample_every, sample, books_as="evaluation"),
+        *_conflict_hooks(run, world, files, sample, tracker, say),
+        Hook(run.checkpoint.every, save, books_as="checkpoint"),
+        *_profiler_hooks(run, world, files, tracker, scratch),
+        *inject(run.faults, training, files),
+        Hook(1, goodput),
+        Hook(run.log_every, goodput.log),
     ]
-    if run.evaluate.rules is not None and world.is_main:
-        conflict_rate = _conflict_rate(run.evaluate.rules, files, sample, tracker, say)
-        hooks.append(Hook(run.evaluate.sample_every, conflict_rate, books_as="evaluation"))
-    hooks.append(Hook(run.checkpoint.every, save, books_as="checkpoint"))
-    if run.profile is not None and world.is_main:
-        hooks.append(Hook(1, ProfilerHook(run.profile, scratch / "profile", _keep_profile(files, tracker))))
-    hooks += inject(run.faults, training, files)
-    hooks += [Hook(1, goodput), Hook(run.log_every, goodput.log)]
     return RunHooks(str(run.name), tracker, report, evaluation, quality, sample, save, hooks)
 
 
-def _conflict_rate(
-    rules: RulesConfig, files: RunFiles, sample: Sample, tracker: Tracker, say: Say
-) -> Callable[[Training], None]:
+def _conflict_hooks(
+    run: RunConfig, world: World, files: RunFiles, sample: Sample, tracker: Tracker, say: Say
+) -> list[Hook]:
+    if run.evaluate.rules is None or not world.is_main:
+        return []
     from trainer.rules.gate import Gate
     from trainer.rules.hook import ConflictRate
     from trainer.rules.log import AuditLog
 
-    return ConflictRate(Gate(rules), sample, AuditLog(files.folder), tracker, say)
+    conflict_rate = ConflictRate(Gate(run.evaluate.rules), sample, AuditLog(files.folder), tracker, say)
+    return [Hook(run.evaluate.sample_every, conflict_rate, books_as="evaluation")]
 
 
-def _keep_profile(files: RunFiles, tracker: Tracker) -> Callable[[Path], None]:
+def _profiler_hooks(run: RunConfig, world: World, files: RunFiles, tracker: Tracker, scratch: Path) -> list[Hook]:
+    if run.profile is None or not world.is_main:
+        return []
+
     def keep(file: Path) -> None:
         files.profile.put(file, file.name)
         tracker.keep(file)
 
-    return keep
+    return [Hook(1, ProfilerHook(run.profile, scratch / "profile", keep))]
 
 
-def _first_step(files: RunFiles, world: World, started: float) -> Callable[[Training], None]:
-    """Note, once, the seconds from the command to the first optimiser step."""
+def _first_step_hooks(training: Training, files: RunFiles, started: float) -> list[Hook]:
+    """Return a hook that notes the seconds from the command to the first step of the run."""
+    if training.step > 0:
+        return []
 
     def note(training: Training) -> None:
-        if training.step == 1 and world.is_main:
+        if training.step == 1 and training.world.is_main:
             files.write_first_step_seconds(time.time() - started)
 
-    return note
+    return [Hook(1, note)]

@@ -5,10 +5,9 @@ It builds the parts, runs the loop, and leaves a run folder that tells what happ
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from data.share import Share
 from models.init import initialise
@@ -32,7 +31,7 @@ from trainer.recovery.control import Asked, Control, nobody_asks
 from trainer.recovery.resume import record_in, resume, roll_back
 from trainer.recovery.watchdog import Watchdog
 from trainer.run_files import RunFiles, run_files
-from trainer.run_rows import EventKind, Say, Summary
+from trainer.run_rows import EventKind, Plain, Say, Summary
 from trainer.worker.hooks import RunHooks, build_hooks
 from trainer.worker.memory import out_of_memory
 from trainer.worker.summary import finish, summarise
@@ -40,9 +39,7 @@ from trainer.worker.tracker import closing, open_tracker
 from trainer.world import World, joined
 
 
-def run_worker(
-    values: Mapping[str, Any], say: Print = print, started: float | None = None, asked: Asked = nobody_asks
-) -> Summary:
+def run_worker(values: Plain, say: Print = print, started: float | None = None, asked: Asked = nobody_asks) -> Summary:
     """Train as `values` say, the plain values of a RunConfig, and return the summary.
 
     The environment names the ranks. Training continues from the newest intact checkpoint of the run
