@@ -1,4 +1,7 @@
-"""The `switchwork` command. A wrong input ends with exit code 2 and one line that names the field, the values and the fix."""
+"""The `switchwork` command.
+
+A wrong input ends with exit code 2 and one line that names the field, the value and the fix.
+"""
 
 import json
 import os
@@ -26,12 +29,12 @@ app = typer.Typer(
 def train(
     job: JobFile,
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="check, print the resolved job, and stop")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print the resolved job, then stop.")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="go on from the last checkpoint, in the same MLflow run")
+        bool, typer.Option("--resume", help="Continue from the last intact checkpoint, in the same MLflow run.")
     ] = False,
 ) -> None:
-    """Train here: start or join Ray, show progress, until done."""
+    """Train a job from this machine: start or join Ray, and show the progress until it ends."""
     from launch.commands.train import dry_run as show_job
     from launch.commands.train import train as run_job
 
@@ -43,9 +46,9 @@ def train(
 
 @app.command()
 def data(
-    job: JobFile, overrides: Overrides = None, n: Annotated[int, typer.Option("--n", help="how many")] = 3
+    job: JobFile, overrides: Overrides = None, n: Annotated[int, typer.Option("--n", help="The number of samples.")] = 3
 ) -> None:
-    """Print the first decoded training samples: what the model will see."""
+    """Show the first decoded training samples, as the model will see them."""
     from launch.commands.data import show_data
 
     show_data(console, job, overrides or [], n)
@@ -55,26 +58,31 @@ def data(
 def plan(
     job: JobFile,
     overrides: Overrides = None,
-    gpus: Annotated[int | None, typer.Option("--gpus", help="how many; else the job's workers")] = None,
+    gpus: Annotated[int | None, typer.Option("--gpus", help="The number of GPUs. Default: the job's workers.")] = None,
     gpu: Annotated[
-        str | None, typer.Option("--gpu", metavar="h100-80gb", help="which; else this machine's, or cpu")
+        str | None, typer.Option("--gpu", metavar="h100-80gb", help="The kind of GPU. Default: this machine's, or cpu.")
     ] = None,
     per_node: Annotated[
-        int | None, typer.Option("--per-node", help="GPUs that share a node; else as usual for this GPU")
+        int | None, typer.Option("--per-node", help="GPUs that share a node. Default: the usual number for this kind.")
     ] = None,
     efficiency: Annotated[
-        float, typer.Option("--efficiency", help="share of the peak that matrix products reach")
+        float, typer.Option("--efficiency", help="The share of the peak FLOPs that matrix products reach.")
     ] = 0.45,
     notice: Annotated[
-        float, typer.Option("--notice", help="seconds from the notice of a preemption to its end")
+        float, typer.Option("--notice", help="Seconds between the notice of a preemption and the end of the node.")
     ] = 30.0,
-    storage: Annotated[float, typer.Option("--storage", help="GB/s that all workers together write to run.root")] = 2.0,
+    storage: Annotated[
+        float, typer.Option("--storage", help="GB/s that all workers together write to run.root.")
+    ] = 2.0,
     picture: Annotated[
-        str | None, typer.Option("--picture", metavar="FILE.png", help="draw the memory of each layout")
+        str | None, typer.Option("--picture", metavar="FILE.png", help="Draw the memory of each layout into this file.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Will it fit, divide and end in time? Before any GPU is asked for; exit code 1 for no."""
+    """Say whether the job will divide, fit and end in time, before any GPU is requested.
+
+    The exit code is 1 if it will not.
+    """
     from launch.commands.plan import MachineOptions
     from launch.commands.plan import plan as make_plan
 
@@ -85,7 +93,10 @@ def plan(
 
 @app.command()
 def audit(job: JobFile, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Are this job's gradients right, with its sharding, precision and machine? Two steps beside float64; exit code 1 for no."""
+    """Check the job's gradients, with its sharding, precision and machine, against float64.
+
+    Two optimiser steps are compared. The exit code is 1 if the gradients are wrong.
+    """
     from launch.audit.run import audit as compare
 
     if not compare(console, job, overrides or [], as_json):
@@ -94,7 +105,7 @@ def audit(job: JobFile, overrides: Overrides = None, as_json: Json = False) -> N
 
 @app.command()
 def schema() -> None:
-    """The JSON Schema of job files, for editors."""
+    """Print the JSON Schema of job files, for editors."""
     from launch.commands.schema import job_schema
 
     print(json.dumps(job_schema(), indent=1))
@@ -105,7 +116,7 @@ for group in (cli_jobs, cli_runs, cli_proofs):
 
 
 def main() -> None:
-    """The console script: user errors as one line."""
+    """Run the console script; what the user can mend is printed as one line."""
     try:
         app()
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What the commands of `switchwork` share: their arguments and the console that they print to."""
+"""Arguments that the commands of `switchwork` share, and the console that they print to."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ console = Console(
     soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
 )
 
-JobFile = Annotated[str, typer.Argument(metavar="JOB.yaml", help="the job file")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=c ...]", help="fields of the job, set from here")]
-Json = Annotated[bool, typer.Option("--json", help="for programs")]
-RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="the run's folder, URL, or name below runs/")]
+JobFile = Annotated[str, typer.Argument(metavar="JOB.yaml", help="The job file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=c ...]", help="Fields of the job to set.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="The run's folder, its URL, or its name below runs/.")]

@@ -1,4 +1,4 @@
-"""Commands for a cluster's jobs: submit, jobs, status, logs, stop, suspend, resume."""
+"""Commands for the jobs of a cluster: submit, jobs, status, logs, stop, suspend, resume."""
 
 import json
 from typing import Annotated
@@ -9,8 +9,8 @@ from launch.cli.arguments import JobFile, Json, Overrides
 
 app = typer.Typer()
 
-To = Annotated[str, typer.Option("--to", metavar="http://HEAD:8265|k8s://CONTEXT/NAMESPACE", help="the cluster")]
-JobId = Annotated[str, typer.Argument(metavar="ID", help="a job's id, as submit printed it")]
+To = Annotated[str, typer.Option("--to", metavar="http://HEAD:8265|k8s://CONTEXT/NAMESPACE", help="The cluster.")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The id of the job, as `submit` printed it.")]
 
 
 @app.command()
@@ -19,12 +19,14 @@ def submit(
     to: To,
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="go on with the run of that name, from its last checkpoint")
+        bool, typer.Option("--resume", help="Continue the run of this name from its last checkpoint.")
     ] = False,
-    render: Annotated[bool, typer.Option("--render", help="Kubernetes: print the manifest instead")] = False,
+    render: Annotated[
+        bool, typer.Option("--render", help="Kubernetes: print the manifest, and submit nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Hand the job to a Ray cluster or to Kubernetes, print its id and return."""
+    """Submit a job to a Ray cluster or to Kubernetes, print its id and return."""
     from cluster.jobs import jobs_at, render_for
     from launch.config import for_cluster
 
@@ -38,43 +40,51 @@ def submit(
 
 @app.command()
 def jobs(to: To, as_json: Json = False) -> None:
-    """The jobs of a cluster, the newest first."""
+    """List the jobs of a cluster, the newest first."""
     from cluster.jobs import jobs_at
 
-    found = jobs_at(to).listing(to)
-    print(json.dumps(found, indent=1) if as_json else "\n".join(f"{each['state']:10} {each['id']}" for each in found))
+    listing = jobs_at(to).listing(to)
+    if as_json:
+        print(json.dumps(listing, indent=1))
+    else:
+        print("\n".join(f"{job['state']:10} {job['id']}" for job in listing))
 
 
 @app.command()
 def status(job_id: JobId, to: To, as_json: Json = False) -> None:
-    """State of a job, and why: what it waits for, or what it died of."""
+    """Print the state of a job, and why: what it waits for, or what it died of."""
     from cluster.jobs import jobs_at
 
-    found = jobs_at(to).status(to, job_id)
-    print(json.dumps(found) if as_json else f"{found['id']}: {found['state']}. {found['message']}")
+    job = jobs_at(to).status(to, job_id)
+    print(json.dumps(job) if as_json else f"{job['id']}: {job['state']}. {job['message']}")
 
 
 @app.command()
 def logs(
     job_id: JobId,
     to: To,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="until the job ends, over its restarts")] = False,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="Follow until the job ends, across its restarts.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """What a job has printed."""
+    """Print the output of a job."""
     from cluster.jobs import jobs_at
 
     for text in jobs_at(to).logs(to, job_id, follow):
-        print(
-            "\n".join(json.dumps({"line": line}) for line in text.splitlines()) if as_json else text,
-            end="\n" if as_json and text else "",
-            flush=True,
-        )
+        if as_json:
+            for line in text.splitlines():
+                print(json.dumps({"line": line}), flush=True)
+        else:
+            print(text, end="", flush=True)
 
 
 @app.command()
 def stop(job_id: JobId, to: To, as_json: Json = False) -> None:
-    """Stop a job: it saves, and leaves. On Kubernetes it is removed, with all that it made there, and does not wait to save."""
+    """Stop a job: it saves a checkpoint and ends.
+
+    On Kubernetes the job is removed with everything that it created there, and does not save.
+    """
     from cluster.jobs import jobs_at
 
     jobs_at(to).stop(to, job_id)
@@ -83,7 +93,7 @@ def stop(job_id: JobId, to: To, as_json: Json = False) -> None:
 
 @app.command()
 def suspend(job_id: JobId, to: To, as_json: Json = False) -> None:
-    """Kubernetes: give back a job's pods; its checkpoints stay."""
+    """Kubernetes: release the pods of a job; its checkpoints stay."""
     from cluster.jobs import jobs_at
 
     jobs_at(to).suspend(to, job_id)
@@ -92,7 +102,7 @@ def suspend(job_id: JobId, to: To, as_json: Json = False) -> None:
 
 @app.command()
 def resume(job_id: JobId, to: To, as_json: Json = False) -> None:
-    """Kubernetes: let a suspended job go on, from its last checkpoint."""
+    """Kubernetes: let a suspended job continue from its last checkpoint."""
     from cluster.jobs import jobs_at
 
     jobs_at(to).resume(to, job_id)

@@ -1,4 +1,4 @@
-"""Commands that run a job more than once: sweep, chaos, prove."""
+"""Commands that run a job more than once: sweep, chaos and the experiments of prove."""
 
 from typing import Annotated
 
@@ -14,16 +14,21 @@ def sweep(
     file: Annotated[
         str,
         typer.Argument(
-            metavar="SWEEP.yaml", help="the job, and what is varied in it: launch/configs/scaling_law.yaml is one"
+            metavar="SWEEP.yaml", help="The job and the keys to vary, as in launch/configs/scaling_law.yaml."
         ),
     ],
     overrides: Overrides = None,
     folder: Annotated[
-        str | None, typer.Option("--folder", help="runs, table and picture; default: sweeps/ and the file's name")
+        str | None,
+        typer.Option("--folder", help="Folder of the runs, table and picture. Default: the file's name below sweeps/."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="check, print the trials, and stop")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print the trials, then stop.")] = False,
 ) -> None:
-    """A job with many values for some of its keys, by Ray Tune; goes on where it was stopped. Exit code 1 if a trial failed or is left."""
+    """Run a job with many values for some of its keys, on Ray Tune.
+
+    The same command continues a sweep that was stopped. The exit code is 1 if a trial failed or is
+    missing.
+    """
     from launch.sweep.run import show_trials
     from launch.sweep.run import sweep as run_trials
 
@@ -39,15 +44,15 @@ def chaos(
     faults: Annotated[
         str,
         typer.Option(
-            "--faults", metavar="FILE", help="what goes wrong, and when: launch/configs/chaos_quickstart.yaml is one"
+            "--faults", metavar="FILE", help="The faults and their steps, as in launch/configs/chaos_quickstart.yaml."
         ),
     ],
     overrides: Overrides = None,
     folder: Annotated[
-        str, typer.Option("--folder", help="a new folder for the two runs and drill.json")
+        str, typer.Option("--folder", help="A new folder for the two runs and drill.json.")
     ] = "drills/chaos",
 ) -> None:
-    """A fire drill: the job without faults, then with them; ends with what each fault cost."""
+    """Run a fire drill: the job without faults, then with them; print the cost of each fault."""
     from launch.chaos.run import chaos as drill
 
     if not drill(console, job, faults, overrides or [], folder):
@@ -57,7 +62,7 @@ def chaos(
 prove = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Experiments that show what a part of this is worth, with intervals.",
+    help="Run experiments that show, with intervals, what a part of Switchwork is worth.",
 )
 app.add_typer(prove, name="prove")
 
@@ -66,21 +71,26 @@ app.add_typer(prove, name="prove")
 def prove_moe(
     overrides: Overrides = None,
     job: Annotated[
-        str | None, typer.Option("--job", metavar="JOB.yaml", help="default: the recipe launch/configs/prove_moe.yaml")
+        str | None, typer.Option("--job", metavar="JOB.yaml", help="The job. Default: launch/configs/prove_moe.yaml.")
     ] = None,
-    experts: Annotated[str, typer.Option("--experts", help="numbers of experts beside the job's own")] = "4,8,16",
-    seeds: Annotated[int, typer.Option("--seeds", help="how many, from the job's own on")] = 4,
+    experts: Annotated[
+        str, typer.Option("--experts", help="Numbers of experts to try in addition to the job's own.")
+    ] = "4,8,16",
+    seeds: Annotated[int, typer.Option("--seeds", help="The number of seeds, counted from the job's own.")] = 4,
     minutes: Annotated[
-        float | None, typer.Option("--minutes", help="time for all of it: the speed is measured, and the steps follow")
+        float | None, typer.Option("--minutes", help="The time for all runs; the steps follow from the measured speed.")
     ] = None,
     processes: Annotated[
-        int | None, typer.Option("--processes", help="runs at a time; default: as many as there are cores for")
+        int | None, typer.Option("--processes", help="Runs at the same time. Default: as many as the cores allow.")
     ] = None,
     folder: Annotated[
-        str, typer.Option("--folder", help="runs, results.json and proof.png; runs that are there already are kept")
+        str, typer.Option("--folder", help="Folder of the runs, results.json and proof.png; existing runs are kept.")
     ] = "proofs/moe",
 ) -> None:
-    """Switch beside dense at equal FLOPs, steps and data, with a frozen and a permuted router as controls: leads with intervals, and a verdict."""
+    """Compare a mixture of experts with a dense model at equal FLOPs, steps and data.
+
+    A frozen and a permuted router are the controls. Prints leads with intervals, and a verdict.
+    """
     from launch.prove.moe import RECIPE, Options, prove
 
     prove(
@@ -96,28 +106,31 @@ def prove_distill(
     overrides: Overrides = None,
     job: Annotated[
         str | None,
-        typer.Option(
-            "--job", metavar="JOB.yaml", help="the teacher's; default: the recipe launch/configs/prove_moe.yaml"
-        ),
+        typer.Option("--job", metavar="JOB.yaml", help="The teacher's job. Default: launch/configs/prove_moe.yaml."),
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", help="how many, from the job's own on")] = 4,
-    alpha: Annotated[float, typer.Option("--alpha", help="the teacher's share of the loss")] = 0.25,
-    temperature: Annotated[float, typer.Option("--temperature", help="of the teacher's loss")] = 1.0,
+    seeds: Annotated[int, typer.Option("--seeds", help="The number of seeds, counted from the job's own.")] = 4,
+    alpha: Annotated[float, typer.Option("--alpha", help="The teacher's share of the loss.")] = 0.25,
+    temperature: Annotated[float, typer.Option("--temperature", help="The temperature of the teacher's loss.")] = 1.0,
     ablations: Annotated[
-        bool, typer.Option("--ablations", help="also with the teacher's weights alone, and with its loss alone")
+        bool, typer.Option("--ablations", help="Also train with the teacher's weights alone, and with its loss alone.")
     ] = False,
     processes: Annotated[
-        int | None, typer.Option("--processes", help="runs at a time; default: as many as there are cores for")
+        int | None, typer.Option("--processes", help="Runs at the same time. Default: as many as the cores allow.")
     ] = None,
     folder: Annotated[
-        str, typer.Option("--folder", help="runs, results.json and proof.png; runs that are there already are kept")
+        str, typer.Option("--folder", help="Folder of the runs, results.json and proof.png; existing runs are kept.")
     ] = "proofs/distill",
     teachers: Annotated[
         str | None,
-        typer.Option("--teachers", metavar="FOLDER", help="of `prove moe`, whose dense and teachers' runs are taken"),
+        typer.Option(
+            "--teachers", metavar="FOLDER", help="A folder of `prove moe`, whose dense and teacher runs are reused."
+        ),
     ] = None,
 ) -> None:
-    """A mixture of experts, a dense model, and the dense model taught by the other: the share of the gain that it keeps, with an interval."""
+    """Measure how much of the gain of a mixture of experts a dense student keeps.
+
+    Trains the mixture, a dense model, and the dense model with the mixture as its teacher.
+    """
     from launch.prove.distill import Options, prove
     from launch.prove.moe import RECIPE
 
@@ -138,18 +151,21 @@ def prove_thought(
     overrides: Overrides = None,
     job: Annotated[
         str | None,
-        typer.Option("--job", metavar="JOB.yaml", help="default: the recipe launch/configs/prove_thought.yaml"),
+        typer.Option("--job", metavar="JOB.yaml", help="The job. Default: launch/configs/prove_thought.yaml."),
     ] = None,
-    max_steps: Annotated[int, typer.Option("--steps", help="problems take 1 to so many steps")] = 6,
-    problems: Annotated[int, typer.Option("--problems", help="problems of each number of steps")] = 200,
-    shots: Annotated[int, typer.Option("--shots", help="worked examples before each")] = 2,
-    processes: Annotated[int, typer.Option("--processes", help="runs at a time")] = 2,
+    max_steps: Annotated[int, typer.Option("--steps", help="The largest number of steps of a problem.")] = 6,
+    problems: Annotated[int, typer.Option("--problems", help="Problems per number of steps.")] = 200,
+    shots: Annotated[int, typer.Option("--shots", help="Worked examples before each problem.")] = 2,
+    processes: Annotated[int, typer.Option("--processes", help="Runs at the same time.")] = 2,
     folder: Annotated[
         str,
-        typer.Option("--folder", help="texts, runs, results.json and proof.png; runs that are there already are kept"),
+        typer.Option("--folder", help="Folder of the texts, runs, results.json and proof.png; existing runs are kept."),
     ] = "proofs/thought",
 ) -> None:
-    """Arithmetic in several steps, with the steps written out and without, at equal tokens: accuracy by number of steps."""
+    """Compare arithmetic with and without the steps written out, at equal tokens.
+
+    Prints the accuracy by number of steps.
+    """
     from launch.prove.thought import RECIPE, Options, prove
 
     prove(

@@ -1,4 +1,4 @@
-"""Commands for a run that is there: sample, eval, export, verify, promote, diff, ui."""
+"""Commands for an existing run: sample, eval, export, verify, promote, diff, ui."""
 
 import json
 import os
@@ -11,24 +11,26 @@ from launch.cli.arguments import Json, RunFolder, console
 
 app = typer.Typer()
 
-Rules = Annotated[str | None, typer.Option("--rules", metavar="FILE.lp", help="rules that judge each text")]
-Graph = Annotated[str | None, typer.Option("--graph", metavar="FILE.csv|.nt", help="knowledge graph for the rules")]
+Rules = Annotated[str | None, typer.Option("--rules", metavar="FILE.lp", help="Rules that judge each text.")]
+Graph = Annotated[
+    str | None, typer.Option("--graph", metavar="FILE.csv|.nt", help="The knowledge graph that the rules read.")
+]
 
 
 @app.command()
 def sample(
     run: RunFolder,
-    n: Annotated[int, typer.Option("--n", help="how many")] = 2,
-    seed: Annotated[int, typer.Option("--seed")] = 0,
-    prompt: Annotated[str | None, typer.Option("--prompt", help="how the text begins")] = None,
-    tokens: Annotated[int | None, typer.Option("--tokens", help="how long")] = None,
+    n: Annotated[int, typer.Option("--n", help="The number of samples.")] = 2,
+    seed: Annotated[int, typer.Option("--seed", help="The seed of the samples.")] = 0,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="The beginning of the text.")] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", help="The length of the text in tokens.")] = None,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", help="0 for the most probable token each time")
+        float | None, typer.Option("--temperature", help="The sampling temperature; 0 takes the most probable token.")
     ] = None,
     rules: Rules = None,
     graph: Graph = None,
 ) -> None:
-    """Samples from a run's last checkpoint; with --rules those only that break none."""
+    """Draw samples from a run's last checkpoint; with --rules, only texts that break no rule."""
     from launch.commands.sample import show_samples
     from trainer.rules import RulesConfig
 
@@ -40,13 +42,18 @@ def sample(
 @app.command()
 def promote(
     run: RunFolder,
-    rules: Annotated[str, typer.Option("--rules", metavar="FILE.lp", help="rules over its measures and samples")],
+    rules: Annotated[str, typer.Option("--rules", metavar="FILE.lp", help="Rules over the run's metrics and samples.")],
     graph: Graph = None,
-    name: Annotated[str, typer.Option("--name", help="model in the MLflow registry")] = "switchwork",
-    samples: Annotated[int, typer.Option("--samples", help="texts to judge beside the measures")] = 0,
-    seed: Annotated[int, typer.Option("--seed")] = 0,
+    name: Annotated[str, typer.Option("--name", help="The model in MLflow's registry.")] = "switchwork",
+    samples: Annotated[
+        int, typer.Option("--samples", help="The number of texts to judge in addition to the metrics.")
+    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="The seed of the samples.")] = 0,
 ) -> None:
-    """Register a run's last checkpoint; it becomes champion only if the rules hold (exit code 1 if not)."""
+    """Register a run's last checkpoint; it becomes champion only if the rules hold.
+
+    The exit code is 1 if they do not.
+    """
     from launch.commands.promote import promote as register
     from trainer.rules import RulesConfig
     from trainer.settle import find_run, read_run
@@ -61,31 +68,36 @@ def evaluate(
     run: RunFolder,
     task: Annotated[
         str | None,
-        typer.Option("--task", metavar="FILE.jsonl", help="questions with answers, instead of the held-out data"),
+        typer.Option("--task", metavar="FILE.jsonl", help="Questions with answers, in place of the held-out data."),
     ] = None,
-    shots: Annotated[int, typer.Option("--shots", help="of the task, worked examples before each question")] = 0,
+    shots: Annotated[int, typer.Option("--shots", help="Worked examples before each question of a task.")] = 0,
     style: Annotated[
         str,
         typer.Option(
-            "--style", metavar="direct|chain_of_thought", help="of the task, the answer at once or after its steps"
+            "--style",
+            metavar="direct|chain_of_thought",
+            help="Whether the answer of a task comes at once or after its steps.",
         ),
     ] = "direct",
-    tokens: Annotated[int, typer.Option("--tokens", help="of the task, the longest answer")] = 128,
+    tokens: Annotated[int, typer.Option("--tokens", help="The longest answer to a task, in tokens.")] = 128,
     harness: Annotated[
         str | None,
-        typer.Option("--harness", metavar="TASK,...", help="tasks of EleutherAI's lm-eval, which must be installed"),
+        typer.Option("--harness", metavar="TASK,...", help="Tasks of EleutherAI's lm-eval, which must be installed."),
     ] = None,
     harness_tasks: Annotated[
-        str | None, typer.Option("--harness-tasks", metavar="FOLDER", help="more tasks for it (YAML)")
+        str | None,
+        typer.Option("--harness-tasks", metavar="FOLDER", help="A folder of further tasks for lm-eval (YAML)."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """A run's last checkpoint, in one process: the objective's own measures on its held-out data, a few-shot task, or lm-eval's tasks."""
-    from launch.commands.eval import evaluate_run, evaluate_task, style_of
+    """Evaluate a run's last checkpoint in one process.
+
+    Measures the objective's own metrics on its held-out data, a few-shot task (--task), or tasks of
+    lm-eval (--harness).
+    """
+    from launch.commands.eval import evaluate_harness, evaluate_run, evaluate_task, style_of
 
     if harness is not None:
-        from launch.commands.eval import evaluate_harness
-
         figures = evaluate_harness(console, run, harness, harness_tasks, shots)
     elif task is not None:
         figures = evaluate_task(console, run, task, shots, style_of(style), tokens)
@@ -97,9 +109,9 @@ def evaluate(
 
 @app.command()
 def export(
-    run: RunFolder, to: Annotated[str, typer.Option("--to", metavar="FOLDER", help="a new folder or URL")]
+    run: RunFolder, to: Annotated[str, typer.Option("--to", metavar="FOLDER", help="A new folder or URL.")]
 ) -> None:
-    """The weights of a run's last checkpoint as a folder that Hugging Face transformers loads."""
+    """Write the weights of a run's last checkpoint for Hugging Face transformers or diffusers."""
     from launch.commands.export import export as write
 
     write(console, run, to)
@@ -107,9 +119,12 @@ def export(
 
 @app.command()
 def verify(
-    target: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="a run, or one of its checkpoints")],
+    target: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run, or one of its checkpoints.")],
 ) -> None:
-    """Derive again, offline, the receipts of checkpoints, and of a run all the data that its weights have seen."""
+    """Check, offline, the receipts of checkpoints and all data that a run's weights have seen.
+
+    The exit code is 1 if anything differs.
+    """
     from launch.commands.verify import verify as derive_again
 
     if not derive_again(console, target):
@@ -118,19 +133,22 @@ def verify(
 
 @app.command()
 def diff(first: RunFolder, second: RunFolder, as_json: Json = False) -> None:
-    """What two runs differ in: config, code, data, results."""
+    """Show how two runs differ: config, code, data, results."""
     from launch.commands.diff import compare, show
 
-    found = compare(first, second)
+    differing = compare(first, second)
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(differing, indent=1))
     else:
-        show(console, first, second, found)
+        show(console, first, second, differing)
 
 
 @app.command()
-def ui(host: str = "127.0.0.1", port: int = 5000) -> None:
-    """Open MLflow on the runs here."""
+def ui(
+    host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="The port to listen on.")] = 5000,
+) -> None:
+    """Open MLflow on the runs of this folder."""
     from trainer.tracking.config import TrackingConfig, tracking_uri
 
     uri = tracking_uri(TrackingConfig())
