@@ -69,7 +69,7 @@ class ObjectiveConfig:
 
     @property
     def moe(self) -> MoEConfig | None:
-        """The mixture of experts, whose experts can be sharded across ranks; None for a dense model."""
+        """The mixture of experts that can be sharded across ranks; None for a dense model."""
         return None
 
     @property
