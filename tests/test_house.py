@@ -3,17 +3,20 @@
 A failure lists the offenders.
 """
 
+import ast
 import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from house import PACKAGES, ROOT, circles, files_of, functions, import_lines, imports, rooms
+from house import PACKAGES, ROOT, circles, files_of, functions, import_lines, imports, rooms, tree_of
 
 MODULES_IN_A_FOLDER = 12
 LINES_OF_A_FUNCTION = 40
 COLUMNS = 120
 LINES_WITH_ANY = 60
+OTHER_TESTS = ("house", "k8s_manifests", "readmes", "same_losses", "wheel")
+"""The tests of the project as a whole; all others are named after a package."""
 
 FOLDERS = sorted({file.parent for file in files_of(*PACKAGES)})
 
@@ -75,3 +78,25 @@ def test_few_lines_say_any() -> None:
             if number not in skipped and re.search(r"\bAny\b", line):
                 lines.append(f"{file}:{number} {line.strip()}")
     assert len(lines) < LINES_WITH_ANY, report(lines)
+
+
+def test_no_test_file_imports_another() -> None:
+    lines = []
+    for file in files_of("tests"):
+        for node in ast.walk(tree_of(file)):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names]
+                base = getattr(node, "module", None) or ""
+                lines += [f"{file}:{node.lineno} imports {name}" for name in [base, *names] if is_test(name)]
+    assert not lines, report(lines)
+
+
+def is_test(module: str) -> bool:
+    """Whether `module` is a test file, by its last name."""
+    return module.split(".")[-1].startswith("test_")
+
+
+def test_tests_are_named_after_a_package_or_are_of_the_whole_project() -> None:
+    names = {file.stem.removeprefix("test_") for file in files_of("tests") if is_test(file.stem)}
+    named = {name for name in names if name.startswith(tuple(f"{package}_" for package in PACKAGES))}
+    assert names - named == set(OTHER_TESTS)

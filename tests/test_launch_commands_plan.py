@@ -112,7 +112,7 @@ def test_zero_partitions_by_hand() -> None:
     groups = [Group((7_500_000_000,), 64)]
     from trainer.engines.config import DeepSpeedConfig
 
-    states = {zero: training_state(DeepSpeedConfig(zero=zero), groups, 1) for zero in (0, 1, 2, 3)}  # type: ignore[arg-type]
+    states = {zero: training_state(DeepSpeedConfig(zero=zero), groups, 1) for zero in (0, 1, 2, 3)}
     assert states[0].parameters == 30e9
     assert states[0].moments == 60e9
     for zero in (1, 2, 3):

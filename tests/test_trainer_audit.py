@@ -162,7 +162,7 @@ def test_a_bias_before_a_batch_norm_has_no_gradient_and_may_have_what_rounding_m
     x = torch.randn(64, 8, dtype=torch.float64)
 
     def bias_gradient(net: nn.Module, x: torch.Tensor) -> float:
-        return float(torch.autograd.grad(net(x).square().mul(torch.arange(64)[:, None]).sum(), [net[0].bias])[0].norm())  # type: ignore[index]
+        return float(torch.autograd.grad(net(x).square().mul(torch.arange(64)[:, None]).sum(), [net[0].bias])[0].norm())
 
     with rounded(network, FP32, seed=0):
         allowed = bias_gradient(network, x)

@@ -107,7 +107,7 @@ def run_layouts(
             assert kind is EventKind.COLLAPSE
             said.append(text)
 
-        hooks = [Hook(1, note), Hook(1, plant), Hook(1, keep), *collapse_hooks(training, tracker, hear), Hook(1, keep)]  # type: ignore[arg-type]
+        hooks = [Hook(1, note), Hook(1, plant), Hook(1, keep), *collapse_hooks(training, tracker, hear), Hook(1, keep)]
         share = Share(
             rank=world.rank,
             world=world.size,
