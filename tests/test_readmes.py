@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 WORD = re.compile(r"[\w./*~$<>{}:-]+")
 PATH = re.compile(r"[\w.*-]+(?:/[\w.*-]+)+\.(?:py|md|ya?ml|json|toml|png|txt|sh|lp|ttl)")
+CODE = re.compile(r"```.*?```", re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 VERB = re.compile(r"(?<![\w:=-])(?<!-n )switchwork +([a-z][a-z-]*)(?: +([a-z][a-z-]*))?")
 ADDRESS = re.compile(r"\b[a-z0-9+]+://[^\s)`'\"]+")
@@ -111,7 +112,10 @@ def test_paths_exist(texts: Callable[[], list[Text]]) -> None:
 def test_links_lead_somewhere() -> None:
     lines = []
     for where, folder, text in pages():
-        targets = (target for target in LINK.findall(text) if "://" not in target and not target.startswith("mailto:"))
+        prose_alone = CODE.sub("", text)
+        targets = (
+            target for target in LINK.findall(prose_alone) if "://" not in target and not target.startswith("mailto:")
+        )
         lines += [f"{where} links to {target}" for target in targets if not (folder / target).exists()]
     assert not lines, report(lines)
 

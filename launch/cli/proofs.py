@@ -8,6 +8,11 @@ from launch.cli.arguments import JobFile, Overrides, console
 
 app = typer.Typer()
 
+Seeds = Annotated[int, typer.Option("--seeds", help="The number of seeds, counted from the job's own.")]
+Processes = Annotated[
+    int | None, typer.Option("--processes", help="Runs at the same time. Default: as many as the cores allow.")
+]
+
 
 @app.command()
 def sweep(
@@ -76,13 +81,11 @@ def prove_moe(
     experts: Annotated[
         str, typer.Option("--experts", help="Numbers of experts to try in addition to the job's own.")
     ] = "4,8,16",
-    seeds: Annotated[int, typer.Option("--seeds", help="The number of seeds, counted from the job's own.")] = 4,
+    seeds: Seeds = 4,
     minutes: Annotated[
         float | None, typer.Option("--minutes", help="The time for all runs; the steps follow from the measured speed.")
     ] = None,
-    processes: Annotated[
-        int | None, typer.Option("--processes", help="Runs at the same time. Default: as many as the cores allow.")
-    ] = None,
+    processes: Processes = None,
     folder: Annotated[
         str, typer.Option("--folder", help="Folder of the runs, results.json and proof.png; existing runs are kept.")
     ] = "proofs/moe",
@@ -108,15 +111,13 @@ def prove_distill(
         str | None,
         typer.Option("--job", metavar="JOB.yaml", help="The teacher's job. Default: launch/configs/prove_moe.yaml."),
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", help="The number of seeds, counted from the job's own.")] = 4,
+    seeds: Seeds = 4,
     alpha: Annotated[float, typer.Option("--alpha", help="The teacher's share of the loss.")] = 0.25,
     temperature: Annotated[float, typer.Option("--temperature", help="The temperature of the teacher's loss.")] = 1.0,
     ablations: Annotated[
         bool, typer.Option("--ablations", help="Also train with the teacher's weights alone, and with its loss alone.")
     ] = False,
-    processes: Annotated[
-        int | None, typer.Option("--processes", help="Runs at the same time. Default: as many as the cores allow.")
-    ] = None,
+    processes: Processes = None,
     folder: Annotated[
         str, typer.Option("--folder", help="Folder of the runs, results.json and proof.png; existing runs are kept.")
     ] = "proofs/distill",

@@ -11,6 +11,15 @@ from launch.cli.arguments import Json, RunFolder, console
 
 app = typer.Typer()
 
+Harness = Annotated[
+    str | None,
+    typer.Option("--harness", metavar="TASK,...", help="Tasks of EleutherAI's lm-eval, which must be installed."),
+]
+HarnessTasks = Annotated[
+    str | None,
+    typer.Option("--harness-tasks", metavar="FOLDER", help="A folder of further tasks for lm-eval (YAML)."),
+]
+
 Rules = Annotated[str | None, typer.Option("--rules", metavar="FILE.lp", help="Rules that judge each text.")]
 Graph = Annotated[
     str | None, typer.Option("--graph", metavar="FILE.csv|.nt", help="The knowledge graph that the rules read.")
@@ -80,14 +89,8 @@ def evaluate(
         ),
     ] = "direct",
     tokens: Annotated[int, typer.Option("--tokens", help="The longest answer to a task, in tokens.")] = 128,
-    harness: Annotated[
-        str | None,
-        typer.Option("--harness", metavar="TASK,...", help="Tasks of EleutherAI's lm-eval, which must be installed."),
-    ] = None,
-    harness_tasks: Annotated[
-        str | None,
-        typer.Option("--harness-tasks", metavar="FOLDER", help="A folder of further tasks for lm-eval (YAML)."),
-    ] = None,
+    harness: Harness = None,
+    harness_tasks: HarnessTasks = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a run's last checkpoint in one process.
