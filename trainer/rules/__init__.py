@@ -1,18 +1,21 @@
-"""Rules over candidates: what a network generates is judged by predicate-logic rules in a file, and every decision says why."""
+"""Rules over candidates.
+
+Rules in predicate logic judge what a network generates, and every decision gives its reasons.
+"""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class RulesConfig:
-    """Rules that judge what the network generates."""
+    """Rules that judge the texts that the network generates."""
 
     file: str
-    """Rules in clingo's language; whatever derives `flag_conflict` refuses the candidate."""
+    """File of rules in clingo's language. A candidate is refused if `flag_conflict` follows."""
     graph: str | None = None
-    """Knowledge graph, .csv or .nt: facts `triple(subject, predicate, object)`."""
+    """Knowledge graph (.csv or .nt) of facts `triple(subject, predicate, object)`."""
     time_limit_s: float = 10.0
-    """For all candidates judged at once."""
+    """Seconds for all candidates that are judged together."""
 
     def __post_init__(self) -> None:
         if not self.time_limit_s > 0:

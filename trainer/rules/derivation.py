@@ -1,7 +1,8 @@
 """Why an atom holds: the rules and facts that lead to it, in words.
 
-Each rule gets a twin that records its uses, `_used(number of the rule, conclusion, (values of its variables,))`, so the solver itself says
-which instances fired. A conclusion is explained by the first instance whose premises are explained before it: no circular reasons.
+Each rule gets a twin that records its uses, `_used(number of the rule, conclusion, (values of its
+variables,))`, so the solver itself says which instances fired. A conclusion is explained by the
+first instance whose premises are explained before it, so no reason is circular.
 """
 
 import re
@@ -14,28 +15,30 @@ from trainer.rules.program import Program, Rule
 
 
 def instrumented(program: Program) -> list[str]:
-    """The rules, in the lines of the file, and their twins."""
+    """The rules, as the file has them, and their twins."""
     return [program.text, *(twin(number, rule) for number, rule in enumerate(program.rules))]
 
 
 def twin(number: int, rule: Rule) -> str:
-    """The rule that records the uses of rule `number`; an anonymous variable in a positive literal gets a name, so that its value is known."""
+    """The rule that records the uses of rule `number`.
+
+    An anonymous variable in a positive literal gets a name, so that its value is known.
+    """
     body = "; ".join(str(part) for part in named(rule).body)
     values = "".join(f"{variable}," for variable in named(rule).variables)
     return f"_used({number},{rule.head},({values})) :- {body}." if body else f"_used({number},{rule.head},({values}))."
 
 
 def named(rule: Rule) -> Rule:
-    """The rule with its anonymous variables in positive literals numbered."""
+    """The rule with names for the anonymous variables of its positive literals."""
     count = iter(range(1_000_000))
 
     class Name(ast.Transformer):
         def visit_Variable(self, node: ast.AST) -> ast.AST:
             return node.update(name=f"Any{next(count)}") if node.name == "_" else node
 
-    return Rule(
-        rule.line, rule.text, rule.head, tuple(Name()(part) if _is_positive(part) else part for part in rule.body)
-    )
+    body = tuple(Name()(part) if _is_positive(part) else part for part in rule.body)
+    return Rule(rule.line, rule.text, rule.head, body)
 
 
 @dataclass(frozen=True)
@@ -45,19 +48,20 @@ class Use:
     rule: Rule
     premises: tuple[Symbol, ...]
     conditions: tuple[str, ...]
-    """Comparisons, absences and aggregates, with their values put in."""
+    """Comparisons, absences and aggregates, with the values of their variables."""
 
 
 def uses(program: Program, atoms: Iterable[Symbol]) -> dict[Symbol, list[Use]]:
     """All recorded instances, by conclusion."""
     rules = [named(rule) for rule in program.rules]
-    found: dict[Symbol, list[Use]] = {}
+    by_conclusion: dict[Symbol, list[Use]] = {}
     for atom in sorted(atoms):
         if atom.name == "_used":
             number, head, values = atom.arguments
             rule = rules[number.number]
-            found.setdefault(head, []).append(_use(rule, dict(zip(rule.variables, values.arguments, strict=True))))
-    return found
+            bound = dict(zip(rule.variables, values.arguments, strict=True))
+            by_conclusion.setdefault(head, []).append(_use(rule, bound))
+    return by_conclusion
 
 
 def _use(rule: Rule, values: Mapping[str, Symbol]) -> Use:
@@ -80,21 +84,15 @@ def _is_positive(part: ast.AST) -> bool:
 
 
 def explain(
-    goal: Symbol, program: Program, found: Mapping[Symbol, list[Use]], facts: Mapping[Symbol, str]
+    goal: Symbol, program: Program, recorded: Mapping[Symbol, list[Use]], facts: Mapping[Symbol, str]
 ) -> list[str]:
-    """Lines, indented by depth: each conclusion with its rule, below it what it rests on; `facts` says where each given fact is from."""
-    first: dict[Symbol, Use] = {}
-    known = set(facts)
-    growing = True
-    while growing:
-        growing = False
-        for head, instances in found.items():
-            use = None if head in known else next((each for each in instances if known.issuperset(each.premises)), None)
-            if use is not None:
-                first[head], growing = use, True
-                known.add(head)
+    """The derivation of `goal`, a line per conclusion, indented by depth.
+
+    A conclusion names its rule, and its premises follow. `facts` gives the origin of each fact.
+    """
+    first = _first_uses(recorded, facts)
     lines: list[str] = []
-    said: set[Symbol] = set()
+    explained: set[Symbol] = set()
 
     def say(atom: Symbol, depth: int) -> None:
         indent = "  " * depth
@@ -102,12 +100,10 @@ def explain(
             lines.append(f"{indent}{in_words(atom, program)} [{facts.get(atom, 'fact')}]")
             return
         use = first[atom]
-        again = atom in said
-        lines.append(
-            f"{indent}{in_words(atom, program)} [{program.name}, line {use.rule.line}{', as above' if again else ''}]"
-        )
-        if not again:
-            said.add(atom)
+        above = ", as above" if atom in explained else ""
+        lines.append(f"{indent}{in_words(atom, program)} [{program.name}, line {use.rule.line}{above}]")
+        if not above:
+            explained.add(atom)
             for premise in use.premises:
                 say(premise, depth + 1)
             lines.extend(f"{indent}  {condition}" for condition in use.conditions)
@@ -116,11 +112,27 @@ def explain(
     return lines
 
 
+def _first_uses(recorded: Mapping[Symbol, list[Use]], facts: Mapping[Symbol, str]) -> dict[Symbol, Use]:
+    """For each conclusion, the first use whose premises are known before it."""
+    first: dict[Symbol, Use] = {}
+    known = set(facts)
+    growing = True
+    while growing:
+        growing = False
+        for head, instances in recorded.items():
+            if head in known:
+                continue
+            use = next((instance for instance in instances if known.issuperset(instance.premises)), None)
+            if use is not None:
+                first[head] = use
+                known.add(head)
+                growing = True
+    return first
+
+
 def in_words(atom: Symbol, program: Program) -> str:
-    """By the first `%!` line whose name and constants fit; else the atom itself."""
-    arguments = [
-        argument.string if argument.type == SymbolType.String else str(argument) for argument in atom.arguments
-    ]
+    """The atom in the words of the first `%!` line that fits, else as it is written."""
+    arguments = [_text(argument) for argument in atom.arguments]
     for words in program.words:
         if words.name == atom.name and len(words.arguments) == len(arguments):
             values = {}
@@ -134,14 +146,18 @@ def in_words(atom: Symbol, program: Program) -> str:
     return str(atom)
 
 
+def _text(argument: Symbol) -> str:
+    """A string without its quotation marks, and anything else as it is written."""
+    return argument.string if argument.type == SymbolType.String else str(argument)
+
+
 def conflicts(atoms: Iterable[Symbol]) -> list[Symbol]:
     """All flag_conflict atoms, in order."""
     return sorted(atom for atom in atoms if atom.match("flag_conflict", len(atom.arguments)))
 
 
 def symbol(fact: Sequence[str | int]) -> Symbol:
-    """(name, argument, ...) as an atom: whole numbers are numbers, all else is a string."""
+    """The atom of a fact (name, argument, ...): an argument is a whole number or a string."""
     name, *arguments = fact
-    return Function(
-        str(name), [Number(argument) if isinstance(argument, int) else String(argument) for argument in arguments]
-    )
+    terms = [Number(argument) if isinstance(argument, int) else String(argument) for argument in arguments]
+    return Function(str(name), terms)

@@ -1,4 +1,7 @@
-"""The gate: candidates in, decisions out. The solver runs in a process of its own, with a limit on its time and memory."""
+"""The gate: candidates in, decisions out.
+
+The solver runs in a process of its own, with limited time and memory.
+"""
 
 import hashlib
 import json
@@ -19,7 +22,7 @@ _LARGEST = (1 << 31) - 1
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """What is judged: a text, facts, or both."""
+    """A text, facts, or both, to be judged."""
 
     text: str = ""
     facts: tuple[Fact, ...] = ()
@@ -31,7 +34,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """Accepted, or the conflicts; and why, in words."""
+    """The conflicts of a candidate, none if it is accepted, and the reasons in words."""
 
     conflicts: tuple[str, ...]
     derivation: tuple[str, ...]
@@ -47,13 +50,17 @@ class Decision:
 
 
 class Gate:
-    """Rules and knowledge graph, read and checked. Raises ValueError for what is not understood, unsafe, or never ends."""
+    """Rules and knowledge graph, read and checked.
+
+    Raises ValueError for rules that are not understood, unsafe, or never end.
+    """
 
     def __init__(self, config: RulesConfig):
         file = Path(config.file)
         if not file.is_file():
             raise ValueError(f"--rules: no file {config.file}; name a file of rules (.lp)")
-        self.config, content = config, file.read_bytes()
+        self.config = config
+        content = file.read_bytes()
         self.program = read_program(content.decode("utf-8", errors="replace"), file.name)
         self.graph = read_graph(config.graph) if config.graph else []
         self.rules_digest = hashlib.sha256(content).hexdigest()
@@ -61,7 +68,7 @@ class Gate:
         self.judge([Candidate()])
 
     def judge(self, candidates: Sequence[Candidate]) -> list[Decision]:
-        """A decision for each candidate, in order."""
+        """A decision per candidate, in order."""
         request: Request = {
             "name": self.program.name,
             "text": self.program.text,
@@ -97,21 +104,21 @@ class Gate:
     def _endless(self, when: str) -> str:
         lines = self.program.suspects
         where = f", line {', '.join(map(str, lines))}" if lines else ""
-        fix = (
-            "it makes new terms of its own conclusions: bound them"
-            if lines
-            else "raise the time limit, or make the rules smaller"
-        )
+        fix = "raise the time limit, or make the rules smaller"
+        if lines:
+            fix = "it makes new terms of its own conclusions: bound them"
         return f"{self.program.name}{where}: no conclusion {when}; {fix}"
 
 
 def measures(name: str, figures: Mapping[str, float]) -> tuple[Fact, ...]:
-    """`name(key, value)` for each finite figure, in thousandths, rounded: the solver knows whole numbers only."""
-    return tuple(
-        (name, key, round(1000 * value)) for key, value in sorted(figures.items()) if abs(value) * 1000 <= _LARGEST
-    )
+    """`name(key, value)` for each finite metric, in rounded thousandths.
+
+    The solver knows whole numbers only.
+    """
+    finite = {key: value for key, value in figures.items() if abs(value) * 1000 <= _LARGEST}
+    return tuple((name, key, round(1000 * value)) for key, value in sorted(finite.items()))
 
 
-def labels(found: Sequence[tuple[str, float]]) -> tuple[Fact, ...]:
+def labels(predictions: Sequence[tuple[str, float]]) -> tuple[Fact, ...]:
     """`label(class, percent)` for each (class, confidence in [0, 1]) of a classifier."""
-    return tuple(("label", each, round(100 * confidence)) for each, confidence in found)
+    return tuple(("label", name, round(100 * confidence)) for name, confidence in predictions)

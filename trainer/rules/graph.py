@@ -1,6 +1,7 @@
-"""A knowledge graph as facts `triple(subject, predicate, object)`: CSV with three columns, or N-Triples (W3C 2014).
+"""Reads a knowledge graph as facts `triple(subject, predicate, object)`.
 
-Names from N-Triples are the IRIs as they stand; whole numbers become numbers in both.
+A graph is a CSV file with three columns, or N-Triples (W3C 2014). A name from N-Triples is the
+whole IRI. Whole numbers become numbers in both.
 """
 
 import csv
@@ -14,7 +15,7 @@ Fact = tuple[str | int, ...]
 
 
 def read_graph(path: str) -> list[Fact]:
-    """The triples of `path` (.csv, .nt). Raises ValueError, in one line, with the line that is wrong."""
+    """The triples of `path` (.csv, .nt). Raises ValueError with the line that is wrong."""
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"--graph: no file {path}; name a .csv or .nt file of triples")
@@ -31,9 +32,8 @@ def _read_csv(file: Path) -> list[Fact]:
     with file.open(newline="", encoding="utf-8") as stream:
         for number, row in enumerate(csv.reader(stream), 1):
             if len(row) != 3:
-                raise ValueError(
-                    f"--graph: {file.name}, line {number}: {len(row)} columns; a triple has 3: subject, predicate, object"
-                )
+                reason = f"{len(row)} columns; a triple has 3: subject, predicate, object"
+                raise ValueError(f"--graph: {file.name}, line {number}: {reason}")
             if number > 1 or [cell.strip().lower() for cell in row] != ["subject", "predicate", "object"]:
                 facts.append(("triple", *(_value(cell.strip()) for cell in row)))
     return facts

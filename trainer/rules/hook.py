@@ -1,4 +1,4 @@
-"""While training: the share of the samples that the rules refuse, after each sampling."""
+"""A hook that logs the share of samples that the rules refuse, after each sampling."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class ConflictRate:
-    """Called after `sample`, on rank 0. Rules that fail are said and skipped: they judge the network, and do not stop its training."""
+    """A hook that runs after `sample`, on rank 0.
+
+    Rules that fail are reported and skipped: they judge the network, and do not stop its training.
+    """
 
     gate: Gate
     sample: "Sample"

@@ -1,6 +1,8 @@
-"""The solver, in a process of its own so that it can be ended: reads one request as JSON on standard input, writes one line a candidate.
+"""The solver, in a process of its own so that it can be ended.
 
-    python -m trainer.rules.judge < {"name", "text", "graph": [fact, ...], "candidates": [{"text", "facts"}, ...]}
+Reads one request as JSON from standard input, and writes one line per candidate.
+
+    python -m trainer.rules.judge < REQUEST
 
 A fact is a list: its name, then its arguments.
 """
@@ -30,7 +32,7 @@ class Judged(TypedDict):
 
 
 class Request(TypedDict):
-    """The rules, and the candidates that they judge."""
+    """Rules, and the candidates to judge by them."""
 
     name: str
     """The file of rules."""
@@ -53,18 +55,24 @@ def judge(program: Program, graph: Sequence[Fact], candidate: Judged) -> Verdict
     facts |= {symbol(fact): "given" for fact in candidate["facts"]}
     facts |= {symbol(fact): "from the text" for fact in matched(program, candidate["text"])}
     atoms = solve(program, list(facts))
-    found, uses_of = conflicts(atoms), uses(program, atoms)
-    derivation = [line for goal in found for line in explain(goal, program, uses_of, facts)]
-    return {"conflicts": [str(goal) for goal in found], "derivation": derivation}
+    goals = conflicts(atoms)
+    recorded = uses(program, atoms)
+    derivation: list[str] = []
+    for goal in goals:
+        derivation += explain(goal, program, recorded, facts)
+    return {"conflicts": [str(goal) for goal in goals], "derivation": derivation}
 
 
 def matched(program: Program, text: str) -> list[Fact]:
-    """Facts of the `%match` lines: name, number of the match from 1, then its groups; digits are whole numbers."""
-    found: list[Fact] = []
+    """The facts that the `%match` lines draw from `text`.
+
+    A fact is a name, the number of the match from 1, then its groups; digits are whole numbers.
+    """
+    facts: list[Fact] = []
     for name, pattern in program.matches:
         for number, match in enumerate(re.finditer(pattern, text), 1):
-            found.append((name, number, *(_value(group or "") for group in match.groups())))
-    return found
+            facts.append((name, number, *(_value(group or "") for group in match.groups())))
+    return facts
 
 
 def _value(text: str) -> int | str:
@@ -72,7 +80,7 @@ def _value(text: str) -> int | str:
 
 
 def solve(program: Program, facts: list[clingo.Symbol]) -> list[clingo.Symbol]:
-    """Everything that follows: the only answer set there is."""
+    """All atoms that follow from the rules and `facts`: the only answer set."""
     complaints: list[str] = []
     control = clingo.Control(["--models=2", "--warn=none"], logger=lambda _, message: complaints.append(message))
     try:
@@ -82,7 +90,8 @@ def solve(program: Program, facts: list[clingo.Symbol]) -> list[clingo.Symbol]:
                 backend.add_rule([backend.add_atom(fact)])
         control.ground([("base", [])])
     except RuntimeError:
-        raise ValueError(located(program.name, [re.sub(r"<block>", "<string>", each) for each in complaints])) from None
+        lines = [line.replace("<block>", "<string>") for line in complaints]
+        raise ValueError(located(program.name, lines)) from None
     with control.solve(yield_=True) as handle:
         models = [model.symbols(atoms=True) for model in handle]
     assert len(models) == 1, f"{program.name}: {len(models)} answer sets of a stratified program"

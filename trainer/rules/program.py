@@ -1,12 +1,14 @@
-"""A file of rules in the language of clingo (answer set programming), read and checked: what may be in it, and how its atoms read in words.
+"""Reads and checks a file of rules in the language of clingo (answer set programming).
 
-    % comments; a conflict is whatever derives flag_conflict
-    %! equation(I, A, Op, B, C): equation I says A Op B = C          how an atom reads
-    %match equation: (\\d+) ([+]) (\\d+) = (\\d+)                       facts drawn from the text: number of the match, then its groups
+    % a comment; a rule that derives flag_conflict refuses the candidate
+    %match equation: (\\d+) ([+]) (\\d+) = (\\d+)
+    %! equation(I, A, Op, B, C): equation I says A Op B = C
     flag_conflict("wrong sum", I) :- equation(I, A, "+", B, C), A + B != C.
 
-Only rules with one conclusion each, and constants: no choice, disjunction, script or include, and no cycle through `not`. So there is exactly
-one set of conclusions, and nothing in the file is code.
+`%match` draws facts from the text: the number of the match, then its groups. `%!` says how an atom
+reads in words. A file holds constants, and rules with one conclusion each: no choice, disjunction,
+script or include, and no cycle through `not`. So there is exactly one set of conclusions, and
+nothing in the file is code.
 """
 
 import re
@@ -21,7 +23,7 @@ _CONCLUSION = 'write `flag_conflict("why") :- ...` or another single conclusion'
 
 @dataclass(frozen=True)
 class Rule:
-    """`head :- body.`"""
+    """A rule, `head :- body.`"""
 
     line: int
     text: str
@@ -30,17 +32,20 @@ class Rule:
 
     @property
     def variables(self) -> tuple[str, ...]:
-        """Variables that have one value in each use of the rule, in order: those of the head, of literals and of the bounds of aggregates."""
-        found: dict[str, None] = {}
+        """The variables with one value per use of the rule, in order.
+
+        They stand in the head, in literals and in the bounds of aggregates.
+        """
+        names: dict[str, None] = {}
         for part in (self.head, *self.body):
-            for place in _outside_aggregates(part):
-                found |= dict.fromkeys(variable for variable in _variables(place) if variable != "_")
-        return tuple(found)
+            for node in _outside_aggregates(part):
+                names |= dict.fromkeys(name for name in _variables(node) if name != "_")
+        return tuple(names)
 
 
 @dataclass(frozen=True)
 class Words:
-    """How an atom reads: `pattern` is its name and arguments, `words` a sentence with the pattern's variables."""
+    """How an atom reads: `words` is a sentence with the variables among `arguments`."""
 
     name: str
     arguments: tuple[str, ...]
@@ -58,11 +63,18 @@ class Program:
     words: tuple[Words, ...]
     matches: tuple[tuple[str, str], ...]
     suspects: tuple[int, ...]
-    """Lines of rules that build new terms of what they conclude themselves: where a program that never ends goes round."""
+    """Lines of rules that build new terms from their own conclusions.
+
+    A program that never ends repeats one of them.
+    """
 
 
 def read_program(text: str, name: str) -> Program:
-    """Raises ValueError, in one line with the file's line and the reason, for what does not parse or may not be there."""
+    """Parse and check the rules in `text`, whose file is called `name`.
+
+    Raises ValueError with the line and the reason for anything that does not parse or is not
+    allowed.
+    """
     _check_directives(text, name)
     statements: list[ast.AST] = []
     complaints: list[str] = []
@@ -95,21 +107,29 @@ def read_program(text: str, name: str) -> Program:
 
 
 def located(name: str, complaints: list[str]) -> str:
-    """clingo's first complaint as one line: `<string>:3:1-9: error: unsafe variables in: ...` with the file's name and the line."""
+    """The first complaint of clingo as one line, with the file's name and the number of the line.
+
+    clingo writes `<string>:3:1-9: error: unsafe variables in: ...`.
+    """
     joined = " ".join(" ".join(complaints).split())
-    found = re.search(r"<string>:(\d+):\S* error: (.*?)(?= <string>|$)", joined)
-    if found is None:
+    error = re.search(r"<string>:(\d+):\S* error: (.*?)(?= <string>|$)", joined)
+    if error is None:
         return f"{name}: {joined or 'not understood'}"
-    reason = found[2].replace("[#inc_base];", "").replace("[#inc_base]", "")
+    reason = error[2].replace("[#inc_base];", "").replace("[#inc_base]", "")
     unsafe = re.findall(r"note: '(\w+)' is unsafe", joined)
     if unsafe and "unsafe" in reason:
+        names = list(dict.fromkeys(unsafe))
+        plural = "s" if len(names) > 1 else ""
         fix = "use each in a positive literal of the same rule"
-        return f"{name}, line {found[1]}: unsafe variable{'s' * (len(set(unsafe)) > 1)} {', '.join(dict.fromkeys(unsafe))}: {fix}"
-    return f"{name}, line {found[1]}: {reason}"
+        return f"{name}, line {error[1]}: unsafe variable{plural} {', '.join(names)}: {fix}"
+    return f"{name}, line {error[1]}: {reason}"
 
 
 def _check_directives(text: str, name: str) -> None:
-    """Before clingo sees the file: it would open what `#include` names, and run what `#script` holds."""
+    """Refuse directives before clingo sees the file.
+
+    clingo would open the file that `#include` names, and run the code in `#script`.
+    """
     bare = re.sub(r'"(\\.|[^"\\\n])*"|%[^\n]*', lambda token: "%*" if token[0].startswith("%*") else "", text)
     for number, line in enumerate(bare.splitlines(), 1):
         for directive in re.findall(r"#\s*([a-z_]+)", line):
@@ -137,14 +157,16 @@ def _rule(statement: ast.AST, name: str, line: int) -> Rule:
             if atom.symbol.ast_type == ast.ASTType.UnaryOperation:
                 raise ValueError(f"{name}, line {line}: classical negation `{atom}` is not allowed; use `not`")
             if atom.symbol.name.startswith("_"):
-                raise ValueError(
-                    f"{name}, line {line}: names that begin with `_` are kept for derivations; rename `{atom.symbol.name}`"
-                )
+                reason = "names that begin with `_` are kept for derivations"
+                raise ValueError(f"{name}, line {line}: {reason}; rename `{atom.symbol.name}`")
     return Rule(line, str(statement), head, tuple(statement.body))
 
 
 def _check_cycles(rules: list[Rule], name: str) -> Iterator[int]:
-    """Lines of rules that make new terms on a cycle. Raises ValueError for a cycle through `not`."""
+    """The lines of rules that make new terms on a cycle.
+
+    Raises ValueError for a cycle through `not` or an aggregate.
+    """
     below: dict[str, set[str]] = {}
     for rule in rules:
         below.setdefault(rule.head.atom.symbol.name, set()).update(
@@ -161,49 +183,52 @@ def _check_cycles(rules: list[Rule], name: str) -> Iterator[int]:
         ]
         for part, inner in cyclic:
             if getattr(part, "sign", 0) or part.atom.ast_type != ast.ASTType.SymbolicAtom:
-                raise ValueError(
-                    f"{name}, line {rule.line}: {head} depends on itself through `not` or an aggregate of {inner}; break the cycle"
-                )
+                reason = f"{head} depends on itself through `not` or an aggregate of {inner}"
+                raise ValueError(f"{name}, line {rule.line}: {reason}; break the cycle")
         if cyclic and any(_builds(argument) for argument in rule.head.atom.symbol.arguments):
             yield rule.line
 
 
 def _reach(below: dict[str, set[str]], start: str) -> set[str]:
+    """All names that `start` depends on."""
     seen: set[str] = set()
     waiting = list(below.get(start, ()))
     while waiting:
-        each = waiting.pop()
-        if each not in seen:
-            seen.add(each)
-            waiting += below.get(each, ())
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting += below.get(name, ())
     return seen
 
 
 def _builds(term: ast.AST) -> bool:
+    """Whether `term` is computed or composed, and not a plain variable or constant."""
     return term.ast_type in (ast.ASTType.BinaryOperation, ast.ASTType.UnaryOperation) or (
         term.ast_type == ast.ASTType.Function and bool(term.arguments)
     )
 
 
 def _walk(node: object) -> Iterator[ast.AST]:
+    """All nodes of a syntax tree, from the root."""
     if isinstance(node, ast.AST):
         yield node
         for key in node.child_keys:
             yield from _walk(getattr(node, key))
     elif isinstance(node, ast.ASTSequence | list | tuple):
-        for each in node:
-            yield from _walk(each)
+        for child in node:
+            yield from _walk(child)
 
 
 def _atoms(node: object) -> Iterator[ast.AST]:
-    return (each for each in _walk(node) if each.ast_type == ast.ASTType.SymbolicAtom)
+    return (child for child in _walk(node) if child.ast_type == ast.ASTType.SymbolicAtom)
 
 
 def _variables(node: object) -> Iterator[str]:
-    return (each.name for each in _walk(node) if each.ast_type == ast.ASTType.Variable)
+    return (child.name for child in _walk(node) if child.ast_type == ast.ASTType.Variable)
 
 
 def _outside_aggregates(part: ast.AST) -> list[ast.AST]:
+    """The parts of a literal outside aggregates and conditions, whose variables have one value."""
     atom = getattr(part, "atom", None)
     if atom is not None and atom.ast_type in (ast.ASTType.BodyAggregate, ast.ASTType.Aggregate):
         return [guard for guard in (atom.left_guard, atom.right_guard) if guard is not None]
@@ -213,22 +238,21 @@ def _outside_aggregates(part: ast.AST) -> list[ast.AST]:
 def _words(text: str, name: str) -> Iterator[Words]:
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("%!"):
-            found = re.fullmatch(r"%!\s*(\w+)\s*(?:\((.*?)\))?\s*:\s*(.+)", line)
-            if found is None:
+            match = re.fullmatch(r"%!\s*(\w+)\s*(?:\((.*?)\))?\s*:\s*(.+)", line)
+            if match is None:
                 raise ValueError(f"{name}, line {number}: words are written `%! name(X, Y): X and Y in words`")
-            yield Words(
-                found[1], tuple(each.strip() for each in (found[2] or "").split(",") if each.strip()), found[3].strip()
-            )
+            arguments = (argument.strip() for argument in (match[2] or "").split(","))
+            yield Words(match[1], tuple(filter(None, arguments)), match[3].strip())
 
 
 def _matches(text: str, name: str) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("%match"):
-            found = re.fullmatch(r"%match\s+([a-z]\w*)\s*:\s*(.+)", line)
+            match = re.fullmatch(r"%match\s+([a-z]\w*)\s*:\s*(.+)", line)
             try:
-                if found is None:
+                if match is None:
                     raise re.error("write `%match name: regular expression`")
-                re.compile(found[2].strip())
+                re.compile(match[2].strip())
             except re.error as error:
                 raise ValueError(f"{name}, line {number}: {error}") from None
-            yield found[1], found[2].strip()
+            yield match[1], match[2].strip()
