@@ -21,6 +21,7 @@ from trainer.inference.load import ALONE
 from trainer.records.attempts import begin_attempt, close_attempt, current_attempt, note_end, recorded, stopped_by_error
 from trainer.run_files import RunFiles, run_files
 from trainer.run_rows import Anomaly, Event, EventKind, Fault, GoodputRow, Job
+from trainer.storage import Folder
 from trainer.tracking.tracker import JsonlTracker, history
 
 PACKAGES = ("launch", "cluster", "trainer", "models", "data")
@@ -201,6 +202,28 @@ def test_attempts_tell_why_they_ended(files: RunFiles) -> None:
     assert [(end.attempt, end.stopped) for end in files.attempts_ended()] == [(0, UNKNOWN), (1, ALL_STEPS_DONE)]
     row = files.folder.lines("attempts.jsonl")[-1]
     assert (row["ended"], row["ending"]) == ("all steps done", "steps_done")
+
+
+def test_a_new_attempt_at_an_object_store_removes_the_parts_of_a_killed_save() -> None:
+    root = Folder("memory://killed-save")
+    published, killed = root / "checkpoints" / "step-00000002", root / "checkpoints" / "step-00000004"
+    for folder, names in (
+        (published, ["manifest.json", "rank-00000.safetensors", "rank-00001.json"]),
+        (killed, ["rank-00000.safetensors", "rank-00000.json", "rank-00001.failed"]),
+    ):
+        for name in names:
+            folder.write(name, b"{}")
+    begin_attempt(RunFiles(root), ALONE)
+    assert published.names() == ["manifest.json", "rank-00000.safetensors"]
+    assert killed.names() == [], "rank-00000.json would count as a part of the next save of step 4"
+
+
+def test_a_new_attempt_at_a_disk_keeps_a_checkpoint_that_lost_its_manifest(files: RunFiles) -> None:
+    damaged, unpublished = files.checkpoints / "step-00000002", files.checkpoints / ".step-00000004-0"
+    for folder in (damaged, unpublished):
+        folder.write("rank-00000.safetensors", b"")
+    begin_attempt(files, ALONE)
+    assert files.checkpoints.names() == ["step-00000002"]
 
 
 def test_events_and_metrics_are_followed_from_a_position(files: RunFiles) -> None:

@@ -44,4 +44,6 @@ def ranks(folder: Path, job: dict[str, Any], world: int, resume: bool = False) -
     finally:
         for process in started:
             process.kill()
-            process.communicate()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()

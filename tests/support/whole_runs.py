@@ -27,7 +27,10 @@ def resume(world: Any, job: dict[str, Any]) -> dict[str, Any]:
     from trainer.worker.main import _train
 
     return _train(
-        resolve_run(parse(RunConfig, job, "run"), "job", world.size, resume=True), world, say=lambda line: None, started=0.0
+        resolve_run(parse(RunConfig, job, "run"), "job", world.size, resume=True),
+        world,
+        say=lambda line: None,
+        started=0.0,
     )
 
 

@@ -125,6 +125,26 @@ def steps_in(root: Folder) -> list[int]:
     return [int(number) for number in numbers if number.isdigit()]
 
 
+def remove_unfinished(root: Folder) -> None:
+    """Remove from `root` the files of saves that did not finish. Call it while no rank is saving.
+
+    An object store has no rename, so a save is written in its final folder. Parts that a killed save left there
+    would count as parts of the next save of the same step.
+    """
+    for name in root.names():
+        folder = root / name
+        if name.startswith(".step-"):
+            folder.remove()
+        elif name.startswith("step-") and not root.is_local:
+            files = folder.names()
+            if MANIFEST not in files:
+                folder.remove()
+                continue
+            for file in files:
+                if file.startswith("rank-") and file.endswith((".json", ".failed")):
+                    folder.delete(file)
+
+
 def piece_key(key: str, start: int) -> str:
     """The name of a piece in its file."""
     return f"{key}@{start}"

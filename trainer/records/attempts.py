@@ -26,7 +26,9 @@ Print = Callable[[str], None]
 
 
 def begin_attempt(files: RunFiles, world: "World") -> int:
-    """The number of this attempt at the run, from 0; what an earlier one left half-written goes."""
+    """Record a new attempt and return its number, from 0. Removes what earlier attempts left half-written."""
+    from trainer.checkpoint.format import remove_unfinished  # numpy, which the driver does not need
+
     attempt = 0
     if world.is_main:
         files.folder.make()
@@ -37,9 +39,7 @@ def begin_attempt(files: RunFiles, world: "World") -> int:
             resized = Stopped(Ending.RESIZED, f"{before} workers became {world.size}")
             close_attempt(files, attempt - 1, UNKNOWN if before == world.size else resized)
         files.add_attempt(_begun(attempt, world))
-        for name in files.checkpoints.names():
-            if name.startswith(".step-"):
-                (files.checkpoints / name).remove()
+        remove_unfinished(files.checkpoints)
     return int(world.gather(attempt)[0])
 
 
