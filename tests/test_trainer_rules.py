@@ -13,7 +13,7 @@ import pytest
 from trainer.rules import RulesConfig
 from trainer.rules.gate import Candidate, Gate, labels, measures
 from trainer.rules.graph import read_graph
-from trainer.rules.log import AuditLog, digest, verify
+from trainer.rules.log import DecisionLog, digest, verify
 from trainer.run_files import RULES_HEAD, RULES_LOG
 from trainer.storage import Folder
 
@@ -251,10 +251,10 @@ def test_the_audit_log_breaks_wherever_it_is_touched(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     rules = gate("sums")
     candidates = [Candidate(text=f"{n} + 1 = {n + 1 + n % 2}") for n in range(6)]
-    log = AuditLog(folder)
+    log = DecisionLog(folder)
     for candidate, decision in zip(candidates[:4], rules.judge(candidates[:4]), strict=True):
         log.add(rules, candidate, decision, "test", "digest")
-    log = AuditLog(folder)  # a later command goes on with the same chain
+    log = DecisionLog(folder)  # a later command goes on with the same chain
     for candidate, decision in zip(candidates[4:], rules.judge(candidates[4:]), strict=True):
         log.add(rules, candidate, decision, "test", "digest")
     rows = [json.loads(line) for line in (tmp_path / RULES_LOG).read_text().splitlines()]
@@ -279,7 +279,7 @@ def test_the_audit_log_breaks_wherever_it_is_touched(tmp_path: Path) -> None:
         (tmp_path / RULES_LOG).write_text("\n".join(lines) + "\n")
         assert len(verify(folder)) == 1, what
         with pytest.raises(ValueError, match="audit log"):
-            AuditLog(folder)
+            DecisionLog(folder)
     (tmp_path / RULES_LOG).unlink()
     assert verify(folder) != []
     (tmp_path / RULES_LOG).write_text("\n".join(good) + "\n")

@@ -12,7 +12,7 @@ from trainer.hooks.evaluate import evaluating
 from trainer.inference.load import ALONE, load_objective, measure
 from trainer.rules import RulesConfig
 from trainer.rules.gate import Candidate, Decision, Gate, measures
-from trainer.rules.log import AuditLog
+from trainer.rules.log import DecisionLog
 from trainer.run_files import RunFiles
 from trainer.storage import Folder
 from trainer.tracking.registry import Registry
@@ -20,7 +20,7 @@ from trainer.tracking.registry import Registry
 
 def judged(config: RulesConfig, folder: Folder, candidates: list[Candidate], purpose: str) -> list[Decision]:
     """Decisions on `candidates`, each written to the audit log of the run in `folder`."""
-    gate, log = Gate(config), AuditLog(folder)
+    gate, log = Gate(config), DecisionLog(folder)
     decisions = gate.judge(candidates)
     found = restore.newest(RunFiles(folder).checkpoints, lambda line: None)
     checkpoint = found[1]["digest"] if found else ""

@@ -1,7 +1,8 @@
-"""The attempts of a run: where each begins, why each ended, and what is told of both.
+"""The attempts of a run: the start of each, and why it ended.
 
-Whoever knows why an attempt ends leaves a cause in the run folder, and the earliest cause counts, unless it comes from a rank
-that only lost its peers. A worker that is killed says nothing: then Ray does, or nobody.
+A process that knows why an attempt ends leaves a cause in the run folder. The earliest one counts,
+unless it comes from a rank that only lost its peers. A worker that is killed leaves none; then Ray
+does, or nobody.
 """
 
 import os
@@ -18,15 +19,19 @@ from trainer.records.code_version import code_version
 from trainer.run_files import RunFiles
 from trainer.run_rows import AttemptBegan, AttemptEnded, Event, EventKind, Say
 
-if TYPE_CHECKING:  # the driver and Ray's controller need no torch for what is here
+if TYPE_CHECKING:  # the driver and Ray's controller use this module without torch
     from trainer.core.training import Training
     from trainer.world import World
 
 Print = Callable[[str], None]
+"""Shows a line to people."""
 
 
 def begin_attempt(files: RunFiles, world: "World") -> int:
-    """Record a new attempt and return its number, from 0. Removes what earlier attempts left half-written."""
+    """Record a new attempt; returns its number, from 0.
+
+    Half-written checkpoints of earlier attempts are removed.
+    """
     from trainer.checkpoint.format import remove_unfinished  # numpy, which the driver does not need
 
     attempt = 0
@@ -57,19 +62,19 @@ def _begun(attempt: int, world: "World") -> AttemptBegan:
 
 
 def current_attempt(files: RunFiles) -> int:
-    """The number of the newest attempt; -1: none has begun."""
+    """The number of the newest attempt; -1 if none has begun."""
     return len(files.attempts_begun()) - 1
 
 
 def note_end(files: RunFiles, attempt: int, by: str, stopped: Stopped) -> None:
-    """Say why an attempt ends."""
+    """Leave the cause of an attempt's end in the run folder."""
     files.add_cause(AttemptEnded(attempt=attempt, time=time.time(), by=by, stopped=stopped))
 
 
 def close_attempt(files: RunFiles, attempt: int, otherwise: Stopped = UNKNOWN) -> Stopped:
-    """Write down the end of an attempt that is over.
+    """Record that an attempt ended.
 
-    Returns why it ended, which is `otherwise` where nobody has said.
+    Returns the reason, or `otherwise` if no process gave one.
     """
     for end in files.attempts_ended():
         if end.attempt == attempt:
@@ -87,22 +92,22 @@ def stopped_by_error(text: str) -> Stopped:
 
 @contextmanager
 def ending(training: "Training", files: RunFiles, attempt: int) -> Iterator[None]:
-    """Note why the attempt ends, if the block ends with an error; every rank that meets an error notes it."""
+    """Note the error with which the block ends, if any, on every rank that meets one."""
     try:
         yield
     except BaseException as error:
-        rank, cause = training.world.rank, one_line(error, 500)
-        sentence = f"{type(error).__name__} on rank {rank} after step {training.step}: {cause}"
+        rank = training.world.rank
+        sentence = f"{type(error).__name__} on rank {rank} after step {training.step}: {one_line(error, 500)}"
         note_end(files, attempt, f"rank {rank}", stopped_by_error(sentence))
         raise
 
 
 def recorded(show: Print, files: RunFiles, attempt: int, world: "World") -> Say:
-    """On rank 0: shows each text to people with `show`, and writes an event; the other ranks say nothing."""
+    """A function that shows texts with `show` and records them as events, on rank 0 alone."""
 
     def record(kind: EventKind, text: str, step: int | None = None) -> None:
         event = Event(kind=kind, text=text, time=round(time.time(), 3), attempt=attempt, step=step)
-        with suppress(OSError):  # a full disk must not keep anybody from hearing of it
+        with suppress(OSError):  # on a full disk the text must still be shown
             files.add_event(event)
         show(text)
 

@@ -1,4 +1,4 @@
-"""Pictures of a run, drawn from its metrics: curves, and the load of the experts over time."""
+"""Pictures of a run, drawn from its metrics: curves, and the load of each expert per step."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -25,12 +25,14 @@ PLAIN: Any = {
 }
 
 
+_HEAT: Any = {"cmap": "RdBu_r", "vmin": 0, "vmax": 2}
+
 Steps = Sequence[tuple[int, dict[str, float]]]
 """All metrics of each step, in the order of the steps."""
 
 
 def by_step(rows: Iterable[MetricsRow]) -> Steps:
-    """Each step once: of a step that was replayed after a restart, the last attempt counts."""
+    """Each step once. If a step was replayed after a restart, the last attempt counts."""
     steps: dict[int, dict[str, float]] = {}
     for row in rows:
         steps.setdefault(row.step, {}).update(row.metrics)
@@ -43,21 +45,20 @@ def series(rows: Steps, name: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in points], [value for _, value in points]
 
 
-def draw(metrics: Iterable[MetricsRow], folder: Path, title: str, baselines: dict[str, float]) -> list[Path]:
-    """All pictures that the figures of this run allow, as PNG files in `folder`."""
+def draw_run(metrics: Iterable[MetricsRow], folder: Path, title: str, baselines: dict[str, float]) -> list[Path]:
+    """Draw all pictures for which the run has metrics, as PNG files in `folder`."""
     rows = by_step(metrics)
     folder.mkdir(parents=True, exist_ok=True)
     files = [curves(rows, folder / CURVES, title, baselines)] if rows else []
-    layers = sorted(
-        {int(m[1]) for _, row in rows for key in row if (m := re.fullmatch(r"expert_load/layer(\d+)/expert0", key))}
-    )
+    matches = (re.fullmatch(r"expert_load/layer(\d+)/expert0", key) for key in _keys(rows))
+    layers = sorted(int(match[1]) for match in matches if match)
     if layers:
         files.append(expert_load(rows, layers, folder / EXPERT_LOAD, title))
     return files
 
 
 def curves(rows: Steps, file: Path, title: str, baselines: dict[str, float]) -> Path:
-    """Loss in training and on held-out data, gradient norm, learning rate, rate."""
+    """Draw training and held-out loss, gradient norm, learning rate and throughput."""
     with plt.rc_context(PLAIN):
         figure, axes = plt.subplots(2, 2, figsize=(10, 6), layout="constrained")
         figure.suptitle(title, color=INK)
@@ -76,7 +77,7 @@ def curves(rows: Steps, file: Path, title: str, baselines: dict[str, float]) -> 
 
 
 def _loss_panel(axis: Any, rows: Steps, baselines: dict[str, float]) -> None:
-    """Bits per byte where there is text, else the loss; the baselines as lines."""
+    """Bits per byte for text, else the loss; each baseline is a line."""
     held_out = series(rows, "eval/bits_per_byte")
     if held_out[0]:
         steps, nats = series(rows, "cross_entropy")
@@ -84,13 +85,8 @@ def _loss_panel(axis: Any, rows: Steps, baselines: dict[str, float]) -> None:
         axis.plot(steps, [value / per_byte for value in nats], color=SOFT, label="training")
         axis.plot(*held_out, color="#d64545", marker="o", markersize=4, label="held out")
         for style, (name, value) in zip((":", "--"), baselines.items()):
-            axis.axhline(
-                value,
-                color=INK,
-                linestyle=style,
-                linewidth=1,
-                label=f"{name.replace('_bits_per_byte', '').replace('_', ' ')}: {value:.2f}",
-            )
+            label = name.replace("_bits_per_byte", "").replace("_", " ")
+            axis.axhline(value, color=INK, linestyle=style, linewidth=1, label=f"{label}: {value:.2f}")
         axis.set_title("bits per byte")
     else:
         axis.plot(*series(rows, "loss"), color=SOFT, label="training")
@@ -101,7 +97,11 @@ def _loss_panel(axis: Any, rows: Steps, baselines: dict[str, float]) -> None:
 
 
 def _keys(rows: Steps) -> list[str]:
-    return list(dict.fromkeys(key for _, row in rows for key in row))
+    """The names of all metrics, in the order of their first appearance."""
+    keys: dict[str, None] = {}
+    for _, row in rows:
+        keys |= dict.fromkeys(row)
+    return list(keys)
 
 
 def _panel(axis: Any, rows: Steps, names: Sequence[str], title: str, log: bool = False, zero: bool = False) -> None:
@@ -117,29 +117,26 @@ def _panel(axis: Any, rows: Steps, names: Sequence[str], title: str, log: bool =
 
 
 def expert_load(rows: Steps, layers: Sequence[int], file: Path, title: str) -> Path:
-    """Heat map of each layer: share of the tokens (or token copies) of every expert over the steps; 1 is an equal share. Lines mark collapses."""
+    """Draw a heat map per layer: each expert's share of the tokens (or token copies) per step.
+
+    1 is an equal share. Lines mark collapses.
+    """
     routed = [(step, row) for step, row in rows if f"expert_load/layer{layers[0]}/expert0" in row]
-    first, last = routed[0][0], max(routed[-1][0], routed[0][0] + 1)
+    first = routed[0][0]
+    last = max(routed[-1][0], first + 1)
+    # A row tells of the steps up to its own, so the first cell begins before the first row.
+    start = first - (last - first) / max(1, len(routed) - 1)
     experts = sum(1 for key in routed[0][1] if key.startswith(f"expert_load/layer{layers[0]}/"))
     with plt.rc_context(PLAIN):
         figure, axes = plt.subplots(
             len(layers), 1, figsize=(10, 1.1 + 1.25 * len(layers)), sharex=True, squeeze=False, layout="constrained"
         )
-        figure.suptitle(f"{title}: load of each expert over its equal share", color=INK)
+        figure.suptitle(f"{title}: load of each expert divided by an equal share", color=INK)
         for axis, layer in zip(axes[:, 0], layers, strict=True):
-            shares = [
-                [row[f"expert_load/layer{layer}/expert{expert}"] * experts for _, row in routed]
-                for expert in range(experts)
-            ]
-            extent = (
-                first - (last - first) / max(1, len(routed) - 1),
-                last,
-                experts - 0.5,
-                -0.5,
-            )  # a row tells of the steps up to its own
-            image = axis.imshow(
-                shares, aspect="auto", interpolation="nearest", cmap="RdBu_r", vmin=0, vmax=2, extent=extent
-            )
+            names = [f"expert_load/layer{layer}/expert{expert}" for expert in range(experts)]
+            shares = [[row[name] * experts for _, row in routed] for name in names]
+            extent = (start, last, experts - 0.5, -0.5)
+            image = axis.imshow(shares, aspect="auto", interpolation="nearest", extent=extent, **_HEAT)
             axis.set_ylabel(f"layer {layer}\nexpert")
             for step in series(rows, f"collapse/layer{layer}")[0]:
                 axis.axvline(step, color="#f7c948", linestyle=":", linewidth=2)

@@ -1,7 +1,8 @@
-"""Where the time of a run goes, over all its attempts: a ledger of wall-clock time that sums to the whole.
+"""Where the time of a run goes, across all its attempts: wall-clock time that sums to the whole.
 
-`goodput.json` in the run folder has a row for each attempt. An attempt that nobody typed a command for begins where the one before
-was last heard of, so what a failure costs is all there: until it was noticed, starting again, and the steps that were done twice.
+`goodput.json` in the run folder has a row per attempt. An attempt that Ray started begins when the
+attempt before was last heard of. So the whole cost of a failure is there: the time until it was
+noticed, the restart, and the steps that were replayed.
 """
 
 import time
@@ -23,23 +24,23 @@ NAMES: dict[Spent, str] = {
     "start-up": "start-up",
     "other": "other",
 }
-"""What time is spent on, for people."""
+"""The categories of time, in words."""
 _WRITE_EVERY_S = 2.0
 
 
 @dataclass
 class Goodput:
-    """A hook: keeps this attempt's row. On rank 0, whose time stands for that of all."""
+    """A hook that keeps this attempt's row. The time of rank 0 stands for that of all ranks."""
 
     files: RunFiles
     tracker: Tracker
     begin: float
-    """When this attempt's time begins, as time.time()."""
+    """Start of this attempt's time, as time.time()."""
     waiting: Spent
-    """What the time until its first step counts as: start-up or restart."""
+    """The category of the time until the first step: start-up or restart."""
     row: GoodputRow
     earlier: list[GoodputRow]
-    """The rows of the attempts before."""
+    """The rows of the earlier attempts."""
     written: float = field(default_factory=time.monotonic)
 
     def __call__(self, training: Training) -> None:
@@ -47,14 +48,16 @@ class Goodput:
             self.write(training)
 
     def start(self, training: Training) -> None:
-        """Training begins now."""
-        logged = [row.step for row in self.files.metrics()]  # a killed attempt may have logged more than its row says
-        training.progress.replay_until = max([training.step, *logged] + [row["step"] for row in self.earlier])
+        """Begin the first step now."""
+        # A killed attempt may have logged more steps than its row says.
+        logged = [row.step for row in self.files.metrics()]
+        earlier = [row["step"] for row in self.earlier]
+        training.progress.replay_until = max([training.step, *logged, *earlier])
         training.seconds[self.waiting] = time.time() - self.begin
         self.write(training)
 
     def write(self, training: Training, ended: bool = False) -> dict[Spent, float]:
-        """Bring the row up to date; returns the seconds of the whole run so far, by what they were spent on."""
+        """Update the row; returns the seconds of the whole run so far, by category."""
         self.written = time.monotonic()
         until = time.time()
         seconds = {what: training.seconds.get(what, 0.0) for what in NAMES}
@@ -62,19 +65,23 @@ class Goodput:
         self.row |= {"until": until, "step": training.step, "ended": ended, "seconds": seconds}
         rows = [*self.earlier, self.row]
         if training.world.is_main:
-            with suppress(OSError):  # a full disk: the next one says it all
+            with suppress(OSError):  # on a full disk the next row holds all of it
                 self.files.write_goodput(rows)
         return {what: sum(row["seconds"][what] for row in rows) for what in NAMES}
 
     def log(self, training: Training) -> None:
-        """A hook: the shares so far, to the tracker."""
+        """Log the share of each category so far."""
         totals = self.write(training)
-        whole = sum(totals.values())
-        self.tracker.log(training.step, {f"goodput/{what}": seconds / whole for what, seconds in totals.items()})
+        total = sum(totals.values())
+        self.tracker.log(training.step, {f"goodput/{what}": seconds / total for what, seconds in totals.items()})
 
 
 def open_goodput(files: RunFiles, tracker: Tracker, attempt: int, started: float) -> Goodput:
-    """The ledger of attempt number `attempt`, which a command typed at `started` (time.time()) led to, perhaps by way of earlier ones."""
+    """Open the record of attempt number `attempt`.
+
+    `started` (time.time()) is when the user typed the command, which may have led to earlier
+    attempts as well.
+    """
     earlier = files.goodput()
     begin: float = started
     waiting: Spent = "start-up"

@@ -1,6 +1,7 @@
-"""What a run writes down about its data: the manifest, frozen when the run begins, and the ledger.
+"""The records of a run's data: the manifest, frozen when the run begins, and the ledger.
 
-An attempt with other data is refused by name. The ledger has a row at the start of each attempt and at each checkpoint.
+An attempt with other data is refused by name. The ledger has a row at the start of each attempt and
+at each checkpoint.
 """
 
 import json
@@ -16,7 +17,10 @@ from trainer.world import World
 
 
 def frozen_manifest(files: RunFiles, objective: Objective, world: World) -> Mapping[str, object]:
-    """The manifest of the run's data. Raises ValueError on every rank where an earlier attempt of the run had other data."""
+    """The manifest of the run's data.
+
+    Raises ValueError, on every rank, if an earlier attempt of the run had other data.
+    """
     manifest: Mapping[str, object] = {}
     problem = ""
     if world.is_main:
@@ -36,7 +40,7 @@ def frozen_manifest(files: RunFiles, objective: Objective, world: World) -> Mapp
 
 @dataclass
 class Ledger:
-    """Appends to the run's ledger, from rank 0."""
+    """Appends to the ledger of the run, from rank 0."""
 
     files: RunFiles
     attempt: int
@@ -44,14 +48,14 @@ class Ledger:
     world: World
 
     def begin(self, state: RunState | None, share: Share) -> None:
-        """An attempt begins from the data state of a checkpoint, or from the start where there is none."""
+        """Record that an attempt begins from the data state of a checkpoint, or from the start."""
         start: Mapping[str, object] = {"step": 0, "lanes": {}}
         if state is not None:
             start = entry(state, tokens_per_sample=self.tokens_per_sample)
         self._append({"global_batch": share.global_batch, "group": share.group, **start})
 
     def saved(self, state: RunState) -> None:
-        """A checkpoint is written with this data state, merged over the ranks."""
+        """Record that a checkpoint holds this data state, merged across the ranks."""
         self._append(entry(state, tokens_per_sample=self.tokens_per_sample))
 
     def _append(self, line: Mapping[str, object]) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from trainer.rules.gate import Candidate, Gate
-from trainer.rules.log import AuditLog
+from trainer.rules.log import DecisionLog
 from trainer.run_rows import EventKind, Say
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class ConflictRate:
 
     gate: Gate
     sample: "Sample"
-    log: AuditLog
+    log: DecisionLog
     tracker: "Tracker"
     say: Say
     figures: dict[str, float] = field(default_factory=dict)

@@ -1,6 +1,8 @@
-"""The audit log: one JSON line a decision, each with the hash of the line before; `rules_audit.head` keeps the number of lines and the last hash.
+"""The log of decisions: one JSON line per decision, each with the hash of the line before.
 
-Whoever changes, drops, adds or reorders a line breaks the chain. Whoever can write both files can forge a whole log: keep its head elsewhere too.
+`rules_audit.head` keeps the number of lines and the last hash. Changing, dropping, adding or
+reordering lines breaks the chain. An attacker who can write both files can forge a whole log, so
+keep its head elsewhere too.
 """
 
 import hashlib
@@ -21,7 +23,7 @@ class Entry:
     """One decision as a line of the log, without the line's own hash."""
 
     line: int
-    """From 1."""
+    """Number of the line, from 1."""
     time: float
     purpose: str
     rules: str
@@ -40,26 +42,28 @@ class Entry:
 
 
 def digest(row: Mapping[str, object]) -> str:
-    """Of all of a line but its own hash."""
+    """SHA-256 of a line without its own hash."""
     body = {key: value for key, value in row.items() if key != "hash"}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-class AuditLog:
-    """Appends to the log of a run; one writer at a time."""
+class DecisionLog:
+    """Appends to the log of a run; it must have one writer at a time."""
 
     def __init__(self, folder: Folder):
         self.folder = folder
         problems = verify(folder)
         if problems:
             raise ValueError(f"audit log of {folder}: {problems[0]}; nothing more is written to it: put it aside")
-        self.lines, self.last = 0, _START
+        self.lines = 0
+        self.last = _START
         if folder.exists(RULES_HEAD):
             head = json.loads(folder.read(RULES_HEAD))
-            self.lines, self.last = int(head["lines"]), str(head["hash"])
+            self.lines = int(head["lines"])
+            self.last = str(head["hash"])
 
     def add(self, gate: Gate, candidate: Candidate, decision: Decision, purpose: str, checkpoint: str) -> None:
-        """Write one decision down; `checkpoint` is the digest of its manifest."""
+        """Append one decision; `checkpoint` is the digest of the checkpoint's manifest."""
         entry = Entry(
             line=self.lines + 1,
             time=round(time.time(), 3),
@@ -76,15 +80,17 @@ class AuditLog:
         row = asdict(entry)
         own = digest(row)
         self.folder.append_line(RULES_LOG, row | {"hash": own})
-        self.lines, self.last = self.lines + 1, own
+        self.lines += 1
+        self.last = own
         self.folder.write(RULES_HEAD, json.dumps({"lines": self.lines, "hash": self.last}).encode())
 
 
 def verify(folder: Folder) -> list[str]:
-    """What is wrong with the chain; nothing where it is whole, or where there is no log."""
+    """The problems of the chain; none if it is intact, or if there is no log."""
     if not folder.exists(RULES_LOG):
         return [f"{RULES_LOG} is missing, but {RULES_HEAD} is there"] if folder.exists(RULES_HEAD) else []
-    last, lines = _START, folder.read(RULES_LOG).splitlines()
+    last = _START
+    lines = folder.read(RULES_LOG).splitlines()
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
@@ -97,7 +103,6 @@ def verify(folder: Folder) -> list[str]:
         last = row["hash"]
     head = json.loads(folder.read(RULES_HEAD)) if folder.exists(RULES_HEAD) else {}
     if head != {"lines": len(lines), "hash": last}:
-        return [
-            f"{RULES_LOG}: {len(lines)} lines, but {RULES_HEAD} knows {head.get('lines', 'none')}: lines were dropped or added"
-        ]
+        recorded = head.get("lines", "none")
+        return [f"{RULES_LOG}: {len(lines)} lines, but {RULES_HEAD} knows {recorded}: lines were dropped or added"]
     return []

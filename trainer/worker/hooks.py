@@ -91,9 +91,9 @@ def _conflict_hooks(
         return []
     from trainer.rules.gate import Gate
     from trainer.rules.hook import ConflictRate
-    from trainer.rules.log import AuditLog
+    from trainer.rules.log import DecisionLog
 
-    conflict_rate = ConflictRate(Gate(run.evaluate.rules), sample, AuditLog(files.folder), tracker, say)
+    conflict_rate = ConflictRate(Gate(run.evaluate.rules), sample, DecisionLog(files.folder), tracker, say)
     return [Hook(run.evaluate.sample_every, conflict_rate, books_as="evaluation")]
 
 

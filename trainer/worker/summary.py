@@ -36,12 +36,12 @@ def summarise(
 
 def finish(training: Training, hooks: RunHooks, summary: Summary, files: RunFiles, scratch: Path) -> None:
     """Add the baselines to `summary`, draw the pictures, and write both into the run folder."""
-    from trainer.records.charts import draw
+    from trainer.records.charts import draw_run
 
     summary["baselines"] = training.objective.baselines()
     if (seconds := files.first_step_seconds()) is not None:
         summary["seconds_to_first_step"] = seconds
-    for file in draw(files.metrics(), scratch / "charts", hooks.name, summary["baselines"]):
+    for file in draw_run(files.metrics(), scratch / "charts", hooks.name, summary["baselines"]):
         files.put_picture(file)
         hooks.tracker.keep(file)
     files.write_summary(summary)
