@@ -120,18 +120,17 @@ class Answers:
     ):
         if not 0 <= shots < len(items):
             raise ValueError(f"--shots: {shots} examples of a task of {len(items)} items; use 0 to {len(items) - 1}")
-        self.model, self.tokenizer, self.items, self.shots, self.style, self.tokens, self.seed = (
-            model.eval(),
-            tokenizer,
-            items,
-            shots,
-            style,
-            tokens,
-            seed,
-        )
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.items = items
+        self.shots = shots
+        self.style = style
+        self.tokens = tokens
+        self.seed = seed
 
-    def to(self, indices: Sequence[int], batch: int) -> Iterator[Answer]:
-        """For each item: what was written, whether that is the answer, and, where there are choices, whether the likeliest is. In batches of equal length."""
+    def generate(self, indices: Sequence[int], batch: int) -> Iterator[Answer]:
+        """For each item, yield the generated text, whether it is correct and, for multiple choice,
+        whether the likeliest option is. Prompts are batched by length."""
         prompts = {
             index: self._encode(prompt(self.items, index, self.shots, self.style, self.seed), start=True)
             for index in indices
