@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import typer
 from rich.console import Console
 
-from launch.audit.report import show, likely_causes, unusual_signals
+from launch.audit.report import likely_causes, show, unusual_signals
 from launch.config import JobConfig, expert_ranks, load
 from launch.start import prepare_data
 from trainer.audit.evidence import Evidence, from_bytes
