@@ -24,9 +24,10 @@ ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 
 
 def load_objective(run: RunConfig, folder: Folder, say: Callable[[str], None]) -> tuple[Objective, int]:
-    """The objective of a run with the weights of its newest whole checkpoint (their moving average, where there is one), and that checkpoint's step.
+    """The run's objective with the weights of its newest complete checkpoint, and that checkpoint's step.
 
-    No DeepSpeed, any layout.
+    Weights that have a moving average are replaced by it. Needs no DeepSpeed, and reads the
+    checkpoints of any layout.
     """
     found = restore.newest(RunFiles(folder).checkpoints, say)
     if found is None:
