@@ -133,7 +133,7 @@ def _parts(needs: Footprint, activations: Activations | None) -> dict[Part, floa
 
 
 def _exchanges(run: RunConfig, objective: Objective, machine: Machine) -> tuple[Exchange, ...]:
-    """The collectives of one step: every network's gradients and weights, then the experts' rows."""
+    """The collectives of a step: gradients and weights of every network, then rows of experts."""
     accumulation = run.batch.global_batch // (machine.gpus * run.batch.micro_batch)
     moving: list[Exchange] = []
     for groups in groups_of(run, objective, machine.gpus).values():

@@ -106,8 +106,8 @@ class StepTime:
     """Seconds of one optimiser step."""
 
     arithmetic: float
-    """Seconds for the model FLOPs, and for those that activation checkpointing repeats, at the stated
-    share of the peak."""
+    """Seconds for the model FLOPs, and for the FLOPs that activation checkpointing repeats, at the
+    stated share of the peak."""
     exchange: float
     update: float
     """AdamW and autocast's copies: bytes through the GPU's memory."""
