@@ -89,7 +89,7 @@ def test_what_is_written_is_greedy_and_choices_are_scored_by_their_tokens(run: P
     tokenizer = ByteTokenizer()
     rows = {
         row["item"]: row
-        for row in Answers(model, tokenizer, ITEMS, 1, "direct", tokens=5, seed=0).to([0, 1, 2], batch=2)
+        for row in Answers(model, tokenizer, ITEMS, 1, "direct", tokens=5, seed=0).generate([0, 1, 2], batch=2)
     }
     for index, item in enumerate(ITEMS):
         tokens = [tokenizer.eod, *prompt(ITEMS, index, 1, "direct", 0).encode()]

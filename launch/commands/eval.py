@@ -73,7 +73,7 @@ def answer_task(
         console.print(f"{len(there)} of {len(items)} items are answered already")
     pending: list[Answer] = []
     with torch.inference_mode():
-        for row in answers.to([index for index in range(len(items)) if index not in there], _BATCH):
+        for row in answers.generate([index for index in range(len(items)) if index not in there], _BATCH):
             pending.append(row)
             if len(pending) == _BATCH:
                 _keep(evals, name, pending)

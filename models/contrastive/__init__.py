@@ -1,1 +1,3 @@
-"""Contrastive learning: losses, towers, augmentation. Its objectives are trainer/objectives/contrastive.py and two_towers.py."""
+"""Contrastive learning: losses, towers, augmentation.
+
+Its objectives are trainer/objectives/contrastive.py and two_towers.py."""

@@ -1,1 +1,3 @@
-"""Diffusion models: schedules, losses, samplers, networks. Their objective is trainer/objectives/diffusion.py."""
+"""Diffusion models: schedules, losses, samplers, networks.
+
+Their objective is trainer/objectives/diffusion.py."""

@@ -1,4 +1,4 @@
-"""What the routers did: sums that add up over micro-batches and ranks, and the figures made of them.
+"""Metrics of routing, and the sums over micro-batches and ranks that they are computed from.
 
 Legend: L mixture-of-experts layers, G routing groups, E experts.
 """
@@ -12,7 +12,10 @@ from models.moe.layer import RouteStats
 
 
 def routing_sums(stats: Sequence[RouteStats], weight_G: Tensor) -> dict[str, Tensor]:
-    """Sums over the tokens of this micro-batch, one row for each layer; the losses weighted by the targets of each group."""
+    """Sums over the tokens of this micro-batch, one row per layer.
+
+    The losses are weighted by each group's number of targets.
+    """
     return {
         "balance_L": torch.stack([(layer.balance_G.detach() * weight_G).sum() for layer in stats]),
         "z_L": torch.stack([(layer.z_G.detach() * weight_G).sum() for layer in stats]),
@@ -27,12 +30,16 @@ def routing_sums(stats: Sequence[RouteStats], weight_G: Tensor) -> dict[str, Ten
 
 
 def routing_figures(sums: dict[str, Tensor]) -> dict[str, float]:
-    """For each layer: load share of each expert, its spread, dead experts, imbalance tax, router entropy, drop rate, mean gate, the two losses.
+    """Metrics per layer: every expert's share of the load, the spread of the shares, dead experts,
+    imbalance tax, router entropy, drop rate, mean gate and the two losses.
 
-    The imbalance tax is the time of the busiest expert over the mean expert's. Experts are equal in size, so time is counted in rows, after
-    drops, in each micro-batch of each rank by itself: the sum of the busiest's over that of the means. `load_max_over_mean` is the same
-    before drops and over the whole batch, and lower, as micro-batches even out. With an expert on each rank and all ranks waiting for the
-    busiest, the tax is what imbalance costs; ranks that hold several experts, or get rows from several others, pay less.
+    The imbalance tax is the time of the busiest expert divided by that of the mean expert. Experts
+    are equal in size, so time is counted in rows, after drops, separately for every micro-batch of
+    every rank: the sum of the largest counts divided by the sum of the mean counts.
+    `load_max_over_mean` is the same ratio before drops and across the whole batch; it is lower,
+    because micro-batches even out. With one expert per rank, and all ranks waiting for the busiest,
+    the tax is the cost of imbalance; ranks that hold several experts, or receive rows from several
+    other ranks, pay less.
     """
     if "load_LE" not in sums:
         return {}

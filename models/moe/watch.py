@@ -1,4 +1,6 @@
-"""When routing has collapsed: the config, and the counters, which are part of the training state and so of its checkpoints.
+"""Detection of collapsed routing: the config, and the counters.
+
+The counters are part of the training state, and so of its checkpoints.
 
 Legend: L mixture-of-experts layers, E experts.
 """
@@ -15,7 +17,7 @@ from models.moe.policies import ExpertChoiceRouting, experts_per_token
 
 @dataclass(frozen=True, kw_only=True)
 class Warn:
-    """Say so, and train on."""
+    """Report the collapse and continue training."""
 
     name: Literal["warn"] = "warn"
     """Selects this action."""
@@ -28,9 +30,9 @@ class RaiseBalanceLoss:
     name: Literal["raise_balance_loss"] = "raise_balance_loss"
     """Selects this action."""
     factor: float = 2.0
-    """By this much each time."""
+    """Factor by which one collapse multiplies the balance loss."""
     most: float = 16.0
-    """By no more than this in all."""
+    """Upper limit of the product of all factors."""
 
     def __post_init__(self) -> None:
         if not 1 < self.factor <= self.most:
@@ -41,7 +43,10 @@ class RaiseBalanceLoss:
 
 @dataclass(frozen=True, kw_only=True)
 class ReinitDeadExperts:
-    """Give the layer's experts that got no token for so many steps new weights, and about the busiest expert's place in the router."""
+    """Reinitialise the layer's experts that received no token for `steps` steps.
+
+    Their rows in the router are set close to the busiest expert's.
+    """
 
     name: Literal["reinit_dead_experts"] = "reinit_dead_experts"
     """Selects this action."""
@@ -57,14 +62,17 @@ class Stop:
 
 @dataclass(frozen=True, kw_only=True)
 class CollapseConfig:
-    """A layer has collapsed when one expert gets more than `share` of its tokens in each of `steps` steps in a row."""
+    """A layer has collapsed when one expert gets more than `share` of its tokens in `steps`
+    consecutive steps."""
 
     share: float = 0.9
-    """Of the tokens of the global batch, before drops; 1 switches the watch off. An equal share (k of E experts) is never a collapse."""
+    """Share of the tokens of the global batch, before drops, above which an expert has too many.
+    1 switches the watch off. An equal share (k of E experts) is never a collapse."""
     steps: int = 100
-    """Steps in a row; after the action they are counted anew."""
+    """Consecutive steps above `share` that make a collapse; the count restarts after the action."""
     action: Warn | RaiseBalanceLoss | ReinitDeadExperts | Stop = Warn()
-    """What is done; an event, a line and the metric `collapse/layerN` come with each."""
+    """Response to a collapse. Every action also writes an event, a line and the metric
+    `collapse/layerN`."""
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1 or self.steps < 1:
@@ -72,16 +80,20 @@ class CollapseConfig:
 
 
 class RoutingWatch(nn.Module):
-    """Counts, on the device and without the host, for how long each expert has had too much or nothing: float32, exact up to 2^24 steps."""
+    """Counts for how many steps every expert has had too many tokens, or none.
+
+    The counters stay on the device, without a synchronisation with the host. They are float32,
+    which is exact up to 2^24 steps.
+    """
 
     over_LE: Tensor
-    """Steps in a row in which the expert had more than the share."""
+    """Consecutive steps in which the expert had more than the share."""
     idle_LE: Tensor
-    """Steps in a row in which it had no token."""
+    """Consecutive steps in which the expert had no token."""
     raised_L: Tensor
     """Factor on the layer's balance loss."""
     share_LE: Tensor
-    """Share of the tokens in the last step."""
+    """Every expert's share of the tokens in the last step."""
 
     def __init__(self, config: CollapseConfig, per_token: float, layers: int, experts: int):
         super().__init__()
@@ -94,18 +106,22 @@ class RoutingWatch(nn.Module):
 
     @torch.no_grad()
     def count(self, load_LE: Tensor) -> None:
-        """Take in the load of one step, that of the whole global batch."""
+        """Update the counters with one step's load of the whole global batch."""
         self.share_LE.copy_(self.per_token * load_LE / load_LE.sum(1, keepdim=True))
         self.over_LE.add_(1).mul_(self.share_LE > self.limit)
         self.idle_LE.add_(1).mul_(load_LE == 0)
 
 
 def build_watch(config: CollapseConfig, moe: MoEConfig | None, layers: int) -> RoutingWatch | None:
-    """The watch over `layers` routers; None where nothing can collapse: no experts, or experts that choose their tokens themselves."""
+    """The watch over `layers` routers; None if routing cannot collapse.
+
+    It cannot without experts, or where the experts choose their tokens themselves.
+    """
     if moe is None or layers == 0 or isinstance(moe.router, ExpertChoiceRouting):
         return None
     if isinstance(config.action, RaiseBalanceLoss) and moe.balance_loss == 0:
         raise ValueError(
-            "collapse.action: raise_balance_loss, but model.moe.balance_loss is 0, which no factor raises; set it above 0, or use another action"
+            "collapse.action: raise_balance_loss, but model.moe.balance_loss is 0, which no factor raises; "
+            "set it above 0, or use another action"
         )
     return RoutingWatch(config, experts_per_token(moe.router), layers, moe.experts)

@@ -25,7 +25,8 @@ class Signal:
 
     @property
     def norm(self) -> float:
-        return self.squares**0.5
+        norm: float = self.squares**0.5
+        return norm
 
 
 @dataclass

@@ -37,7 +37,8 @@ def drift(values: Tensor, dims: Sequence[int], shape: torch.Size) -> Tensor:
     rows = values.permute(*kept, *(dim for dim in range(values.ndim) if dim not in kept)).reshape(
         *(values.shape[dim] for dim in kept), -1
     )
-    return FP32 * torch.linalg.vector_norm(rows.cumsum(-1), dim=-1).view(shape)
+    norms: Tensor = torch.linalg.vector_norm(rows.cumsum(-1), dim=-1)
+    return FP32 * norms.view(shape)
 
 
 def terms(name: str, args: Sequence[Any], results: Sequence[Tensor | None]) -> list[int]:

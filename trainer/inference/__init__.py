@@ -1,1 +1,1 @@
-"""Trained weights in use: loading, prompting, exporting."""
+"""Use of trained weights: loading, few-shot evaluation, export to other libraries."""

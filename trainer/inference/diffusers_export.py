@@ -1,4 +1,4 @@
-"""A diffusion run as a folder that `diffusers.DDPMPipeline.from_pretrained` loads: network, reverse process and what binds them."""
+"""Export of a diffusion run to a folder that `diffusers.DDPMPipeline.from_pretrained` loads."""
 
 import json
 import tempfile
@@ -15,7 +15,7 @@ from trainer.objectives.diffusion import DDPMConfig, DDPMObjective
 from trainer.storage import Folder
 
 VERSION = "0.42.0"
-"""The diffusers whose layout this is."""
+"""The version of diffusers whose layout is written."""
 
 
 def check_diffusers(config: ObjectiveConfig) -> None:
@@ -23,13 +23,14 @@ def check_diffusers(config: ObjectiveConfig) -> None:
     assert isinstance(config, DDPMConfig), "others have another format"
     if config.network.name != "unet":
         raise ValueError(
-            f"run.objective.network.name: {config.network.name}; diffusers has the unet alone, so only runs with it can be exported"
+            f"run.objective.network.name: {config.network.name}; diffusers has the unet alone, "
+            "so only runs with it can be exported"
         )
     scheduler_arguments(config.diffusion)
 
 
 def write_diffusers(objective: Objective, target: Folder) -> list[str]:
-    """Write the folder; returns what it cannot say, a line each."""
+    """Write the folder. Returns a line for every property of the run that it cannot express."""
     assert isinstance(objective, DDPMObjective), "others have another format"
     assert isinstance(objective.model, UNet), "check_diffusers refuses other networks"
     _, height, width = objective.data.shape

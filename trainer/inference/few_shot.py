@@ -1,8 +1,10 @@
-"""Few-shot evaluation of a language model (Brown et al. 2020): k worked examples in context, then the question; with the steps written out
-before the answer (chain of thought, Wei et al. 2022), or the answer at once.
+"""Few-shot evaluation of a language model (Brown et al. 2020).
 
-A task is a file of JSON lines: `question` and `answer`; `steps` for chain of thought; `choices`, where the answer is one of few; `group`, by which
-accuracy is reported as well.
+A prompt has k worked examples and then the question. The examples give the answer at once, or after
+written-out steps (chain of thought, Wei et al. 2022).
+
+A task is a file of JSON lines with `question` and `answer`; with `steps` for chain of thought; with
+`choices` for multiple choice; and with `group` to report accuracy by group as well.
 """
 
 import hashlib
@@ -24,7 +26,7 @@ from models.transformer.model import Transformer
 
 Style = Literal["direct", "chain_of_thought"]
 MARK = " #### "
-"""Between the steps and the answer, as in GSM8K (Cobbe et al. 2021)."""
+"""Separates the steps from the answer, as in GSM8K (Cobbe et al. 2021)."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,17 @@ class Item:
     steps: str = ""
     """The way to the answer in words, for chain of thought."""
     choices: tuple[str, ...] = ()
-    """Possible answers, where there are few."""
+    """Possible answers of a multiple-choice question."""
     group: str = ""
-    """Accuracy is reported for each group, too."""
+    """Group of items for which accuracy is also reported."""
 
 
 def read_task(file: Path, style: Style) -> list[Item]:
-    """The items of a task file. ValueError, in one line with the line's number, for what is no item, or has no steps where `style` needs them."""
+    """The items of a task file.
+
+    Raises ValueError, with the line's number, for a line that is no item, or that has no steps
+    where `style` needs them.
+    """
     items = []
     if not file.is_file():
         raise ValueError(f"--task: {file} is no file; give JSON lines with question and answer")
@@ -55,11 +61,13 @@ def read_task(file: Path, style: Style) -> list[Item]:
             item = Item(**texts)
         except (json.JSONDecodeError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"--task: {file}, line {number}: {error}; each line is an object with question and answer, and may have steps, choices, group"
+                f"--task: {file}, line {number}: {error}; each line is an object with question and answer, "
+                "and may have steps, choices, group"
             ) from None
         if style == "chain_of_thought" and not item.steps:
             raise ValueError(
-                f"--task: {file}, line {number}: no steps, which --style chain_of_thought shows; add them, or use --style direct"
+                f"--task: {file}, line {number}: no steps, which --style chain_of_thought shows; "
+                "add them, or use --style direct"
             )
         if item.choices and item.answer not in item.choices:
             raise ValueError(
@@ -78,14 +86,17 @@ def example(item: Item, style: Style) -> str:
 
 
 def prompt(items: Sequence[Item], index: int, shots: int, style: Style, seed: int) -> str:
-    """`shots` other items of the task, drawn from (seed, index), with their answers, and the question of item `index`."""
-    others = [item for place, item in enumerate(items) if place != index]
+    """`shots` other items with answers, drawn from (seed, index), then the question of `index`."""
+    others = [item for position, item in enumerate(items) if position != index]
     drawn = random.Random(stable_hash(seed, index)).sample(others, shots)
     return "".join(example(item, style) for item in drawn) + f"Q: {items[index].question}\nA: "
 
 
 def answer_in(text: str, style: Style) -> str:
-    """The answer in what a model wrote after `A: `: the first line, of a chain of thought what follows the mark; "" without one."""
+    """The answer in the text that a model wrote after `A: `.
+
+    It is the first line, or for a chain of thought the part after the mark; "" without a mark.
+    """
     line = text.partition("\n")[0]
     if style == "chain_of_thought":
         _, mark, line = line.rpartition(MARK)
@@ -94,14 +105,14 @@ def answer_in(text: str, style: Style) -> str:
 
 
 class Answer(TypedDict):
-    """What a model wrote for one item of a task, judged: a row of `evals/`."""
+    """The judged text that a model wrote for one item of a task; a row of `evals/`."""
 
     item: int
     group: str
     written: str
     right: bool
     likeliest: NotRequired[str]
-    """Where there are choices: the likeliest."""
+    """The likeliest option of a multiple-choice item."""
     likeliest_right: NotRequired[bool]
 
 
@@ -120,18 +131,17 @@ class Answers:
     ):
         if not 0 <= shots < len(items):
             raise ValueError(f"--shots: {shots} examples of a task of {len(items)} items; use 0 to {len(items) - 1}")
-        self.model, self.tokenizer, self.items, self.shots, self.style, self.tokens, self.seed = (
-            model.eval(),
-            tokenizer,
-            items,
-            shots,
-            style,
-            tokens,
-            seed,
-        )
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.items = items
+        self.shots = shots
+        self.style = style
+        self.tokens = tokens
+        self.seed = seed
 
-    def to(self, indices: Sequence[int], batch: int) -> Iterator[Answer]:
-        """For each item: what was written, whether that is the answer, and, where there are choices, whether the likeliest is. In batches of equal length."""
+    def generate(self, indices: Sequence[int], batch: int) -> Iterator[Answer]:
+        """For each item, yield the generated text, whether it is correct and, for multiple choice,
+        whether the likeliest option is. Prompts are batched by length."""
         prompts = {
             index: self._encode(prompt(self.items, index, self.shots, self.style, self.seed), start=True)
             for index in indices
@@ -146,16 +156,15 @@ class Answers:
                     yield self._judged(index, prompts[index], written)
 
     def _encode(self, text: str, start: bool = False) -> list[int]:
-        return (
-            [self.tokenizer.eod] * start + [int(token) for token in self.tokenizer.encode([text])[0]]
-            if text
-            else [self.tokenizer.eod] * start
-        )
+        begin = [self.tokenizer.eod] * start
+        if not text:
+            return begin
+        return begin + [int(token) for token in self.tokenizer.encode([text])[0]]
 
     def _written(self, prompts: Sequence[list[int]]) -> list[str]:
-        """What the model writes after each prompt, the most probable token each time, up to the end of the line."""
+        """The greedy continuation of every prompt, up to the end of the line."""
         newline = self._encode("\n")
-        found_BT = generate(
+        tokens_BT = generate(
             self.model,
             torch.tensor(prompts),
             self.tokens,
@@ -164,7 +173,7 @@ class Answers:
         )
         known = [
             [token for token in row if token < self.tokenizer.vocab_size]
-            for row in found_BT[:, len(prompts[0]) :].tolist()
+            for row in tokens_BT[:, len(prompts[0]) :].tolist()
         ]
         return [self.tokenizer.decode(row).partition("\n")[0] for row in known]
 
@@ -188,7 +197,7 @@ class Answers:
         rows_BT = torch.tensor([tokens + ending + [self.tokenizer.eod] * (longest - len(ending)) for ending in endings])
         log_p_BTV = F.log_softmax(self.model(rows_BT)[0][:, len(tokens) - 1 : -1].float(), dim=-1)
         return [
-            float(sum(log_p_TV[place, token] for place, token in enumerate(ending)))
+            float(sum(log_p_TV[position, token] for position, token in enumerate(ending)))
             for log_p_TV, ending in zip(log_p_BTV, endings, strict=True)
         ]
 
@@ -202,5 +211,5 @@ def wilson(right: int, of: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 def digest_of(items: Sequence[Item]) -> str:
-    """Of a task: what has been answered belongs to these items."""
+    """A digest of the items, which ties answers to the task that they belong to."""
     return hashlib.sha256(json.dumps([vars(item) for item in items]).encode()).hexdigest()[:16]

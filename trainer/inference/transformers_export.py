@@ -1,4 +1,7 @@
-"""Writing a language model's weights as a folder that transformers loads: safetensors, config, generation config, tokenizer."""
+"""Export of a language model to a folder that transformers loads.
+
+The folder has safetensors, config, generation config and tokenizer.
+"""
 
 import json
 import tempfile
@@ -21,7 +24,7 @@ LARGEST_FILE = "5GB"
 
 
 def check_exportable(config: ObjectiveConfig) -> None:
-    """Raises ValueError, naming the field and what is possible, for a model that no layout of transformers holds."""
+    """Raises ValueError, naming the field and its options, for a model outside transformers."""
     assert isinstance(config, TextModelConfig), "others have another format"
     try:
         to_config(config.trained_model, vocab_size=1, positions=1, end_of_text=0)
@@ -30,7 +33,10 @@ def check_exportable(config: ObjectiveConfig) -> None:
 
 
 def write_transformers(objective: Objective, target: Folder) -> list[str]:
-    """Fill the empty folder `target`; returns what of the run the folder cannot say, a line each."""
+    """Fill the empty folder `target`.
+
+    Returns a line for every property of the run that the folder cannot express.
+    """
     assert isinstance(objective, LanguageObjective), "others have another format"
     config, tokenizer, vocab_size = objective.config, objective.tokenizer, objective.model.vocab_size
     values = to_config(config.model, vocab_size, positions=config.data.seq_len, end_of_text=tokenizer.eod)

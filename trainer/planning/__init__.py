@@ -1,1 +1,1 @@
-"""What a job needs, before any GPU is asked for."""
+"""Forecasts of a job's memory, time and checkpoints, made before it asks for any GPU."""

@@ -1,4 +1,4 @@
-"""What a job needs before it starts: the figures of `switchwork plan`."""
+"""The whole plan of a job before it starts, as `switchwork plan` prints it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -30,29 +30,29 @@ class Division:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenCost:
-    """What one token of a transformer costs."""
+    """The cost of one token of a transformer."""
 
     total: int
     """All parameters."""
     active: float
     """Parameters that one token uses."""
     flops_per_token: float
-    """FLOPs in training."""
+    """Training FLOPs per token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterCounts:
-    """How many parameters the networks have."""
+    """Numbers of parameters of the networks."""
 
     networks: Mapping[str, int]
-    """Parameters of each network."""
+    """Parameters by network."""
     transformer: TokenCost | None
-    """None for the other networks."""
+    """Cost of a token; None if the network is no transformer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """How fast the run gets through its data."""
+    """Throughput of the run."""
 
     samples_per_s: float
     tokens_per_s: float | None
@@ -73,10 +73,10 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointPlan:
-    """One checkpoint, and whether one that begins at the notice of a preemption is whole before the end."""
+    """One checkpoint, and whether it can be completed between a preemption's notice and its end."""
 
     size: int
-    """Bytes."""
+    """Bytes of the checkpoint."""
     copy_s: float
     write_s: float
     notice_s: float
@@ -103,7 +103,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """The figures of a job that can be built."""
+    """The forecast for a job that can be built."""
 
     layout: Layout
     """The layout that the job asks for."""
@@ -113,11 +113,14 @@ class Forecast:
     """None where the objective states no FLOPs."""
     checkpoint: CheckpointPlan
     candidates: tuple[Candidate, ...]
-    """The layouts that it could have instead."""
+    """The layouts that the job could have instead."""
 
     @property
     def choice(self) -> Candidate | None:
-        """The fastest that fits at the worst load, else at the balanced one; among equals the lowest stage, then the smallest EP."""
+        """The fastest candidate that fits at the worst load, or else at the balanced load.
+
+        Among equals, the lowest stage and then the smallest EP.
+        """
         fitting = [candidate for candidate in self.candidates if candidate.memory.fits_worst]
         fitting = fitting or [candidate for candidate in self.candidates if candidate.memory.fits_balanced]
         return min(
@@ -137,9 +140,9 @@ class Plan:
     forecast: Forecast | None
     """None for a job that would be refused."""
     reasons: tuple[str, ...]
-    """Why yes or no, in words."""
+    """Reasons for the verdict, in words."""
     unknown: tuple[str, ...]
-    """What the plan cannot know, in words."""
+    """Quantities that the plan cannot know, in words."""
 
     @property
     def verdict(self) -> bool:
@@ -162,7 +165,7 @@ def estimate(run: RunConfig, machine: Machine) -> Plan:
 
 
 def _refusal(run: RunConfig, workers: int) -> str | None:
-    """What the command would say of the job on so many workers."""
+    """The error with which the job would be refused on `workers` workers; None if accepted."""
     try:
         check(run, workers)
     except ValueError as error:
@@ -182,7 +185,7 @@ def _forecast(run: RunConfig, objective: Objective, machine: Machine) -> Forecas
 
 
 def _divisions(run: RunConfig, objective: Objective, machine: Machine) -> Iterator[Division]:
-    """Everything that must divide."""
+    """All pairs of numbers of which one must divide the other."""
     config, batch, workers = transformer_config(objective), run.batch, machine.gpus
     together = f"{workers} workers x micro-batch {batch.micro_batch}"
     yield Division(what="global batch", number=batch.global_batch, by=together, divisor=workers * batch.micro_batch)
@@ -213,7 +216,7 @@ def _rates(run: RunConfig, objective: Objective, step: StepTime) -> Rates:
 
 
 def _target(run: RunConfig, objective: Objective, machine: Machine, step: StepTime) -> Target:
-    """What the run has done when the first of its limits stops it."""
+    """The run's totals when the first of its limits stops it."""
     bounds = [] if run.stop.hours is None else [run.stop.hours * 3600 / step.total]
     steps = run.steps(objective.tokens_per_sample)
     total = min([*bounds, *([] if steps is None else [steps])])
@@ -251,35 +254,48 @@ def _candidates(run: RunConfig, objective: Objective, machine: Machine) -> Itera
 
 
 def _reasons(forecast: Forecast, machine: Machine) -> Iterator[str]:
-    """Why yes or no, in words."""
+    """Reasons for the verdict, in words."""
     memory, checkpoint, choice = forecast.layout.memory, forecast.checkpoint, forecast.choice
     for load, needed, fits in (
         ("balanced", memory.balanced, memory.fits_balanced),
         ("worst", memory.worst, memory.fits_worst),
     ):
         verb = "fits into" if fits else "does not fit into"
-        yield f"{needed / 1e9:.2f} GB at {load} load {verb} {memory.usable / 1e9:.2f} GB, {USABLE:.0%} of a {machine.key}"
+        need = f"{needed / 1e9:.2f} GB at {load} load"
+        yield f"{need} {verb} {memory.usable / 1e9:.2f} GB, {USABLE:.0%} of a {machine.key}"
     if not memory.fits_balanced and choice is not None:
         yield f"zero {choice.zero} and ep {choice.ep} would fit"
     elif not memory.fits_balanced:
         yield "no ZeRO stage and EP size fits: use more GPUs, a smaller micro-batch or activation_checkpointing"
     if not checkpoint.in_time:
         seconds = checkpoint.copy_s + checkpoint.write_s
-        yield f"a checkpoint takes {seconds:.0f} s, the notice of a preemption {machine.notice_s:.0f} s: what was done since the last one is lost"
+        yield (
+            f"a checkpoint takes {seconds:.0f} s, the notice of a preemption {machine.notice_s:.0f} s: "
+            "what was done since the last one is lost"
+        )
 
 
 def _unknown(run: RunConfig, objective: Objective, machine: Machine) -> Iterator[str]:
-    """What the plan cannot know."""
+    """Quantities that the plan cannot know, in words."""
     config, name = transformer_config(objective), run.objective.name
-    yield f"the share of the peak that kernels reach: {machine.efficiency:.0%} is assumed (--efficiency); a short run on one node tells"
+    yield (
+        f"the share of the peak that kernels reach: {machine.efficiency:.0%} is assumed (--efficiency); "
+        "a short run on one node tells"
+    )
     yield "gaps of the memory allocator, NCCL's buffers and CUDA graphs: the 8 % left free stand for them"
     yield "whether the data keep up, and what else uses the network and the storage"
     if config is None:
-        yield f"what the forward and backward passes of {name} keep in memory: only weights, gradients, optimiser and checkpoint are counted"
+        yield (
+            f"what the forward and backward passes of {name} keep in memory: "
+            "only weights, gradients, optimiser and checkpoint are counted"
+        )
     if config is not None and config.moe is not None:
         yield "how unevenly tokens choose experts: the step time is that of the balanced load"
     if objective.frozen_bytes:
-        yield "what the teacher's forward pass and the softened distributions hold for a moment: of the teacher only the weights are counted"
+        yield (
+            "what the teacher's forward pass and the softened distributions hold for a moment: "
+            "of the teacher only the weights are counted"
+        )
     if run.compile:
         yield "what torch.compile saves: the activations are those of eager mode"
     if not objective.flops_per_sample:

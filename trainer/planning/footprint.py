@@ -1,6 +1,8 @@
-"""Memory of one rank, part by part, for a job that has not started: networks on the `meta` device are counted, activations come from formulas.
+"""Memory of one rank, part by part, for a job that has not started.
 
-Language objectives are estimated whole; of the others the state of the networks, and not what their forward passes keep.
+Parameters are counted on networks on the `meta` device; activations come from formulas. Language
+objectives are estimated in full. For other objectives only the state of the networks is, without
+the memory that their forward passes keep.
 """
 
 from collections.abc import Iterator
@@ -43,18 +45,19 @@ class Activations:
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """What a rank needs."""
+    """Memory that one rank needs."""
 
     states: dict[str, State]
-    """Of each network."""
+    """Training state by network."""
     averages: int
-    """The moving averages of the weights."""
+    """Bytes of the moving averages of the weights."""
     balanced: Activations | None
-    """With every expert at its equal share; None where the objective has no formula."""
+    """Activations with every expert at its equal share; None if the objective has no formula."""
     worst: Activations | None
-    """With one rank's experts as full as they can be: of all tokens of the group, or up to their capacity."""
+    """Activations with one rank's experts as full as they can be: with all tokens of the group, or
+    up to their capacity."""
     teacher: int = 0
-    """A teacher's weights, whole."""
+    """Bytes of a teacher's weights, which are not sharded."""
 
     def total(self, worst: bool) -> float:
         """Bytes on the device."""
@@ -68,7 +71,7 @@ class Footprint:
 
 
 def on_meta(run: RunConfig) -> Objective:
-    """The objective with its networks on the `meta` device, whole: no memory, no numbers."""
+    """The objective with its whole networks on the `meta` device, without memory or numbers."""
     # A transformer may be larger than any memory and must never be made. Other objectives read data
     # while they are built, so they need real tensors.
     device = torch.device("meta") if run.objective.builds_on_meta else weightless()
@@ -78,7 +81,10 @@ def on_meta(run: RunConfig) -> Objective:
 
 @contextmanager
 def weightless() -> Iterator[None]:
-    """Move the parameters and buffers of the modules that are built in a `with` block to the `meta` device as soon as a module has them."""
+    """Build the modules of a `with` block on the `meta` device.
+
+    Parameters and buffers are moved there as soon as a module registers them.
+    """
     handles = (
         register_module_parameter_registration_hook(_empty_parameter),  # type: ignore[arg-type]  # torch's annotation leaves out the
         register_module_buffer_registration_hook(_empty_buffer),  # type: ignore[arg-type]  # value that its documentation describes
@@ -145,7 +151,10 @@ def _activations(
 
 
 def _worst_load(moe: MoEConfig, ep: int, samples: int, length: int) -> float:
-    """Rows that one rank's experts may get, over their equal share: all rows of the group, if capacity does not stop them."""
+    """Rows that one rank's experts may get, divided by their equal share.
+
+    These are all rows of the group, unless capacity limits them.
+    """
     if ep == 1:
         return 1.0
     if moe.capacity_factor is None:

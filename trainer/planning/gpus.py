@@ -50,7 +50,10 @@ def by_device_name(device: str) -> Gpu | None:
 
 
 def this_cpu(workers: int) -> Gpu:
-    """This machine's share for each of `workers`: matrix products of a thread and copies are measured, in a quarter of a second."""
+    """The share of this machine that each of `workers` has.
+
+    Measures one thread's matrix products and copies, in a quarter of a second.
+    """
     flops = peak_flops(torch.device("cpu"), "fp32")
     source = torch.ones(1 << 24)
     begin = time.perf_counter()
@@ -74,7 +77,8 @@ def this_cpu(workers: int) -> Gpu:
 def peak_flops(device: torch.device, precision: str) -> float:
     """The peak FLOP/s of one rank, against which model FLOPs utilisation is measured.
 
-    For bf16 on a known GPU it is the datasheet's; elsewhere the best of a few matrix products on this rank's threads.
+    For bf16 on a known GPU it is the datasheet's; elsewhere it is the best of a few matrix products
+    on this rank's threads.
     """
     if device.type == "cuda" and precision != "fp32":
         known = by_device_name(torch.cuda.get_device_name(device))

@@ -1,4 +1,4 @@
-"""One layout of a job on a machine: the memory of a GPU, part by part, the exchanges of a step and its time."""
+"""One layout of a job on a machine: a GPU's memory by part, a step's exchanges and its time."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,9 @@ from trainer.planning.gpus import Gpu
 from trainer.planning.step_time import Exchange, StepTime, exchanges, expert_exchange, step_time
 
 USABLE = 0.92
-"""Share of the memory that tensors may take: the rest is for the driver, NCCL and the allocator's gaps."""
+"""Share of the memory that tensors may take.
+
+The rest is for the driver, NCCL and the allocator's gaps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class Part(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """Bytes that one GPU needs, beside the bytes that it has."""
+    """Bytes that one GPU needs, compared with the bytes that it has."""
 
     parts: Mapping[Part, float]
     """Bytes by part at balanced load; without the parts that no formula gives."""
@@ -84,7 +86,7 @@ class Layout:
 
 
 def layout_of(run: RunConfig, objective: Objective, machine: Machine) -> Layout:
-    """Memory, exchanges and step time of `run` as it is written, with `objective` from `on_meta(run)`."""
+    """Memory, exchanges and step time of `run` as written; `objective` is from `on_meta(run)`."""
     gpu = machine.gpu
     needs = footprint(run, objective, machine.gpus, run.is_bf16(gpu.is_cuda), gpu.is_cuda)
     memory = MemoryPlan(
@@ -131,7 +133,7 @@ def _parts(needs: Footprint, activations: Activations | None) -> dict[Part, floa
 
 
 def _exchanges(run: RunConfig, objective: Objective, machine: Machine) -> tuple[Exchange, ...]:
-    """The collectives of one optimiser step: gradients and weights of every network, then the rows of experts."""
+    """The collectives of a step: gradients and weights of every network, then rows of experts."""
     accumulation = run.batch.global_batch // (machine.gpus * run.batch.micro_batch)
     moving: list[Exchange] = []
     for groups in groups_of(run, objective, machine.gpus).values():

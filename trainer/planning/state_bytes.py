@@ -1,7 +1,9 @@
-"""Bytes of training state on one rank, by part, from the sizes of the parameters alone: weights, gradients, fp32 copies, moments.
+"""Bytes of training state on one rank, by part, from the sizes of the parameters alone.
 
-Formulas: Rajbhandari et al. 2020 (ZeRO, section 3.1 and figure 1), for fp32 weights, and with the buffers that DeepSpeed 0.19 really holds:
-flat partitions padded to 2 elements a rank, the bucket that gradients are reduced in, and copies made around a collective.
+The parts are weights, gradients, fp32 copies and moments. The formulas are those of Rajbhandari et
+al. 2020 (ZeRO, section 3.1 and figure 1) for fp32 weights, plus the buffers that DeepSpeed 0.19
+really holds: flat partitions padded to 2 elements per rank, the bucket in which gradients are
+reduced, and copies made around a collective.
 """
 
 from collections.abc import Sequence
@@ -26,7 +28,7 @@ class Group:
     sizes: tuple[int, ...]
     """Elements of each parameter on this rank, in order."""
     ranks: int
-    """Ranks that hold the same ones: all, or for experts world / EP."""
+    """Ranks that hold the same parameters: all ranks, or world / EP for experts."""
 
     @property
     def numel(self) -> int:
@@ -40,16 +42,16 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """Bytes on one rank; the largest over ranks where they differ."""
+    """Bytes on one rank; the largest number across ranks where they differ."""
 
     parameters: int
     gradients: int
-    """At their largest, which is during the backward pass or the update, buckets included."""
+    """Largest bytes of the gradients, in the backward pass or the update, buckets included."""
     master: int
     """fp32 copies of the weights that ZeRO >= 1 keeps of its partition."""
     moments: int
     host: int
-    """In CPU memory: the offloaded optimiser."""
+    """Bytes of the offloaded optimiser in CPU memory."""
     owned: int
     """Elements (not bytes) that this rank updates, of which it would keep moving averages."""
 
@@ -59,7 +61,10 @@ class State:
 
 
 def optimizer_groups(network: nn.Module, optimizer: OptimizerConfig, world: int, ep: int) -> list[Group]:
-    """The rows of `network`, which holds all its experts and may lie on the `meta` device, once `ep` ranks share them."""
+    """The rows of `network` once `ep` ranks share its experts.
+
+    The network holds all its experts and may be on the `meta` device.
+    """
     experts = (
         {
             id(parameter)
@@ -79,7 +84,7 @@ def optimizer_groups(network: nn.Module, optimizer: OptimizerConfig, world: int,
 
 
 def training_state(engine: EngineConfig, groups: Sequence[Group], accumulation: int) -> State:
-    """State of one network whose optimiser has `groups`, where a step has `accumulation` micro-batches."""
+    """State of one network with `groups`, for steps of `accumulation` micro-batches."""
     numel = sum(group.numel for group in groups)
     match engine:
         case AccelerateConfig():
@@ -109,7 +114,10 @@ def training_state(engine: EngineConfig, groups: Sequence[Group], accumulation: 
 
 
 def _largest_reduced(groups: Sequence[Group]) -> int:
-    """Elements of the largest set that is reduced over the same ranks: DeepSpeed copies it into one row, even for a group of one rank."""
+    """Elements of the largest set that is reduced across the same ranks.
+
+    DeepSpeed copies it into one row, even for a group of one rank.
+    """
     sums: dict[int, int] = {}
     for group in groups:
         sums[group.ranks] = sums.get(group.ranks, 0) + group.numel
@@ -121,10 +129,12 @@ def _zero12(engine: DeepSpeedConfig, groups: Sequence[Group], accumulation: int)
     partition, touched = sum(group.partition for group in groups), sum(_largest_touched(group) for group in groups)
     bucket = min(numel, LARGEST_BUCKET)
     if engine.zero == 1:
-        # All gradients stay until the last micro-batch, whose own come one by one; then those of the partition are copied out of the bucket.
+        # All gradients stay until the last micro-batch, whose own come one by one. The partition's
+        # gradients are then copied out of the bucket.
         gradients = numel + max(bucket + largest * (accumulation > 1), touched)
     else:
-        # Parameters that this rank owns a part of keep whole gradients: of this micro-batch, and of those before it.
+        # Parameters of which this rank owns a part keep whole gradients: of this micro-batch, and
+        # of the micro-batches before it.
         copy = max(min(bucket, _largest_reduced(groups)), largest)
         gradients = bucket + max(touched * (2 if accumulation > 1 else 1), copy + touched * (accumulation > 1))
     row = _FP32 * sum(group.partition * group.ranks for group in groups)
@@ -145,7 +155,8 @@ def _zero3(engine: DeepSpeedConfig, groups: Sequence[Group]) -> State:
     numel, largest = sum(group.numel for group in groups), max(max(group.sizes) for group in groups)
     partition = sum(ceil(size / group.ranks) for group in groups for size in group.sizes)
     bucket = min(numel, LARGEST_BUCKET)
-    # The bucket, its copy in the order of ranks, and the partition's gradients; in the update a second row of those.
+    # The bucket, its copy in the order of ranks, and the partition's gradients. The update holds a
+    # second row of the partition's gradients.
     gradients = bucket + partition + max(min(bucket, numel), largest, partition)
     parameters, master = _FP32 * (partition + min(numel, _LARGEST_GATHERED)), _FP32 * partition
     if engine.offload_optimizer:
@@ -163,7 +174,7 @@ def _zero3(engine: DeepSpeedConfig, groups: Sequence[Group]) -> State:
 
 
 def _largest_touched(group: Group) -> int:
-    """Elements of the parameters of which a rank owns at least a part, whole: the most over ranks."""
+    """Elements of all parameters of which a rank owns a part; the largest number across ranks."""
     ends, position = [], 0
     for size in group.sizes:
         ends.append((position, position + size))

@@ -1,7 +1,9 @@
-"""Expected time of a step: arithmetic, exchanges between ranks, and the update, from the sizes of a job and the datasheet of a GPU.
+"""Expected time of a step, from the sizes of a job and the datasheet of a GPU.
 
-Exchanges cost what a ring moves through the slowest link (NCCL's "bus bandwidth": 2 (n - 1) / n of the bytes for an all-reduce, (n - 1) / n for a
-gather, a scatter and an all-to-all) and are not hidden behind arithmetic: our DeepSpeed configuration does not overlap them.
+A step consists of arithmetic, exchanges between ranks, and the update. An exchange costs the bytes
+that a ring moves through the slowest link (NCCL's "bus bandwidth"): 2 (n - 1) / n of the bytes for
+an all-reduce, and (n - 1) / n for a gather, a scatter and an all-to-all. Exchanges are not hidden
+behind arithmetic, because our DeepSpeed configuration does not overlap them.
 """
 
 from collections.abc import Sequence
@@ -15,7 +17,8 @@ from trainer.planning.gpus import Gpu
 from trainer.planning.state_bytes import Group
 
 _FP32 = 4
-_LARGEST_KEPT = 1_000_000_000  # stage3_max_reuse_distance: below it ZeRO 3 gathers weights once for the forward and the backward pass
+_LARGEST_KEPT = 1_000_000_000
+"""stage3_max_reuse_distance: below it, ZeRO 3 gathers weights once for forward and backward."""
 
 
 class Collective(StrEnum):
@@ -52,7 +55,7 @@ class Exchange:
 def exchanges(
     engine: EngineConfig, groups: Sequence[Group], accumulation: int, world: int, per_node: int
 ) -> list[Exchange]:
-    """What the ranks send each other for one network's gradients and weights."""
+    """The collectives for one network's gradients and weights."""
     found = []
     for ranks in sorted({group.ranks for group in groups}, reverse=True):
         size = _FP32 * sum(group.numel for group in groups if group.ranks == ranks)
@@ -66,7 +69,7 @@ def exchanges(
 
 
 def _kinds(engine: EngineConfig, size: float, accumulation: int) -> list[tuple[str, Collective, float]]:
-    """(what, collective, times a step), as DeepSpeed 0.19 and DDP do them."""
+    """(what, collective, times per step), as DeepSpeed 0.19 and DDP do them."""
     match engine:
         case AccelerateConfig():
             return [("gradients", Collective.ALL_REDUCE, accumulation)]
@@ -85,7 +88,10 @@ def _kinds(engine: EngineConfig, size: float, accumulation: int) -> list[tuple[s
 
 
 def expert_exchange(config: TransformerConfig, tokens: int, ep: int, number_size: int, per_node: int) -> list[Exchange]:
-    """Rows to their experts and back, forward and backward, of the `tokens` that a rank sees in a step (Lepikhin et al. 2020, section 3.2)."""
+    """The all-to-all of token rows to their experts and back, in both passes.
+
+    `tokens` are those that a rank sees per step (Lepikhin et al. 2020, section 3.2).
+    """
     if config.moe is None or ep == 1:
         return []
     times = 4 + 2 * config.activation_checkpointing
@@ -100,12 +106,13 @@ class StepTime:
     """Seconds of one optimiser step."""
 
     arithmetic: float
-    """Model FLOPs, and those that activation checkpointing does again, at the stated share of the peak."""
+    """Seconds for the model FLOPs, and for the FLOPs that activation checkpointing repeats, at the
+    stated share of the peak."""
     exchange: float
     update: float
     """AdamW and autocast's copies: bytes through the GPU's memory."""
     mfu: float
-    """Model FLOPs over time and peak (Chowdhery et al. 2022, PaLM, appendix B)."""
+    """Model FLOPs divided by time and peak (Chowdhery et al. 2022, PaLM, appendix B)."""
 
     @property
     def total(self) -> float:
@@ -124,12 +131,13 @@ def step_time(
 ) -> StepTime:
     """A step of `flops` model FLOPs on this rank, `again` times them in all.
 
-    `owned` parameters are updated here: AdamW reads weight, gradient and two moments, writes three of them, and the new weight is copied (9 numbers).
-    `copied` weights are read in fp32 and written in bf16 for a micro-batch, summed over the step.
+    `owned` parameters are updated here: AdamW reads weight, gradient and two moments, writes three
+    of them, and the new weight is copied (9 numbers). `copied` weights are read in fp32 and written
+    in bf16 for every micro-batch, summed over the step.
     """
     peak = gpu.bf16 if bf16 else gpu.fp32
     arithmetic = flops * again / (peak * efficiency)
-    exchange = sum(each.seconds(gpu) for each in moving)
+    exchange = sum(collective.seconds(gpu) for collective in moving)
     update = (9 * _FP32 * owned + 6 * copied) / gpu.hbm
     return StepTime(
         arithmetic=arithmetic, exchange=exchange, update=update, mfu=flops / peak / (arithmetic + exchange + update)
