@@ -95,9 +95,9 @@ class TwoTowersObjective(ContrastiveObjective):
         x, label_M = self.images.values(batch), batch["label"]
         if purpose == "views":
             views = augment(self.config.augment, x, sample_keys(self.seed, batch["sample"], purpose))
-            embedded: Embedded = net(views, *self.captions.drawn(label_M, batch["sample"]))
+            embedded: Embedded = net(views, *self.captions.for_training_images(label_M, batch["sample"]))
         else:
-            embedded = net(x, *self.captions.of(label_M, torch.zeros_like(label_M)))
+            embedded = net(x, *self.captions.for_images(label_M, torch.zeros_like(label_M)))
         return embedded
 
     def _pair_loss(self, z: Embedded, number_M: Tensor, rows: GatherRows) -> PairLoss:
@@ -106,10 +106,9 @@ class TwoTowersObjective(ContrastiveObjective):
         return pair_loss(z, number_M, scale, self.config.chunk, rows)
 
     def _pair_figures(self, config: ProbeConfig, held_out: Parts) -> dict[str, float]:
-        label_M, (tokens_KT, end_K) = (
-            held_out["label"],
-            self.captions.of(classes := torch.arange(len(self.config.captions.names)), torch.zeros_like(classes)),
-        )
+        label_M = held_out["label"]
+        classes = torch.arange(len(self.config.captions.names))
+        tokens_KT, end_K = self.captions.for_images(classes, torch.zeros_like(classes))
         texts_KP = self.model.read(tokens_KT.to(self.device), end_K.to(self.device)).cpu()
         found = {"zero_shot_accuracy": recall_at(held_out["a"], texts_KP, label_M, classes, 1)}
         found |= {
@@ -128,7 +127,7 @@ class TwoTowersObjective(ContrastiveObjective):
 
         image_NCHW, _ = image_set(self.images.config, self._apart, 10_000)
         classes = torch.arange(len(self.config.captions.names), device=self.device)
-        texts_KP = self.model.read(*self.captions.of(classes, torch.zeros_like(classes)))
+        texts_KP = self.model.read(*self.captions.for_images(classes, torch.zeros_like(classes)))
         z_NP = nn.functional.normalize(self.model.image_head(self._features(image_NCHW)), dim=1)
         nearest_KS = (texts_KP @ z_NP.T).topk(min(_SHOWN, len(image_NCHW)), dim=1).indices.cpu()
         return SampleSet(

@@ -75,7 +75,7 @@ class ImageModelConfig(ObjectiveConfig):
         return self if data is None else replace(self, data=resolved_data(data, workers))
 
 
-class Images:
+class ImageData:
     """Images of a data set, as networks take them: in [-1, 1]."""
 
     def __init__(self, config: ImageConfig, seed: int):
@@ -103,7 +103,7 @@ class Images:
         return dict(manifest(self.config, seed=self.seed, lanes=self.config.lanes))
 
 
-class Points:
+class PointData:
     """Samples of a mixture of Gaussians, each a function of (seed, its number)."""
 
     def __init__(self, config: ToyConfig, seed: int):
@@ -132,9 +132,9 @@ class Points:
         return {"source": [], "name": self.config.name, "seed": self.seed, "digest": str(self.config)}
 
 
-def build_data(config: ImageConfig | ToyConfig, seed: int) -> Images | Points:
+def build_data(config: ImageConfig | ToyConfig, seed: int) -> ImageData | PointData:
     """The data that `config` names."""
-    return Images(config, seed) if isinstance(config, ImageConfig) else Points(config, seed)
+    return ImageData(config, seed) if isinstance(config, ImageConfig) else PointData(config, seed)
 
 
 def build_mixture(config: ToyConfig) -> GaussianMixture:

@@ -26,7 +26,7 @@ from trainer.core.protocols import Gather
 from trainer.parsing import one_line
 
 if TYPE_CHECKING:
-    from trainer.objectives.images.data import Images
+    from trainer.objectives.images.data import ImageData
 
 Features = Callable[[Tensor], Tensor]
 """Images (M, C, H, W) -> features (M, D)."""
@@ -48,7 +48,7 @@ FeatureConfig = ClassifierConfig | InceptionConfig
 
 
 def feature_network(
-    config: FeatureConfig, data: "Images", share: Share, gather: Gather, device: torch.device
+    config: FeatureConfig, data: "ImageData", share: Share, gather: Gather, device: torch.device
 ) -> Features:
     """The features that `config` names. Every rank calls it; rank 0 trains the classifier, where it is not in the cache yet."""
     match config:
@@ -64,12 +64,12 @@ def _batched(network: Features) -> Features:
     return lambda image_MCHW: torch.cat([network(part) for part in image_MCHW.split(256)])
 
 
-def _classifier(config: ClassifierConfig, data: "Images") -> Classifier:
+def _classifier(config: ClassifierConfig, data: "ImageData") -> Classifier:
     assert data.classes is not None, "the objectives' configs refuse a classifier without classes"
     return Classifier(config, data.shape, data.classes)
 
 
-def trained_weights(config: ClassifierConfig, data: "Images") -> dict[str, Tensor]:
+def trained_weights(config: ClassifierConfig, data: "ImageData") -> dict[str, Tensor]:
     """Weights of the classifier trained on all training images of `data`; from the cache where the same one was trained before."""
     facts = json.dumps(
         [asdict(config), data.config.classes, data.manifest()["digest"], _SEED, _EPOCHS, _BATCH, torch.__version__],
@@ -86,7 +86,7 @@ def trained_weights(config: ClassifierConfig, data: "Images") -> dict[str, Tenso
 
 
 @torch.enable_grad()
-def train_classifier(network: Classifier, data: "Images") -> dict[str, Tensor]:
+def train_classifier(network: Classifier, data: "ImageData") -> dict[str, Tensor]:
     """Adam at 1e-3 over all training images, with a fixed seed: the same weights for every run on this data."""
     from data.images.held_out import image_set
 

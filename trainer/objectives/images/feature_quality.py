@@ -16,7 +16,7 @@ from models.quality.probes import alignment, knn_accuracy, recall_at, uniformity
 from trainer.core.protocols import Gather
 
 if TYPE_CHECKING:
-    from trainer.objectives.images.data import Images
+    from trainer.objectives.images.data import ImageData
 
 Split = Literal["train", "held_out"]
 Parts = dict[str, Tensor]
@@ -41,8 +41,8 @@ class ProbeConfig:
             )
 
 
-def of_images(
-    data: "Images",
+def compute_over_split(
+    data: "ImageData",
     split: Split,
     samples: int,
     compute: Callable[[Tensor, Tensor, Tensor], Parts],

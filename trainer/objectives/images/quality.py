@@ -23,7 +23,7 @@ from trainer.core.protocols import Gather
 from trainer.objectives.images.feature_network import FeatureConfig, feature_network
 
 if TYPE_CHECKING:
-    from trainer.objectives.images.data import Images, Points, ToyConfig
+    from trainer.objectives.images.data import ImageData, PointData, ToyConfig
 
 Draw = Callable[[Tensor, Tensor], Tensor]
 """(keys (M,), labels (M,)) -> samples as networks give them, images in [-1, 1]."""
@@ -75,7 +75,7 @@ def drawn(
 
 @torch.no_grad()
 def image_quality(
-    config: QualityConfig, data: "Images", draw: Draw, seed: int, share: Share, gather: Gather, device: torch.device
+    config: QualityConfig, data: "ImageData", draw: Draw, seed: int, share: Share, gather: Gather, device: torch.device
 ) -> dict[str, float]:
     """Frechet distance, KID, precision, recall, density and coverage of samples against training images, with the scores of held-out images
     (the floor) and of Gaussian noise beside them."""
@@ -114,7 +114,7 @@ def _figures(config: QualityConfig, real_ND: Tensor, other_MD: Tensor) -> dict[s
 
 @torch.no_grad()
 def point_quality(
-    config: QualityConfig, data: "Points", draw: Draw, seed: int, share: Share, gather: Gather, device: torch.device
+    config: QualityConfig, data: "PointData", draw: Draw, seed: int, share: Share, gather: Gather, device: torch.device
 ) -> dict[str, float]:
     """Modes found, share of high-quality samples and reverse KL, with what a perfect sampler gets beside them."""
     points_MD, _ = drawn(config, None, draw, seed, share, device)
