@@ -25,7 +25,7 @@ class CaptionConfig:
         "{}",
         "somebody wrote {} here",
     )
-    """Sentences with {} for the class's name. The template of a training sample is drawn from (seed,
+    """Sentences with {} for the class's name. A training sample's template is drawn from (seed,
     sample number); held-out samples use the first one."""
 
     def __post_init__(self) -> None:
