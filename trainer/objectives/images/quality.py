@@ -60,7 +60,7 @@ def check_quality(config: QualityConfig | None, data: "ImageConfig | ToyConfig")
         return
     if isinstance(data, ImageConfig) and data.classes is None:
         raise ValueError(
-            "quality.network: the classifier needs labels, but data.classes is null; "
+            "objective.quality.network: the classifier needs labels, but data.classes is null; "
             "set data.classes, use the network inception, or set quality to null"
         )
 
