@@ -82,7 +82,7 @@ class TextObjective(BaseObjective):
 
     @abstractmethod
     def _inputs_and_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The network's inputs (B, T), and the token to predict or IGNORE at each position (B, T)."""
+        """The inputs (B, T), and the token to predict or IGNORE at every position (B, T)."""
 
     @abstractmethod
     def _aligned(self, tokens_BT: Tensor) -> Tensor:
