@@ -257,25 +257,28 @@ WRONG: list[tuple[str, list[str], list[str]]] = [
     (
         "dense",
         [f"{MODEL}.d_model=32", f"{MODEL}.layers=2"],
-        [f"{MODEL}.layers is 3 there and 2 here", f"{MODEL}.d_model is 64 there and 32 here"],
+        [
+            f"{MODEL}.layers is 3 in the folder and 2 in the job",
+            f"{MODEL}.d_model is 64 in the folder and 32 in the job",
+        ],
     ),
-    ("dense", [f"{MODEL}.rope_theta=1e6"], ["rope_theta is 10000.0 there and 1000000.0 here"]),
+    ("dense", [f"{MODEL}.rope_theta=1e6"], ["rope_theta is 10000.0 in the folder and 1000000.0 in the job"]),
     (
         "dense",
         [f"{MODEL}.moe={{experts: 4, ffn: 48}}"],
         ["it is dense", "has 4 experts", "run.objective.upcycle.experts=4"],
     ),
-    ("moe", [], ["moe.experts is 4 there and none here"]),
+    ("moe", [], ["moe.experts is 4 in the folder and none in the job"]),
     ("moe", ["run.objective.upcycle={experts: 4}"], ["already", "leave upcycle out"]),
     (
         "moe",
         [f"{MODEL}.moe={{experts: 4, ffn: 48, router: {{name: top_k}}}}"],
-        ["moe.router is switch there and top_k with k 2, normalise true here"],
+        ["moe.router is switch in the folder and top_k with k 2, normalise true in the job"],
     ),
     (
         "moe",
         [f"{MODEL}.moe={{experts: 8, ffn: 32}}"],
-        ["moe.experts is 4 there and 8 here", "moe.ffn is 48 there and 32 here"],
+        ["moe.experts is 4 in the folder and 8 in the job", "moe.ffn is 48 in the folder and 32 in the job"],
     ),
     ("dense", ["run.objective.upcycle={experts: 1}"], ["upcycle.experts", "1", "at least 2"]),
     (
@@ -288,7 +291,7 @@ WRONG: list[tuple[str, list[str], list[str]]] = [
         ["run.objective.init_from=null", "run.objective.upcycle={experts: 4}"],
         ["upcycle.experts", "set init_from"],
     ),
-    ("dense", ["run.objective.vocab_size=300"], ["(258, 64) there and (300, 64) here"]),
+    ("dense", ["run.objective.vocab_size=300"], ["(258, 64) in the folder and (300, 64) in the job"]),
     ("dense", ["run.objective.vocab_size=100"], ["vocab_size: 100 is less than the 258 ids"]),
 ]
 

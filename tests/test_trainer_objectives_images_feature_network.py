@@ -10,14 +10,14 @@ from data.config import ImageConfig
 from data.share import Share
 from models.quality.classifier import ClassifierConfig
 from models.quality.inception import InceptionFeatures
-from trainer.objectives.images.data import Images
+from trainer.objectives.images.data import ImageData
 from trainer.objectives.images.feature_network import InceptionConfig, feature_network, trained_weights
 
 ALONE = Share(rank=0, world=1, global_batch=1, micro_batch=1)
 
 
 def features_of(weights: Path) -> torch.Tensor:
-    digits = Images(ImageConfig(classes=10), seed=0)
+    digits = ImageData(ImageConfig(classes=10), seed=0)
     network = feature_network(
         InceptionConfig(weights=str(weights)), digits, ALONE, lambda thing: [thing], torch.device("cpu")
     )
@@ -53,7 +53,7 @@ def test_the_classifier_is_trained_once_and_knows_the_digits(tmp_path: Path, mon
 
     monkeypatch.setenv("SWITCHWORK_CACHE", str(tmp_path))
     config = ClassifierConfig(channels=(16,), features=32)
-    digits = Images(ImageConfig(classes=10), seed=0)
+    digits = ImageData(ImageConfig(classes=10), seed=0)
     weights = trained_weights(config, digits)
     (file,) = tmp_path.glob("classifier-*.safetensors")
     written = file.stat().st_mtime_ns

@@ -36,7 +36,7 @@ from trainer.checkpoint.save import CheckpointConfig, Checkpointer
 from trainer.config import RunConfig
 from trainer.inference.load import ALONE, load_objective
 from trainer.objectives import build_objective
-from trainer.objectives.language import teacher
+from trainer.objectives.language.teacher import load_teacher
 from trainer.parsing import parse
 from trainer.planning.estimate import estimate
 from trainer.planning.layout import Part
@@ -270,7 +270,7 @@ def whole_and_resumed(world: Any, whole: dict[str, Any], parted: dict[str, Any],
     train(world, whole)
     train(world, parted | {"stop": {"steps": 3}})
     resume(world, parted)
-    model = teacher.load(taught_by)
+    model = load_teacher(taught_by)
     model.norm.weight.data.mul_(2)
     saver = Checkpointer(Folder(taught_by) / "checkpoints", ALONE, CheckpointConfig(), attempt=0)
     saver.save(2, [fragment.named("model") for fragment in shards.weights(model)], {"step": 2})
@@ -326,8 +326,8 @@ def _looked_at_without_its_teacher(tmp_path: Path, taught_by: Path) -> None:
     config = read_run(Folder(run))
     model = load_objective(config, Folder(run), print)[0].networks["model"].eval()
     with torch.no_grad():
-        torch.testing.assert_close(teacher.load(str(tmp_path / "out"))(tokens())[0], model(tokens())[0], rtol=0, atol=0)
-        assert torch.equal(teacher.load(run)(tokens())[0], model(tokens())[0]), "a distilled run may teach in its turn"
+        torch.testing.assert_close(load_teacher(str(tmp_path / "out"))(tokens())[0], model(tokens())[0], rtol=0, atol=0)
+        assert torch.equal(load_teacher(run)(tokens())[0], model(tokens())[0]), "a distilled run may teach in its turn"
 
 
 def test_the_plan_counts_the_teacher(root: Path, corpus: Path) -> None:
@@ -373,7 +373,7 @@ WRONG: list[tuple[str, dict[str, Any], dict[str, Any], list[str]]] = [
     ("nowhere", {}, {}, ["run.objective.teacher: ", "nowhere", "no such folder"]),
     ("masked", {}, {}, ["run.objective.teacher: ", "restores masked tokens"]),
     ("teacher", {}, {"vocab_size": 300}, ["it has 258 tokens", "300"]),
-    ("renamed", {}, {}, ["other tokens", "'<hole>' is 257 there and none here"]),
+    ("renamed", {}, {}, ["other tokens", "'<hole>' is 257 in the folder and none in the job"]),
     ("teacher", {"d_model": 32}, {}, ["no weight outside its experts", "init_from_teacher: false"]),
     ("teacher", {}, {"init_from": "elsewhere"}, ["run.objective.init_from: elsewhere", "init_from_teacher"]),
     ("teacher", {}, {"alpha": 1.5}, ["run.objective.alpha: 1.5", "0 to 1"]),
@@ -416,7 +416,7 @@ def test_a_teacher_that_is_damaged_is_refused(root: Path, tmp_path: Path) -> Non
     content[-3] ^= 1
     file.write_bytes(content)
     with pytest.raises(ValueError, match="no whole checkpoint"):
-        teacher.load(str(tmp_path / "cut"))
+        load_teacher(str(tmp_path / "cut"))
 
 
 def test_an_absolute_folder_goes_into_the_resolved_job(

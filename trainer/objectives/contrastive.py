@@ -27,8 +27,15 @@ from models.init import initialise
 from models.random import derive, sample_keys
 from trainer.core.protocols import Gather, GatherRows, SampleSet, Sums
 from trainer.objectives.images.base import ImageObjective
-from trainer.objectives.images.data import ImageModelConfig, Images, grid_of
-from trainer.objectives.images.feature_quality import Parts, ProbeConfig, class_figures, of_images, once, pair_figures
+from trainer.objectives.images.data import ImageData, ImageModelConfig, grid_of
+from trainer.objectives.images.feature_quality import (
+    Parts,
+    ProbeConfig,
+    class_figures,
+    compute_over_split,
+    once,
+    pair_figures,
+)
 
 _NEIGHBOURS_SHOWN = 9
 
@@ -59,7 +66,7 @@ class ContrastiveObjective(ImageObjective):
 
     def __init__(self, config: ContrastiveConfig, seed: int):
         super().__init__(config.data, config.group, seed)
-        assert isinstance(self.data, Images)
+        assert isinstance(self.data, ImageData)
         self.config = config
         self.images = self.data
         self.model = self._network()
@@ -150,8 +157,9 @@ class ContrastiveObjective(ImageObjective):
             z = self._embed(nets["model"], batch, "held-out views")
             return features(x, number_M, label_M) | {"a": z.a_MP, "b": z.b_MP}
 
-        train = of_images(self.images, "train", config.samples, features, share, gather)
-        held_out = of_images(self.images, self._evaluation_split, config.samples, features_and_pairs, share, gather)
+        train = compute_over_split(self.images, "train", config.samples, features, share, gather)
+        split = self._evaluation_split
+        held_out = compute_over_split(self.images, split, config.samples, features_and_pairs, share, gather)
 
         def metrics() -> dict[str, float]:
             pairs = self._pair_figures(config, held_out)

@@ -24,7 +24,7 @@ from models.random import derive, integers, normal, sample_keys, uniform
 from trainer.core.protocols import SampleSet, Sums
 from trainer.objectives.config import ExportFormat
 from trainer.objectives.images.base import GenerativeObjective
-from trainer.objectives.images.data import ImageModelConfig, Images, Points, ToyConfig, cloud_of, grid_of
+from trainer.objectives.images.data import ImageData, ImageModelConfig, PointData, ToyConfig, cloud_of, grid_of
 from trainer.objectives.images.quality import QualityConfig, check_quality
 
 _BUCKETS = 10
@@ -190,7 +190,7 @@ class DDPMObjective(GenerativeObjective):
     @property
     def _estimates_bound(self) -> bool:
         """Whether evaluation estimates the variational bound, which images alone have."""
-        return self.config.bound_timesteps > 0 and isinstance(self.data, Images)
+        return self.config.bound_timesteps > 0 and isinstance(self.data, ImageData)
 
     def report(self, sums: Sums) -> dict[str, float]:
         weight = sums["samples"].item()
@@ -217,9 +217,9 @@ class DDPMObjective(GenerativeObjective):
                 return predict(kind, schedule, self.model(x_t, t_M, labels), x_t, t_M)
 
             inner = guided(network, labels_M, self.classes, guidance)
-        return clipped(inner, schedule) if isinstance(self.data, Images) else inner
+        return clipped(inner, schedule) if isinstance(self.data, ImageData) else inner
 
-    def draw(self, keys_M: Tensor, labels_M: Tensor) -> Tensor:
+    def draw_samples(self, keys_M: Tensor, labels_M: Tensor) -> Tensor:
         """Samples of the given classes, one per key."""
         return self._sampled(keys_M, labels_M)
 
@@ -250,7 +250,7 @@ class DDPMObjective(GenerativeObjective):
         labels_M = torch.arange(n, device=generator.device) % (self.classes or 1)
         seen: list[Tensor] = []
         x = self._sampled(keys_M, labels_M, watch=lambda t, x0: seen.append(x0[:8]))
-        if isinstance(self.data, Points):
+        if isinstance(self.data, PointData):
             return SampleSet(images={"samples": cloud_of(x, self.data.mixture)})
         chosen = [seen[round(i * (len(seen) - 1) / (_STRIP - 1))] for i in range(_STRIP)]
         strip = torch.stack(chosen, dim=1).flatten(0, 1)

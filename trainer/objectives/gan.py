@@ -31,7 +31,7 @@ from models.gan.spectral import renew_spectral_norms
 from models.random import derive, normal, sample_keys, uniform
 from trainer.core.protocols import SampleSet, Sums
 from trainer.objectives.images.base import GenerativeObjective
-from trainer.objectives.images.data import ImageModelConfig, Points, ToyConfig, cloud_of, grid_of
+from trainer.objectives.images.data import ImageModelConfig, PointData, ToyConfig, cloud_of, grid_of
 from trainer.objectives.images.quality import QualityConfig, check_quality
 
 
@@ -205,7 +205,7 @@ class GanObjective(GenerativeObjective):
             renew_spectral_norms(network)
 
     @torch.no_grad()
-    def draw(self, keys_M: Tensor, labels_M: Tensor) -> Tensor:
+    def draw_samples(self, keys_M: Tensor, labels_M: Tensor) -> Tensor:
         """Samples of the given classes, one per key."""
         z = normal(derive(keys_M, "latent"), (self.config.network.latent,))
         samples: Tensor = self.generator(z, labels_M if self.classes is not None else None)
@@ -214,11 +214,11 @@ class GanObjective(GenerativeObjective):
     def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> SampleSet:
         """A grid of samples; of toy data, a scatter plot of 2,500."""
         device = generator.device
-        count = 2500 if isinstance(self.data, Points) else n
+        count = 2500 if isinstance(self.data, PointData) else n
         seed = int(torch.randint(1 << 62, (), generator=generator, device=device))
         keys_M = sample_keys(seed, torch.arange(count, device=device), "sample")
-        x = self.draw(keys_M, torch.arange(count, device=device) % (self.classes or 1))
-        if isinstance(self.data, Points):
+        x = self.draw_samples(keys_M, torch.arange(count, device=device) % (self.classes or 1))
+        if isinstance(self.data, PointData):
             return SampleSet(images={"samples": cloud_of(x, self.data.mixture)})
         return SampleSet(images={"samples": grid_of(x, columns=self.classes or round(n**0.5))})
 

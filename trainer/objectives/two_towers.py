@@ -102,9 +102,9 @@ class TwoTowersObjective(ContrastiveObjective):
         label_M = batch["label"]
         if purpose == "views":
             views = augment(self.config.augment, x, sample_keys(self.seed, batch["sample"], purpose))
-            embedded: Embedded = net(views, *self.captions.drawn(label_M, batch["sample"]))
+            embedded: Embedded = net(views, *self.captions.for_training_images(label_M, batch["sample"]))
         else:
-            embedded = net(x, *self.captions.of(label_M, torch.zeros_like(label_M)))
+            embedded = net(x, *self.captions.for_images(label_M, torch.zeros_like(label_M)))
         return embedded
 
     def _pair_loss(self, z: Embedded, number_M: Tensor, rows: GatherRows) -> PairLoss:
@@ -115,7 +115,7 @@ class TwoTowersObjective(ContrastiveObjective):
     def _pair_figures(self, config: ProbeConfig, held_out: Parts) -> dict[str, float]:
         image_MP, label_M = held_out["a"], held_out["label"]
         classes = torch.arange(len(self.config.captions.names))
-        tokens_KT, end_K = self.captions.of(classes, torch.zeros_like(classes))
+        tokens_KT, end_K = self.captions.for_images(classes, torch.zeros_like(classes))
         texts_KP = self.model.read(tokens_KT.to(self.device), end_K.to(self.device)).cpu()
         metrics = {"zero_shot_accuracy": recall_at(image_MP, texts_KP, label_M, classes, 1)}
         for k in config.recall:
@@ -132,7 +132,7 @@ class TwoTowersObjective(ContrastiveObjective):
 
         image_NCHW, _ = image_set(self.images.config, self._evaluation_split, 10_000)
         classes = torch.arange(len(self.config.captions.names), device=self.device)
-        texts_KP = self.model.read(*self.captions.of(classes, torch.zeros_like(classes)))
+        texts_KP = self.model.read(*self.captions.for_images(classes, torch.zeros_like(classes)))
         z_NP = nn.functional.normalize(self.model.image_head(self._features(image_NCHW)), dim=1)
         nearest_KS = (texts_KP @ z_NP.T).topk(min(_SHOWN, len(image_NCHW)), dim=1).indices.cpu()
         retrieved = image_NCHW[nearest_KS.flatten()].float() / 127.5 - 1

@@ -128,7 +128,7 @@ class VAEObjective(GenerativeObjective):
         bin_width = 1.0 if self.model.likelihood.discrete else 1 / 255
         return bits_per_dimension(torch.tensor(nats, dtype=torch.float64), self.dimensions, bin_width).item()
 
-    def draw(self, keys_M: Tensor, labels_M: Tensor) -> Tensor:
+    def draw_samples(self, keys_M: Tensor, labels_M: Tensor) -> Tensor:
         """Images in [-1, 1] from the prior, one per key."""
         return self.model.generate(normal(keys_M, (self.model.latent,))) * 2 - 1
 

@@ -1,1 +1,1 @@
-"""What the objectives on images share."""
+"""Image data, captions and measures of quality, which the image objectives share."""

@@ -1,4 +1,4 @@
-"""What the image objectives have in common: their data, and the measures of their samples."""
+"""Base classes of the image objectives: they read the data and measure generated samples."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -10,15 +10,18 @@ from data.config import ImageConfig
 from data.share import Batch, RunState, Share
 from trainer.core.protocols import Gather, Stream
 from trainer.objectives.base import BaseObjective
-from trainer.objectives.images.data import Images, Points, ToyConfig, build_data
+from trainer.objectives.images.data import ImageData, PointData, ToyConfig, build_data
 from trainer.objectives.images.quality import QualityConfig, image_quality, point_quality, quality_alarms
 
 
 class ImageObjective(BaseObjective):
-    """What objectives share whose one sample is one image, or point of toy data. Subclasses say what is minimised."""
+    """Base of the objectives whose sample is an image, or a point of toy data.
+
+    It serves the data; subclasses define the networks and the loss.
+    """
 
     def __init__(self, data: ImageConfig | ToyConfig, group: int, seed: int):
-        self.data: Images | Points = build_data(data, seed)
+        self.data: ImageData | PointData = build_data(data, seed)
         self.seed = seed
         self.group = group
 
@@ -37,22 +40,22 @@ class ImageObjective(BaseObjective):
 
 
 class GenerativeObjective(ImageObjective, ABC):
-    """Those that make images, whose samples are measured."""
+    """Base of the image generators, whose samples are scored."""
 
     def __init__(self, data: ImageConfig | ToyConfig, quality: QualityConfig | None, group: int, seed: int):
         super().__init__(data, group, seed)
         self.measures = quality
 
     @abstractmethod
-    def draw(self, keys_M: Tensor, labels_M: Tensor) -> Tensor:
-        """A sample for each key, images in [-1, 1]."""
+    def draw_samples(self, keys_M: Tensor, labels_M: Tensor) -> Tensor:
+        """Generates one sample per key and label; images are in [-1, 1]."""
 
     def quality(self, nets: Mapping[str, nn.Module], share: Share, gather: Gather) -> dict[str, float]:
         if self.measures is None:
             return {}
-        if isinstance(self.data, Images):
-            return image_quality(self.measures, self.data, self.draw, self.seed, share, gather, self.device)
-        return point_quality(self.measures, self.data, self.draw, self.seed, share, gather, self.device)
+        if isinstance(self.data, ImageData):
+            return image_quality(self.measures, self.data, self.draw_samples, self.seed, share, gather, self.device)
+        return point_quality(self.measures, self.data, self.draw_samples, self.seed, share, gather, self.device)
 
     def alarms(self, quality: Mapping[str, float]) -> list[str]:
         return quality_alarms(self.measures, quality)

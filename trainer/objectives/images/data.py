@@ -1,6 +1,9 @@
-"""What the image objectives train on: images, or points of a toy distribution whose density is known, behind one face.
+"""Training data of the image objectives, and pictures of samples.
 
-M samples; images are (C, H, W), points (D,).
+`ImageData` holds the images of a data set; `PointData` holds points of a toy distribution whose
+density is known. Both have the same methods.
+
+Legend: M samples, C channels, H height, W width, K modes, D dimensions.
 """
 
 from collections.abc import Mapping
@@ -28,9 +31,9 @@ class GridConfig:
     name: Literal["gaussian_grid"] = "gaussian_grid"
     """Selects this data."""
     side: int = 5
-    """Modes along each side."""
+    """Number of modes along each side of the grid."""
     spacing: float = 2.0
-    """Distance between neighbours."""
+    """Distance between neighbouring modes."""
     std: float = 0.05
     """Standard deviation of a mode."""
     held_out: int = 2500
@@ -39,14 +42,14 @@ class GridConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RingConfig:
-    """Gaussians evenly on a circle; by default PacGAN's 2D-ring."""
+    """Gaussians spaced evenly on a circle; by default PacGAN's 2D-ring."""
 
     name: Literal["gaussian_ring"] = "gaussian_ring"
     """Selects this data."""
     modes: int = 8
-    """Number of Gaussians."""
+    """Number of Gaussians on the circle."""
     radius: float = 1.0
-    """Of the circle."""
+    """Radius of the circle."""
     std: float = 0.01
     """Standard deviation of a mode."""
     held_out: int = 2500
@@ -58,9 +61,10 @@ ToyConfig = GridConfig | RingConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ImageModelConfig(ObjectiveConfig):
-    """The base of the image objectives."""
+    """Base of the image objectives' configs."""
 
     data: ImageConfig | ToyConfig
+    """The images, or points of a toy distribution."""
 
     @property
     def stored_data(self) -> ImageConfig | None:
@@ -75,11 +79,12 @@ class ImageModelConfig(ObjectiveConfig):
         return self if data is None else replace(self, data=resolved_data(data, workers))
 
 
-class Images:
-    """Images of a data set, as networks take them: in [-1, 1]."""
+class ImageData:
+    """Images of a data set, in [-1, 1] for the networks."""
 
     def __init__(self, config: ImageConfig, seed: int):
-        self.config, self.seed = config, seed
+        self.config = config
+        self.seed = seed
         self.shape: tuple[int, ...] = image_shape(config)
         self.classes = config.classes
 
@@ -94,8 +99,9 @@ class Images:
         return held_out_images(self.config, rank=share.rank, world=share.world, micro_batch=share.micro_batch)
 
     def values(self, batch: Batch) -> Tensor:
-        """(M, C, H, W) in [-1, 1], float32 at least."""
-        return batch["image"].to(torch.promote_types(batch["image"].dtype, torch.float32)) / 127.5 - 1
+        """The batch's images (M, C, H, W) in [-1, 1], in float32 or better."""
+        image_MCHW = batch["image"]
+        return image_MCHW.to(torch.promote_types(image_MCHW.dtype, torch.float32)) / 127.5 - 1
 
     def manifest(self) -> Mapping[str, object]:
         from data.manifest import manifest
@@ -103,11 +109,12 @@ class Images:
         return dict(manifest(self.config, seed=self.seed, lanes=self.config.lanes))
 
 
-class Points:
-    """Samples of a mixture of Gaussians, each a function of (seed, its number)."""
+class PointData:
+    """Points drawn from a mixture of Gaussians; a point depends on (seed, sample number) alone."""
 
     def __init__(self, config: ToyConfig, seed: int):
-        self.config, self.seed = config, seed
+        self.config = config
+        self.seed = seed
         self.mixture = build_mixture(config)
         self.shape: tuple[int, ...] = tuple(self.mixture.means_KD.shape[1:])
         self.classes = None
@@ -125,20 +132,20 @@ class Points:
         return {"image": point_MD, "label": torch.zeros_like(number_M), "sample": number_M}
 
     def values(self, batch: Batch) -> Tensor:
-        """Float32 (M, D)."""
+        """The batch's points (M, D), in float32."""
         return batch["image"]
 
     def manifest(self) -> Mapping[str, object]:
         return {"source": [], "name": self.config.name, "seed": self.seed, "digest": str(self.config)}
 
 
-def build_data(config: ImageConfig | ToyConfig, seed: int) -> Images | Points:
-    """The data that `config` names."""
-    return Images(config, seed) if isinstance(config, ImageConfig) else Points(config, seed)
+def build_data(config: ImageConfig | ToyConfig, seed: int) -> ImageData | PointData:
+    """Opens the images, or makes the points, that `config` describes."""
+    return ImageData(config, seed) if isinstance(config, ImageConfig) else PointData(config, seed)
 
 
 def build_mixture(config: ToyConfig) -> GaussianMixture:
-    """The distribution of toy data."""
+    """The distribution of the toy data."""
     match config:
         case GridConfig(side=side, spacing=spacing, std=std):
             return grid(side, spacing, std)
@@ -147,15 +154,13 @@ def build_mixture(config: ToyConfig) -> GaussianMixture:
 
 
 def grid_of(images_MCHW: Tensor, columns: int, tile: int = 48) -> Tensor:
-    """Images in [-1, 1] as one picture (3, H, W) in [0, 1], each about `tile` pixels high, a thin line between them."""
+    """Arranges images in [-1, 1] as one picture (3, H, W) in [0, 1].
+
+    An image is about `tile` pixels high, and thin lines separate the images.
+    """
     scale = max(1, tile // images_MCHW.shape[-2])
-    images = (
-        ((images_MCHW.detach().float().cpu() + 1) / 2)
-        .clamp(0, 1)
-        .repeat_interleave(scale, -2)
-        .repeat_interleave(scale, -1)
-    )
-    images = images.expand(-1, 3, -1, -1)
+    images = ((images_MCHW.detach().float().cpu() + 1) / 2).clamp(0, 1)
+    images = images.repeat_interleave(scale, -2).repeat_interleave(scale, -1).expand(-1, 3, -1, -1)
     images = torch.nn.functional.pad(images, (1, 1, 1, 1), value=0.35)
     missing = -len(images) % columns
     images = torch.cat([images, images.new_full((missing, *images.shape[1:]), 0.35)])
@@ -164,19 +169,22 @@ def grid_of(images_MCHW: Tensor, columns: int, tile: int = 48) -> Tensor:
 
 
 def cloud_of(points_MD: Tensor, mixture: GaussianMixture, side: int = 400) -> Tensor:
-    """Points in the plane as one picture (3, H, W) in [0, 1]: how many fell where, with the centres of the modes in red."""
+    """Draws points in the plane as one picture (3, H, W) in [0, 1].
+
+    A pixel is darker the more points it has; the centres of the modes are red.
+    """
     reach = 1.3 * mixture.means_KD.abs().max()
     picture = torch.ones(3, side, side)
 
-    def place(xy: Tensor) -> tuple[Tensor, Tensor]:
+    def to_pixels(xy: Tensor) -> tuple[Tensor, Tensor]:
         pixel = ((xy.cpu() / reach + 1) / 2 * (side - 1)).round().long().clamp(0, side - 1)
         return side - 1 - pixel[:, 1], pixel[:, 0]
 
-    counts = torch.zeros(side, side).index_put_(place(points_MD.detach()), torch.ones(len(points_MD)), accumulate=True)
+    ones_M = torch.ones(len(points_MD))
+    counts = torch.zeros(side, side).index_put_(to_pixels(points_MD.detach()), ones_M, accumulate=True)
     picture *= (-counts.sqrt()).exp()
-    row, column = place(mixture.means_KD)
+    row, column = to_pixels(mixture.means_KD)
+    red = torch.tensor([0.9, 0.1, 0.1])[:, None]
     for dy, dx in ((0, -4), (0, 4), (-4, 0), (4, 0)):
-        picture[:, (row + dy).clamp(0, side - 1), (column + dx).clamp(0, side - 1)] = torch.tensor([0.9, 0.1, 0.1])[
-            :, None
-        ]
+        picture[:, (row + dy).clamp(0, side - 1), (column + dx).clamp(0, side - 1)] = red
     return picture

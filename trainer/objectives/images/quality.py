@@ -1,7 +1,9 @@
-"""How good samples are: distances and overlaps between real and generated images on the features of a network, and modes found in toy data.
+"""Quality of generated samples: distance from real images, or coverage of the modes of toy data.
 
-Every rank draws its share of the samples, all from keys that know no rank; gathered and put in order they are the same set for every world.
-M samples, N real images, D features.
+Every rank generates its share of the samples, from keys that do not depend on the rank. Gathered
+and put in order, they are the same set for every number of ranks.
+
+Legend: M samples, N real images, D features.
 """
 
 import operator
@@ -20,13 +22,14 @@ from models.quality.distances import Moments, frechet_distance, in_sample_order,
 from models.quality.mixtures import ModeCoverage, perfect_sampler
 from models.random import normal, sample_keys
 from trainer.core.protocols import Gather
-from trainer.objectives.images.feature_network import FeatureConfig, feature_network
+from trainer.objectives.images.feature_network import FeatureConfig, Features, feature_network
 
 if TYPE_CHECKING:
-    from trainer.objectives.images.data import Images, Points, ToyConfig
+    from data.images.held_out import Split
+    from trainer.objectives.images.data import ImageData, PointData, ToyConfig
 
-Draw = Callable[[Tensor, Tensor], Tensor]
-"""(keys (M,), labels (M,)) -> samples as networks give them, images in [-1, 1]."""
+DrawSamples = Callable[[Tensor, Tensor], Tensor]
+"""(keys (M,), labels (M,)) -> samples as the networks produce them; images are in [-1, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,77 +37,97 @@ class QualityConfig:
     """Measures of sample quality."""
 
     samples: int = 1000
-    """Generated samples, and real training images at most, that are compared."""
+    """Number of generated samples, and the largest number of real training images, to compare."""
     network: FeatureConfig = field(default_factory=ClassifierConfig)
-    """The network whose features images are compared by; a classifier is trained on the data set itself, once."""
+    """The network on whose features images are compared. A classifier is trained on the data set
+    itself, once."""
     neighbours: int = 5
-    """Nearest neighbours of precision, recall, density and coverage."""
+    """Number of nearest neighbours for precision, recall, density and coverage."""
     collapse_below: float = 0.5
-    """An event is raised where samples have less than this share of the diversity, or of the modes, of the data."""
+    """Share of the data's diversity, or of its modes, below which the samples raise an event."""
 
     def __post_init__(self) -> None:
         if self.samples <= self.neighbours:
             raise ValueError(
-                f"quality.samples is {self.samples}; it must be above the {self.neighbours} neighbours, and is usually 1000 or more"
+                f"quality.samples: {self.samples} is not above the {self.neighbours} neighbours; "
+                "use more samples, usually 1000 or more"
             )
 
 
 def check_quality(config: QualityConfig | None, data: "ImageConfig | ToyConfig") -> None:
-    """Raises ValueError where the measures need what the data do not have."""
-    if (
-        config is not None
-        and isinstance(config.network, ClassifierConfig)
-        and isinstance(data, ImageConfig)
-        and data.classes is None
-    ):
+    """Raises ValueError if the measures need labels that the data do not have."""
+    if config is None or not isinstance(config.network, ClassifierConfig):
+        return
+    if isinstance(data, ImageConfig) and data.classes is None:
         raise ValueError(
-            "quality.network: the classifier needs labels, but data.classes is null; set data.classes, use the network inception, or quality null"
+            "objective.quality.network: the classifier needs labels, but data.classes is null; "
+            "set data.classes, use the network inception, or set quality to null"
         )
 
 
-def drawn(
-    config: QualityConfig, classes: int | None, draw: Draw, seed: int, share: Share, device: torch.device
+def draw_share(
+    config: QualityConfig, classes: int | None, draw_samples: DrawSamples, seed: int, share: Share, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """This rank's part of the `config.samples` samples, and their numbers; labels are dealt out in turn."""
-    samples, numbers = [], torch.arange(share.rank, config.samples, share.world, device=device)
+    """This rank's part of the `config.samples` samples, and their numbers. Labels take turns."""
+    samples: list[Tensor] = []
+    numbers = torch.arange(share.rank, config.samples, share.world, device=device)
     for number_M in numbers.split(256):
         labels_M = number_M % classes if classes else torch.zeros_like(number_M)
-        samples.append(draw(sample_keys(seed, number_M, "quality"), labels_M))
+        samples.append(draw_samples(sample_keys(seed, number_M, "quality"), labels_M))
     return torch.cat(samples), numbers
 
 
 @torch.no_grad()
 def image_quality(
-    config: QualityConfig, data: "Images", draw: Draw, seed: int, share: Share, gather: Gather, device: torch.device
+    config: QualityConfig,
+    data: "ImageData",
+    draw_samples: DrawSamples,
+    seed: int,
+    share: Share,
+    gather: Gather,
+    device: torch.device,
 ) -> dict[str, float]:
-    """Frechet distance, KID, precision, recall, density and coverage of samples against training images, with the scores of held-out images
-    (the floor) and of Gaussian noise beside them."""
+    """Frechet distance, KID, precision, recall, density, coverage and diversity of samples.
+
+    They are compared with training images. The same metrics of held-out images, prefixed
+    "held_out/", are the floor; those of Gaussian noise are prefixed "noise/".
+    """
+    network = feature_network(config.network, data, share, gather, device)
+    image_MCHW, number_M = draw_share(config, data.classes, draw_samples, seed, share, device)
+    # Real images have 256 grey values, so the samples get as many.
+    quantised_MCHW = ((image_MCHW.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+    parts = gather((network(quantised_MCHW).cpu(), number_M.cpu()))
+    generated = in_sample_order(torch.cat([part for part, _ in parts]), torch.cat([numbers for _, numbers in parts]))
+    real = _features_of_split(config, data, "train", network, device)
+    metrics = _compare(config, real, generated)
+    metrics["diversity"] = (Moments.of(generated).covariance().trace() / Moments.of(real).covariance().trace()).item()
+    if data.config.eval_source or data.config.held_out:
+        held_out = _features_of_split(config, data, "held_out", network, device)
+        if len(held_out) > config.neighbours:
+            metrics |= {f"held_out/{name}": value for name, value in _compare(config, real, held_out).items()}
+    noise_MCHW = normal(sample_keys(seed, torch.arange(config.samples), "noise images"), data.shape).clamp(-1, 1)
+    noise = network(noise_MCHW.to(device)).cpu()
+    return metrics | {f"noise/{name}": value for name, value in _compare(config, real, noise).items()}
+
+
+def _features_of_split(
+    config: QualityConfig, data: "ImageData", split: "Split", network: Features, device: torch.device
+) -> Tensor:
+    """Features (N, D), on the CPU, of the first `config.samples` images of a split."""
     from data.images.held_out import image_set
 
-    network = feature_network(config.network, data, share, gather, device)
-    image_MCHW, number_M = drawn(config, data.classes, draw, seed, share, device)
-    quantised = (
-        (image_MCHW.clamp(-1, 1) + 1) * 127.5
-    ).round() / 127.5 - 1  # real images have 256 grey values: so have the samples
-    parts = gather((network(quantised).cpu(), number_M.cpu()))
-    generated = in_sample_order(torch.cat([part for part, _ in parts]), torch.cat([numbers for _, numbers in parts]))
-    real = network((image_set(data.config, "train", config.samples)[0].float() / 127.5 - 1).to(device)).cpu()
-    figures = _figures(config, real, generated)
-    figures["diversity"] = (Moments.of(generated).covariance().trace() / Moments.of(real).covariance().trace()).item()
-    if data.config.eval_source or data.config.held_out:
-        held_out = network((image_set(data.config, "held_out", config.samples)[0].float() / 127.5 - 1).to(device)).cpu()
-        if len(held_out) > config.neighbours:
-            figures |= {f"held_out/{name}": value for name, value in _figures(config, real, held_out).items()}
-    noise = network(
-        normal(sample_keys(seed, torch.arange(config.samples), "noise images"), data.shape).clamp(-1, 1).to(device)
-    ).cpu()
-    return figures | {f"noise/{name}": value for name, value in _figures(config, real, noise).items()}
+    image_NCHW, _ = image_set(data.config, split, config.samples)
+    return network((image_NCHW.float() / 127.5 - 1).to(device)).cpu()
 
 
-def _figures(config: QualityConfig, real_ND: Tensor, other_MD: Tensor) -> dict[str, float]:
-    """In units of the real features' root mean square, as the scale of a network's features means nothing."""
+def _compare(config: QualityConfig, real_ND: Tensor, other_MD: Tensor) -> dict[str, float]:
+    """Metrics of `other_MD` against real images.
+
+    Features are divided by the root mean square of the real ones, because their scale is arbitrary.
+    """
     scale = real_ND.square().mean().sqrt()
-    real_ND, other_MD = real_ND / scale, other_MD / scale
+    real_ND = real_ND / scale
+    other_MD = other_MD / scale
     distances = {
         "frechet_distance": frechet_distance(Moments.of(real_ND), Moments.of(other_MD)),
         "kid": kernel_distance(real_ND, other_MD),
@@ -114,18 +137,25 @@ def _figures(config: QualityConfig, real_ND: Tensor, other_MD: Tensor) -> dict[s
 
 @torch.no_grad()
 def point_quality(
-    config: QualityConfig, data: "Points", draw: Draw, seed: int, share: Share, gather: Gather, device: torch.device
+    config: QualityConfig,
+    data: "PointData",
+    draw_samples: DrawSamples,
+    seed: int,
+    share: Share,
+    gather: Gather,
+    device: torch.device,
 ) -> dict[str, float]:
-    """Modes found, share of high-quality samples and reverse KL, with what a perfect sampler gets beside them."""
-    points_MD, _ = drawn(config, None, draw, seed, share, device)
+    """Number of modes reached, share of high-quality samples and reverse KL.
+
+    The scores of a perfect sampler are prefixed "perfect/".
+    """
+    points_MD, _ = draw_share(config, None, draw_samples, seed, share, device)
     coverage = reduce(operator.add, gather(ModeCoverage.of(points_MD, data.mixture)))
     ceiling = perfect_sampler(data.mixture, config.samples)
-    found = {
+    return {
         "modes": float(coverage.modes()),
         "high_quality": coverage.high_quality(),
         "reverse_kl": coverage.reverse_kl(data.mixture),
-    }
-    return found | {
         "modes_share": coverage.modes() / len(data.mixture.weights_K),
         "perfect/modes": ceiling.modes,
         "perfect/high_quality": ceiling.high_quality,
@@ -133,16 +163,16 @@ def point_quality(
     }
 
 
-def quality_alarms(config: QualityConfig | None, figures: Mapping[str, float]) -> list[str]:
-    """A line for each figure that says that the samples collapse."""
+def quality_alarms(config: QualityConfig | None, metrics: Mapping[str, float]) -> list[str]:
+    """One line per metric that shows a collapse of the samples."""
     if config is None:
         return []
-    words = {
-        "diversity": "samples have {:.0%} of the diversity of the data",
-        "modes_share": "samples reach {:.0%} of the modes of the data",
+    sentences = {
+        "diversity": "samples have {:.0%} of the data's diversity",
+        "modes_share": "samples reach {:.0%} of the data's modes",
     }
     return [
-        f"collapse: {text.format(figures[name])}, below {config.collapse_below:.0%}"
-        for name, text in words.items()
-        if figures.get(name, 1.0) < config.collapse_below
+        f"collapse: {sentence.format(metrics[name])}, below {config.collapse_below:.0%}"
+        for name, sentence in sentences.items()
+        if metrics.get(name, 1.0) < config.collapse_below
     ]

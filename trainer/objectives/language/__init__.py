@@ -1,1 +1,1 @@
-"""Objectives that predict tokens."""
+"""Objectives that predict tokens, and the starts of their weights."""

@@ -1,4 +1,4 @@
-"""What a job file says of a language model: its network, its text, and what its weights start from."""
+"""Configs of the language objectives: the network, the text, and the weights to start from."""
 
 from dataclasses import dataclass, replace
 from typing import Literal, Self
@@ -17,28 +17,29 @@ from trainer.storage import absolute
 
 @dataclass(frozen=True, kw_only=True)
 class TextModelConfig(ObjectiveConfig):
-    """The base of all language models."""
+    """Base of all language models' configs."""
 
     model: TransformerConfig
     """The network; `causal` is false for masked_lm alone."""
     data: TextConfig
-    """The text, how it becomes tokens, and what is held out."""
+    """The text, its tokenizer, and the held-out part."""
     init_from: str | None = None
-    """Folder whose weights training starts from, unless it resumes: a run of ours, or one that transformers saved (safetensors; Qwen3,
-    Qwen3-MoE, Qwen2-MoE without biases, Llama, Mixtral)."""
+    """Folder of the weights that a new run starts from; a resumed run ignores it. It holds a run of
+    Switchwork, or a model that transformers saved (safetensors; Qwen3, Qwen3-MoE, Qwen2-MoE without
+    biases, Llama, Mixtral). null: random weights."""
     upcycle: UpcycleConfig | None = None
-    """Make a mixture of experts from the dense model in `init_from`."""
+    """Turns the dense model in `init_from` into a mixture of experts; null: leaves it as it is."""
     vocab_size: int | None = None
-    """Rows of the embedding, where they are to be more than the tokenizer has ids; null: as many."""
+    """Rows of the embedding, at least as many as the tokenizer has ids; null: exactly as many."""
     collapse: CollapseConfig = CollapseConfig()
-    """When routing has collapsed, and what is done then; without effect on a dense model."""
+    """The signs of a collapse of the routing, and the reaction to it; a dense model ignores it."""
 
     def __post_init__(self) -> None:
-        _upcycled(self)  # raises ValueError for a model that cannot be made
+        _upcycled(self)  # raises ValueError for an impossible model
 
     @property
     def trained_model(self) -> TransformerConfig:
-        """The network that is trained: `model`, with the mixture of experts that `upcycle` asks for."""
+        """The network to train: `model`, with the mixture of experts that `upcycle` asks for."""
         return _upcycled(self)
 
     @property
@@ -67,7 +68,7 @@ class TextModelConfig(ObjectiveConfig):
 
     @property
     def builds_on_meta(self) -> bool:
-        return True  # a transformer may be larger than any memory
+        return True  # a transformer may exceed the memory of one machine
 
     @property
     def export_format(self) -> ExportFormat | None:
@@ -99,55 +100,62 @@ class TextModelConfig(ObjectiveConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CausalConfig(TextModelConfig):
-    """The base of the language models that predict the next token, and so can answer, be exported and teach."""
+    """Fields shared by all next-token objectives, whose models generate text and teach others."""
 
     sample_tokens: int = 200
-    """Length of a generated sample."""
+    """Number of tokens of a generated sample."""
     temperature: float = 0.8
-    """Of the generated samples."""
+    """Sampling temperature of generated samples."""
     prompt: str = ""
-    """How the samples begin."""
+    """Text that every generated sample begins with."""
 
     def __post_init__(self) -> None:
         if not self.model.causal:
             raise ValueError(
-                "objective.model.causal: false, but the next token is predicted; use true, or the objective masked_lm"
+                "objective.model.causal: false does not suit an objective that predicts the next token; "
+                "use true, or the objective masked_lm"
             )
         super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageConfig(CausalConfig):
-    """A decoder-only transformer that predicts the next token; dense where `model.moe` is null."""
+    """A decoder-only transformer that predicts the next token; dense if `model.moe` is null."""
 
     name: Literal["moe_lm"] = "moe_lm"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(CausalConfig):
-    """A decoder-only transformer that learns from the text and from another model: (1 - alpha) cross-entropy + alpha T^2 KL(teacher || student), the
-    logits of both divided by T (Hinton et al. 2015, section 2; with weights to start from, Fedus et al. 2021, section 4.1)."""
+    """A decoder-only transformer that learns from the text and from another model, the teacher. The
+    loss is (1 - alpha) cross-entropy + alpha T^2 KL(teacher || student), with the logits of both
+    divided by T (Hinton et al. 2015, section 2). Starting from the teacher's weights follows Fedus
+    et al. 2021, section 4.1."""
 
     name: Literal["distill"] = "distill"
     teacher: str
-    """Folder of a causal language model that reads by the same tokenizer: a run of ours, or one that transformers saved, as for init_from.
-    Each rank holds it whole, frozen, dropless and in fp32."""
+    """Folder of a causal language model with the same tokenizer: a run of Switchwork, or a model
+    that transformers saved, as for `init_from`. Every rank holds the whole teacher, frozen,
+    dropless and in fp32."""
     alpha: float = 0.25
-    """Share of the teacher's loss; the rest is that of the data."""
+    """Weight of the teacher's loss; the loss on the text has the weight 1 - alpha."""
     kl_temperature: float = 1.0
-    """T; `temperature` is that of the generated samples."""
+    """Temperature T that divides the logits of teacher and student. It differs from `temperature`,
+    which generates samples."""
     init_from_teacher: bool = True
-    """Start, unless the run resumes, with the weights that teacher and student have alike in name and shape, outside experts and routers."""
+    """Starts a new run with those of the teacher's weights whose name and shape the student shares,
+    except experts and routers. A resumed run ignores it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.alpha <= 1:
-            raise ValueError(f"objective.alpha: {self.alpha} is no share; use 0 to 1, such as 0.25")
+            raise ValueError(f"objective.alpha: {self.alpha} is outside 0 to 1; use a share such as 0.25")
         if not self.kl_temperature > 0:
-            raise ValueError(f"objective.kl_temperature: {self.kl_temperature} must be above 0, such as 1 or 2")
+            raise ValueError(f"objective.kl_temperature: {self.kl_temperature} is not above 0; use 1 or 2, for example")
         if self.init_from is not None and self.init_from_teacher:
             raise ValueError(
-                f"objective.init_from: {self.init_from} beside init_from_teacher true; set init_from_teacher: false, or leave init_from out"
+                f"objective.init_from: {self.init_from} conflicts with init_from_teacher true; "
+                "set init_from_teacher: false, or leave init_from out"
             )
 
     @property
@@ -166,23 +174,28 @@ class DistillConfig(CausalConfig):
 
     def resolved(self, workers: int, resume: bool) -> Self:
         config = super().resolved(workers, resume)
-        self._student.check()  # the teacher is read by a resumed run as well
+        self._student.check()  # a resumed run reads the teacher as well
         return replace(config, teacher=absolute(self.teacher))
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedLanguageConfig(TextModelConfig):
-    """A bidirectional transformer that restores masked tokens (Devlin et al. 2019, section 3.1, task 1)."""
+    """A bidirectional transformer that restores masked tokens (Devlin et al. 2019, section 3.1,
+    task 1)."""
 
     name: Literal["masked_lm"] = "masked_lm"
     mask_rate: float = 0.15
-    """Share of the tokens that are to be restored: of them 80 % become the mask, 10 % a random token, 10 % stay."""
+    """Share of the tokens to restore. Of these, 80 % become the mask token, 10 % become a random
+    token, and 10 % stay."""
 
     def __post_init__(self) -> None:
         if self.model.causal:
-            raise ValueError("objective masked_lm with model.causal true; use false, or the objective moe_lm")
+            raise ValueError(
+                "objective.model.causal: true does not suit masked_lm, which reads both ways; "
+                "use false, or the objective moe_lm"
+            )
         if not 0 < self.mask_rate < 1:
-            raise ValueError(f"mask_rate is {self.mask_rate}; it must be between 0 and 1")
+            raise ValueError(f"objective.mask_rate: {self.mask_rate} is not between 0 and 1; use 0.15, for example")
         super().__post_init__()
 
 
@@ -193,11 +206,15 @@ def _upcycled(config: TextModelConfig) -> TransformerConfig:
         return model
     if config.init_from is None:
         raise ValueError(
-            f"upcycle.experts: {upcycle.experts}, but there is no dense model; set init_from to the folder of one"
+            f"objective.upcycle.experts: {upcycle.experts} experts need a dense model to start from; "
+            "set init_from to the folder of one"
         )
     moe = model.moe or MoEConfig(experts=upcycle.experts, ffn=model.ffn, router=TopKRouting(k=2))
     if (moe.experts, moe.ffn) != (upcycle.experts, model.ffn):
-        here = f"experts {moe.experts} and ffn {moe.ffn} beside upcycle.experts {upcycle.experts} and model.ffn {model.ffn}"
-        fix = f"use experts {upcycle.experts} and ffn {model.ffn}, as each expert starts as a copy of the dense feed-forward network"
-        raise ValueError(f"model.moe: {here}; {fix}")
+        raise ValueError(
+            f"objective.model.moe: experts {moe.experts} and ffn {moe.ffn} differ from "
+            f"upcycle.experts {upcycle.experts} and model.ffn {model.ffn}; "
+            f"use experts {upcycle.experts} and ffn {model.ffn}, "
+            "because every expert starts as a copy of the dense feed-forward network"
+        )
     return replace(model, moe=moe)

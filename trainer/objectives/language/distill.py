@@ -1,4 +1,4 @@
-"""Distillation: a language model that learns from its text and from a teacher's distribution over the next token.
+"""Distillation: a language model learns from its text and from a teacher's next-token distribution.
 
 Legend: B samples, T positions, V vocabulary.
 """
@@ -14,27 +14,31 @@ from models.losses import categorical_kl
 from models.transformer.cost import forward_flops_per_token, parameters
 from models.transformer.model import Transformer, TransformerConfig
 from trainer.core.protocols import Sums
-from trainer.objectives.language import teacher as teachers
 from trainer.objectives.language.config import DistillConfig
-from trainer.objectives.language.objective import IGNORE, LanguageObjective, Pass
+from trainer.objectives.language.objective import IGNORE, ForwardPass, LanguageObjective
+from trainer.objectives.language.teacher import describe_teacher, load_teacher, teacher_identity
 
 
 class DistillObjective(LanguageObjective):
-    """The loss is (1 - alpha) cross-entropy + alpha T^2 KL(teacher || student), and the router's losses; T^2 keeps the share of its gradient (Hinton et al.
-    2015, section 2). Held-out data are measured without the teacher, so that runs compare, and a finished run does without its teacher's folder.
+    """Predicts the next token and follows a teacher.
+
+    The loss is (1 - alpha) cross-entropy + alpha T^2 KL(teacher || student), plus the router's
+    losses. The factor T^2 keeps the KL's share of the gradient (Hinton et al. 2015, section 2).
+    Held-out data are measured without the teacher, so that runs can be compared and a finished run
+    does not need its teacher's folder.
     """
 
     config: DistillConfig
 
     @cached_property
     def teacher(self) -> Transformer:
-        """Read when the first batch is learned from."""
-        return teachers.load(self.config.teacher).to(next(self.model.parameters()).device)
+        """The teacher's network, loaded at the first training batch."""
+        return load_teacher(self.config.teacher).to(next(self.model.parameters()).device)
 
     @cached_property
     def _teacher_sizes(self) -> tuple[TransformerConfig, int]:
-        """The teacher's model and vocabulary: from its description, without weights."""
-        return teachers.describe(self.config.teacher)
+        """The teacher's config and vocabulary size."""
+        return describe_teacher(self.config.teacher)
 
     @property
     def frozen_bytes(self) -> int:
@@ -46,34 +50,42 @@ class DistillObjective(LanguageObjective):
         return seq_len * forward_flops_per_token(*self._teacher_sizes, seq_len)
 
     def loss(self, phase: str, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Sums]:
-        done = self._forward(net, batch)
-        kl_sum, agreed = self._taught(done, batch)
+        forward = self._forward(net, batch)
+        kl_sum, agreed = self._compare_with_teacher(forward, batch)
         alpha = self.config.alpha
-        loss, sums = self._summed((1 - alpha) * done.nll_sum + alpha * self.config.kl_temperature**2 * kl_sum, done)
+        target_loss = (1 - alpha) * forward.nll_sum + alpha * self.config.kl_temperature**2 * kl_sum
+        loss, sums = self._with_router_losses(target_loss, forward)
         return loss, sums | {"teacher_kl": kl_sum.detach().double(), "teacher_agreed": agreed.double()}
 
-    def _taught(self, done: Pass, batch: Batch) -> tuple[Tensor, Tensor]:
-        """KL(teacher || student) at the temperature, in nats, and at how many places both have the same likeliest token, summed over the targets."""
+    def _compare_with_teacher(self, forward: ForwardPass, batch: Batch) -> tuple[Tensor, Tensor]:
+        """KL(teacher || student) at temperature T, in nats, and the number of agreements.
+
+        Both are sums over the targets. The models agree where the same token is likeliest for both.
+        """
         with torch.no_grad():
-            taught_BTV, _ = self.teacher(done.inputs_BT, batch["sample"], self._segments(batch), self.seed)
-        dtype = torch.promote_types(done.logits_BTV.dtype, torch.float32)
-        log_p_BTV, log_q_BTV = (
-            (logits.to(dtype) / self.config.kl_temperature).log_softmax(-1) for logits in (taught_BTV, done.logits_BTV)
-        )
-        counts_BT = done.targets_BT != IGNORE
-        agrees_BT = (taught_BTV.argmax(-1) == done.logits_BTV.argmax(-1)) & counts_BT
+            teacher_BTV, _ = self.teacher(forward.inputs_BT, batch["sample"], self._segments(batch), self.seed)
+        student_BTV = forward.logits_BTV
+        dtype = torch.promote_types(student_BTV.dtype, torch.float32)
+        log_p_BTV = (teacher_BTV.to(dtype) / self.config.kl_temperature).log_softmax(-1)
+        log_q_BTV = (student_BTV.to(dtype) / self.config.kl_temperature).log_softmax(-1)
+        counts_BT = forward.targets_BT != IGNORE
+        agrees_BT = (teacher_BTV.argmax(-1) == student_BTV.argmax(-1)) & counts_BT
         return categorical_kl(log_p_BTV, log_q_BTV).where(counts_BT, 0).sum(), agrees_BT.sum()
 
     def report(self, sums: Sums) -> dict[str, float]:
-        """In training also the KL in nats per token, and the share of tokens whose likeliest one is the teacher's."""
-        figures = super().report(sums)
-        taught = "teacher_kl" in sums  # evaluation does without the teacher
-        if taught:
+        """The language model's metrics; in training also the KL and the agreement with the teacher.
+
+        The KL is in nats per token. The agreement is the share of targets whose likeliest token is
+        the teacher's.
+        """
+        metrics = super().report(sums)
+        with_teacher = "teacher_kl" in sums  # evaluation does without the teacher
+        if with_teacher:
             targets = sums["targets"].item()
-            figures["teacher_kl"] = sums["teacher_kl"].item() / targets
-            figures["teacher_agreement"] = sums["teacher_agreed"].item() / targets
-        return figures
+            metrics["teacher_kl"] = sums["teacher_kl"].item() / targets
+            metrics["teacher_agreement"] = sums["teacher_agreed"].item() / targets
+        return metrics
 
     def manifest(self) -> Mapping[str, object]:
-        """The teacher is read as the data are: a resumed run must find the same one."""
-        return {**super().manifest(), "teacher": teachers.identity(self.config.teacher)}
+        """The data and the teacher's identity: a resumed run must find the same ones."""
+        return {**super().manifest(), "teacher": teacher_identity(self.config.teacher)}

@@ -1,13 +1,13 @@
-"""Language models: the next token, or masked ones (BERT). Dense or mixture of experts.
+"""Objectives of language models, dense or mixture of experts: the next token, or masked tokens.
 
 The mathematics is in models/transformer/ and models/moe/.
 
-Legend: B samples, T positions, V vocabulary, G routing groups, E experts.
+Legend: B samples, T positions, V vocabulary, G routing groups, L MoE layers, E experts.
 """
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -29,23 +29,31 @@ from trainer.objectives.language.config import CausalConfig, MaskedLanguageConfi
 from trainer.objectives.language.vocabulary import embedding_rows
 
 IGNORE = -100
+"""The target at positions that do not count."""
 
 
-class Pass(NamedTuple):
-    """What a forward pass over a batch gives."""
+class ForwardPass(NamedTuple):
+    """Results of a forward pass over a batch."""
 
     inputs_BT: Tensor
+    """The tokens that the network read."""
     targets_BT: Tensor
+    """The tokens to predict; IGNORE where none counts."""
     logits_BTV: Tensor
+    """The network's outputs."""
     nll_sum: Tensor
-    """Cross-entropy of the targets, summed."""
+    """Cross-entropy, summed over the targets."""
     router_sum: Tensor | None
-    """The router's losses, each group's for its targets; None without experts."""
+    """The router's losses, weighted by each group's number of targets; None without experts."""
     sums: Sums
+    """The metrics' sums, without the loss."""
 
 
 class TextObjective(BaseObjective):
-    """The loss is the cross-entropy of the targets, plus the router losses: group means, weighted by the group's number of targets."""
+    """Base of the language objectives: cross-entropy of the targets, plus the router's losses.
+
+    The router's losses are group means, weighted by the group's number of targets.
+    """
 
     config: TextModelConfig
 
@@ -60,27 +68,25 @@ class TextObjective(BaseObjective):
         self.model = Transformer(self.config.model, vocab_size)
         self.watch = build_watch(config.collapse, config.moe, len(self.model.moe_layers))
         if self.watch is not None:
-            self.model.add_module(
-                "routing_watch", self.watch
-            )  # its counters are then buffers of the network: saved, loaded and moved with it
+            # As buffers of the network, the counters are saved, loaded and moved with it.
+            self.model.add_module("routing_watch", self.watch)
         self.networks: dict[str, nn.Module] = {"model": self.model}
         self.tokens_per_sample = config.tokens_per_sample
-        self.flops_per_sample = config.data.seq_len * flops_per_token(
-            self.config.model, vocab_size, config.data.seq_len
-        )
+        seq_len = config.data.seq_len
+        self.flops_per_sample = seq_len * flops_per_token(self.config.model, vocab_size, seq_len)
         self.group = config.group
 
     @abstractmethod
     def _check_tokenizer(self) -> None:
-        """Raises ValueError for a tokenizer that lacks a token that is needed."""
+        """Raises ValueError if the tokenizer lacks a token that the objective needs."""
 
     @abstractmethod
     def _inputs_and_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What the network reads (B, T), and the token to predict at each position, IGNORE where none is."""
+        """The inputs (B, T), and the token to predict or IGNORE at every position (B, T)."""
 
     @abstractmethod
     def _aligned(self, tokens_BT: Tensor) -> Tensor:
-        """Of values for all tokens of a sample, those for the inputs: a sample holds one token more."""
+        """Selects the inputs' values (B, T) from those of all T + 1 tokens of the samples."""
 
     def stream(self, share: Share, state: RunState | None) -> Stream:
         from data.training_stream import TextStream
@@ -93,14 +99,14 @@ class TextObjective(BaseObjective):
         return held_out(self.config.data, rank=share.rank, world=share.world, micro_batch=share.micro_batch)
 
     def _targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Inputs and targets (B, T); a target that does not count is IGNORE."""
+        """Inputs and targets (B, T); targets that do not count are IGNORE."""
         inputs_BT, targets_BT = self._inputs_and_targets(batch)
         if "mask" in batch:
             targets_BT = targets_BT.where(batch["mask"], IGNORE)
         return inputs_BT, targets_BT
 
     def _segments(self, batch: Batch) -> Tensor | None:
-        """The document (B, T) of each input, where documents are kept apart."""
+        """Each input's document (B, T); None if attention crosses documents."""
         segments_BT = batch.get("segments")
         return None if segments_BT is None else self._aligned(segments_BT)
 
@@ -108,10 +114,10 @@ class TextObjective(BaseObjective):
         return (self._targets(batch)[1] != IGNORE).sum().double()
 
     def loss(self, phase: str, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Sums]:
-        done = self._forward(net, batch)
-        return self._summed(done.nll_sum, done)
+        forward = self._forward(net, batch)
+        return self._with_router_losses(forward.nll_sum, forward)
 
-    def _forward(self, net: nn.Module, batch: Batch) -> Pass:
+    def _forward(self, net: nn.Module, batch: Batch) -> ForwardPass:
         inputs_BT, targets_BT = self._targets(batch)
         logits_BTV, stats = net(inputs_BT, batch["sample"], self._segments(batch), self.seed)
         nll_sum = cross_entropy_sum(logits_BTV, targets_BT, IGNORE)
@@ -124,27 +130,28 @@ class TextObjective(BaseObjective):
             raised_L = None if self.watch is None else self.watch.raised_L
             router_sum = (router_loss(self.config.model.moe, stats, raised_L) * targets_G).sum()
             sums |= routing_sums(stats, targets_G)
-        return Pass(inputs_BT, targets_BT, logits_BTV, nll_sum, router_sum, sums)
+        return ForwardPass(inputs_BT, targets_BT, logits_BTV, nll_sum, router_sum, sums)
 
-    def _summed(self, loss: Tensor, done: Pass) -> tuple[Tensor, Sums]:
-        """`loss` of the targets with the router's losses, and the metrics."""
-        loss = loss if done.router_sum is None else loss + done.router_sum
-        return loss, done.sums | {"loss": loss.detach().double()}
+    def _with_router_losses(self, loss: Tensor, forward: ForwardPass) -> tuple[Tensor, Sums]:
+        """`loss` of the targets plus the router's losses, and the metrics' sums."""
+        if forward.router_sum is not None:
+            loss = loss + forward.router_sum
+        return loss, forward.sums | {"loss": loss.detach().double()}
 
     @torch.no_grad()
     def evaluate(self, nets: Mapping[str, nn.Module], batch: Batch) -> Sums:
-        done = self._forward(nets["model"], batch)
-        _, sums = self._summed(done.nll_sum, done)
+        forward = self._forward(nets["model"], batch)
+        _, sums = self._with_router_losses(forward.nll_sum, forward)
         return sums | {"bytes": batch["bytes"].sum()}
 
     def report(self, sums: Sums) -> dict[str, float]:
         targets = sums["targets"].item()
         cross_entropy = sums["nll"].item() / targets
-        figures = {"loss": sums["loss"].item() / targets, "cross_entropy": cross_entropy}
-        return figures | self._text_metrics(sums) | routing_figures(sums)
+        losses = {"loss": sums["loss"].item() / targets, "cross_entropy": cross_entropy}
+        return losses | self._text_metrics(sums) | routing_figures(sums)
 
     def _text_metrics(self, sums: Sums) -> dict[str, float]:
-        """Metrics that only some of the text objectives have."""
+        """Metrics that only some of the language objectives have."""
         return {}
 
     def after_step(self, sums: Sums, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
@@ -174,7 +181,7 @@ class LanguageObjective(TextObjective):
     config: CausalConfig
 
     def _check_tokenizer(self) -> None:
-        """Any will do."""
+        """Accepts every tokenizer."""
 
     def _inputs_and_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
         tokens_BT = batch["tokens"]
@@ -196,11 +203,15 @@ class LanguageObjective(TextObjective):
     def sample(self, nets: Mapping[str, nn.Module], n: int, generator: torch.Generator) -> SampleSet:
         config = self.config
         device = next(self.model.parameters()).device
-        prompt = [self.tokenizer.eod, *(self.tokenizer.encode([config.prompt])[0].tolist() if config.prompt else [])]
-        prompt_BT = torch.tensor(prompt, device=device).repeat(n, 1)
+        prompt = self.tokenizer.encode([config.prompt])[0].tolist() if config.prompt else []
+        prompt_BT = torch.tensor([self.tokenizer.eod, *prompt], device=device).repeat(n, 1)
         tokens_BT = generate(self.model, prompt_BT, config.sample_tokens, config.temperature, generator=generator)
-        known = [[token for token in tokens[1:].tolist() if token < self.tokenizer.vocab_size] for tokens in tokens_BT]
-        return SampleSet(text={f"sample-{index}": self.tokenizer.decode(tokens) for index, tokens in enumerate(known)})
+        texts = [self._decode(tokens_T[1:].tolist()) for tokens_T in tokens_BT]
+        return SampleSet(text={f"sample-{index}": text for index, text in enumerate(texts)})
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        """The text of `tokens`, without those that only the embedding has."""
+        return self.tokenizer.decode([token for token in tokens if token < self.tokenizer.vocab_size])
 
 
 class MaskedLanguageObjective(TextObjective):
@@ -212,11 +223,12 @@ class MaskedLanguageObjective(TextObjective):
         if self.tokenizer.mask is None:
             name = self.config.data.tokenizer
             raise ValueError(
-                f"run.objective.data.tokenizer: {name} has no mask token, which masked_lm needs; use bytes, or one that has"
+                f"run.objective.data.tokenizer: {name} has no mask token, which masked_lm needs; "
+                "use bytes, or a tokenizer that has one"
             )
 
     def _inputs_and_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        assert self.tokenizer.mask is not None, "a tokenizer without a mask is refused"
+        assert self.tokenizer.mask is not None, "_check_tokenizer refuses a tokenizer without a mask"
         tokens_BT = self._aligned(batch["tokens"])
         return mask_tokens(
             tokens_BT, batch["sample"], self.config.mask_rate, self.tokenizer.mask, self.tokenizer.vocab_size, self.seed
@@ -229,9 +241,11 @@ class MaskedLanguageObjective(TextObjective):
 def mask_tokens(
     tokens_BT: Tensor, samples_B: Tensor, rate: float, mask: int, vocab_size: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """BERT's corruption: each token is chosen with probability `rate`; a chosen one becomes `mask` (80 %), a random token (10 %) or stays (10 %).
+    """Corrupts tokens as BERT does; returns inputs and targets (B, T).
 
-    Returns inputs and targets (B, T); targets that were not chosen are IGNORE. Drawn from (seed, sample number) alone.
+    A token is chosen with probability `rate`; 80 % of the chosen tokens become `mask`, 10 % become
+    a random token, and 10 % stay. Targets that were not chosen are IGNORE. The draws depend on
+    (seed, sample number) alone.
     """
     keys_B = sample_keys(seed, samples_B, "masked tokens")
     length = tokens_BT.shape[1:]

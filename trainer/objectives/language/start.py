@@ -1,6 +1,8 @@
-"""Starting a language model from weights that lie in a folder: checked before any worker starts, then read through the fragments.
+"""Starts a language model from the weights in a folder.
 
-Every rank fills the fragments that it holds, so ZeRO stage, experts over ranks and engine do not matter. A checkpoint of the run itself wins.
+The weights are checked before any worker starts. Every rank then fills the fragments that it
+holds, so the ZeRO stage, the sharding of experts across ranks and the engine do not matter. A
+checkpoint of the run itself takes precedence.
 """
 
 import tempfile
@@ -23,39 +25,42 @@ from trainer.storage import Folder
 
 @dataclass(frozen=True, kw_only=True)
 class InitFrom:
-    """A language model that starts from the weights in a folder."""
+    """The start of a language model from the weights in a folder."""
 
     folder: str
+    """Folder of the weights, as in `init_from`."""
     model: TransformerConfig
-    """The model that starts, with the experts that `upcycle` asks for."""
+    """The model to train, with the experts that `upcycle` asks for."""
     upcycle: UpcycleConfig | None
+    """The experts to make from a dense model; None: the folder's model is taken as it is."""
     tokenizer: str
+    """The tokenizer of the job's text."""
     vocab_size: int | None
+    """Rows of the job's embedding; None: as many as the tokenizer has ids."""
 
     def check(self) -> None:
-        """Raises ValueError, naming fields, values and fixes, if the model cannot start from what lies in the folder."""
+        """Raises ValueError if the model cannot start from the folder's weights.
+
+        The message names the fields, their values and a remedy.
+        """
         with tempfile.TemporaryDirectory() as scratch:
             self._open(Path(scratch))
 
     def fill(self, fragments: Iterable[Fragment], say: Callable[[str], None]) -> None:
-        """Copies the weights into `fragments`, and the buffers other than the counters of the routing watch."""
+        """Copies the weights into `fragments`, and all buffers but the routing watch's counters."""
         with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
             source, origins = self._open(Path(scratch))
             for fragment in fragments:
                 name = fragment.name.removeprefix("model/")
                 if fragment.kind == "weight":
                     _fill(fragment, origins[name], source)
-                elif (
-                    fragment.kind == "buffer"
-                    and not name.startswith("routing_watch.")
-                    and source.shape(name) == fragment.global_shape
-                ):
+                elif _is_copied_buffer(fragment, name) and source.shape(name) == fragment.global_shape:
                     _fill(fragment, Origin((name,)), source)
-        copies = f", each feed-forward network {self.upcycle.experts} times" if self.upcycle else ""
+        copies = f", with {self.upcycle.experts} copies of every feed-forward network" if self.upcycle else ""
         say(f"started from {self.folder}{copies}")
 
     def _open(self, scratch: Path) -> tuple[WeightSource, Mapping[str, Origin]]:
-        """The source, and where each parameter comes from."""
+        """Opens the folder; returns the source, and the origin of every parameter by name."""
         where = f"run.objective.init_from: {self.folder}"
         try:
             source = open_source(Folder(self.folder), scratch)
@@ -64,7 +69,8 @@ class InitFrom:
         if self.upcycle and source.model.moe_indices:
             experts = source.model.moe and source.model.moe.experts
             raise ValueError(f"{where}: it is a mixture of {experts} experts already; leave upcycle out")
-        _compare(source.model, replace(self.model, moe=None) if self.upcycle else self.model, where)
+        expected = replace(self.model, moe=None) if self.upcycle else self.model
+        _compare(source.model, expected, where)
         rows = self._rows(source, where)
         with torch.device("meta"):
             names = [name for name, _ in Transformer(self.model, rows).named_parameters()]
@@ -72,45 +78,58 @@ class InitFrom:
         return source, origins | upcycled(self.model, names) if self.upcycle else origins
 
     def _rows(self, source: WeightSource, where: str) -> int:
-        """Rows of the embedding: the same there and here."""
+        """Number of rows of the embedding. Raises ValueError unless the folder's has as many."""
         rows = embedding_rows(self.vocab_size, load_tokenizer(self.tokenizer))
         if rows != source.vocab_size:
-            fix = f"use its own tokenizer (run.objective.data.tokenizer={self.folder})"
+            remedy = f"use the folder's tokenizer (run.objective.data.tokenizer={self.folder})"
             if source.vocab_size > rows:
-                fix += f", or run.objective.vocab_size={source.vocab_size} where this one is its own"
-            there, here = (source.vocab_size, self.model.d_model), (rows, self.model.d_model)
-            raise ValueError(f"{where}: embedding.weight is {there} there and {here} here; {fix}")
+                remedy += f", or run.objective.vocab_size={source.vocab_size} if the job's tokenizer is the same"
+            stored = (source.vocab_size, self.model.d_model)
+            wanted = (rows, self.model.d_model)
+            raise ValueError(f"{where}: embedding.weight is {stored} in the folder and {wanted} in the job; {remedy}")
         return rows
 
 
-def _compare(there: TransformerConfig, here: TransformerConfig, where: str) -> None:
-    theirs, ours = shape_of(there), shape_of(here)
-    names = [name for name in dict.fromkeys((*theirs, *ours)) if theirs.get(name) != ours.get(name)]
-    if not names:
+def _is_copied_buffer(fragment: Fragment, name: str) -> bool:
+    return fragment.kind == "buffer" and not name.startswith("routing_watch.")
+
+
+def _compare(stored: TransformerConfig, wanted: TransformerConfig, where: str) -> None:
+    """Raises ValueError, prefixed with `where`, unless both models have the same shapes."""
+    stored_values = shape_of(stored)
+    wanted_values = shape_of(wanted)
+    names = dict.fromkeys((*stored_values, *wanted_values))
+    different = [name for name in names if stored_values.get(name) != wanted_values.get(name)]
+    if not different:
         return
-    if here.moe_indices and not there.moe_indices:
-        experts = here.moe.experts if here.moe else 0
+    if wanted.moe_indices and not stored.moe_indices:
+        experts = wanted.moe.experts if wanted.moe else 0
         raise ValueError(
-            f"{where}: it is dense, and run.objective.model has {experts} experts; set run.objective.upcycle.experts={experts}, or model.moe=null"
+            f"{where}: it is dense, but run.objective.model has {experts} experts; "
+            f"set run.objective.upcycle.experts={experts}, or model.moe=null"
         )
     differences = "; ".join(
-        f"run.objective.model.{name} is {theirs.get(name, 'none')} there and {ours.get(name, 'none')} here"
-        for name in names
+        f"run.objective.model.{name} is {stored_values.get(name, 'none')} in the folder"
+        f" and {wanted_values.get(name, 'none')} in the job"
+        for name in different
     )
-    raise ValueError(f"{where}: {differences}; set what is there")
+    raise ValueError(f"{where}: {differences}; set the folder's values")
 
 
 def _fill(fragment: Fragment, origin: Origin, source: WeightSource) -> None:
-    """Copy what `fragment` covers of its origin: several tensors, one behind the other."""
+    """Copies the range that `fragment` covers from its origin, a concatenation of tensors."""
     if not origin.names:
         if origin.scale != 1:
             fragment.values.mul_(origin.scale)
         return
-    begin, end, start = fragment.start, fragment.start + fragment.values.numel(), 0
+    begin = fragment.start
+    end = begin + fragment.values.numel()
+    start = 0
     for name in origin.names:
         shape = source.shape(name)
         assert shape is not None, name
-        low, high = max(begin, start), min(end, start + prod(shape))
+        low = max(begin, start)
+        high = min(end, start + prod(shape))
         if low < high:
             values = source.read(name, low - start, high - start)
             fragment.values[low - begin : high - begin] = values * origin.scale if origin.scale != 1 else values

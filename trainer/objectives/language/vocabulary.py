@@ -1,4 +1,4 @@
-"""How many rows the embedding of a language model has."""
+"""The number of rows of a language model's embedding."""
 
 from typing import TYPE_CHECKING
 
@@ -7,10 +7,14 @@ if TYPE_CHECKING:
 
 
 def embedding_rows(vocab_size: int | None, tokenizer: "Tokenizer") -> int:
-    """`vocab_size` rows, or as many as the tokenizer has ids. Raises ValueError if they are fewer than its ids."""
-    if vocab_size is not None and vocab_size < tokenizer.vocab_size:
-        fix = f"use {tokenizer.vocab_size} or more, or null"
+    """`vocab_size` rows; null: as many as the tokenizer has ids.
+
+    Raises ValueError if there are fewer rows than ids.
+    """
+    ids = tokenizer.vocab_size
+    if vocab_size is not None and vocab_size < ids:
         raise ValueError(
-            f"run.objective.vocab_size: {vocab_size} is less than the {tokenizer.vocab_size} ids of the tokenizer; {fix}"
+            f"run.objective.vocab_size: {vocab_size} is less than the {ids} ids of the tokenizer; "
+            f"use {ids} or more, or null"
         )
-    return vocab_size or tokenizer.vocab_size
+    return vocab_size or ids
