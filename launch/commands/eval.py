@@ -1,6 +1,6 @@
-"""`switchwork eval RUN`: metrics of a run's last checkpoint, on held-out data or on tasks of lm-eval.
+"""`switchwork eval RUN`: metrics of the last checkpoint on held-out data, or on tasks of lm-eval.
 
-A few-shot task of one's own (--task) is in task_eval.py.
+The option --task is in task_eval.py.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""`switchwork train`: check the job, prepare its data, start the workers, and show their progress."""
+"""`switchwork train`: check the job, prepare its data, start workers, and show their progress."""
 
 import os
 from collections.abc import Sequence
@@ -26,9 +26,10 @@ def dry_run(console: Console, path: str, overrides: Sequence[str], resume: bool)
 def train(console: Console, path: str, overrides: Sequence[str], resume: bool, started: float) -> None:
     """Train to the end, on this machine or on the cluster that Ray finds.
 
-    `started` is the time when the command was called. A run that fails ends the command with code 1.
+    `started` is the time at which the command was called. If the run fails, the command exits with
+    code 1.
     """
-    connecting = Background(import_ray)  # Ray takes seconds to import, and so does torch: both at the same time
+    connecting = Background(import_ray)  # Ray and torch take seconds to import: at the same time
     job = load(path, overrides, resume)
     if not (job.cluster.address or os.environ.get("RAY_ADDRESS")):
         choose_device(job.run.device, 0)  # the workers will be on this machine
