@@ -1,13 +1,14 @@
-"""Ctrl-C and SIGTERM while workers train: the first asks them to save and leave, the second leaves at once.
+"""The start of work on workers: data to prepare, imports in the background, and requests to stop.
 
-The workers are other processes, on other machines perhaps, so the request goes through the run folder. `ray job stop` sends SIGTERM, too.
+Workers are other processes, perhaps on other machines, so a request to stop goes through the run
+folder.
 """
 
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
 
 from rich.console import Console
 
@@ -18,16 +19,21 @@ from trainer.run_files import RunFiles
 
 @contextmanager
 def stopping(runs: Callable[[], Iterable[RunFiles]], console: Console) -> Iterator[None]:
-    """Handles both signals while the block runs, for the runs in `runs()`; in the main thread."""
-    asked: list[str] = []
+    """Handle Ctrl-C and SIGTERM, which `ray job stop` sends, while the block runs.
 
-    def on_signal(number: int, frame: Any) -> None:
-        if asked:
+    The first signal asks the runs in `runs()` to save and leave; the second one leaves at once.
+    Only the main thread may call it.
+    """
+    received: list[str] = []
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        if received:
             raise KeyboardInterrupt
-        asked.append(signal.Signals(number).name)
+        name = signal.Signals(number).name
+        received.append(name)
         for files in runs():
-            files.request_stop(Stopped(Ending.SIGNAL, f"{asked[0]} to the command"))
-        console.print(f"{asked[0]}: what trains saves and stops after this step; once more leaves at once")
+            files.request_stop(Stopped(Ending.SIGNAL, f"{name} to the command"))
+        console.print(f"{name}: what trains saves and stops after this step; once more leaves at once")
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -38,31 +44,32 @@ def stopping(runs: Callable[[], Iterable[RunFiles]], console: Console) -> Iterat
 
 
 def prepare_data(job: JobConfig) -> None:
-    """Make the data that the job reads, where they are made: once, before any worker starts."""
-    from data.prepare import prepare as prepare_data
+    """Check the job's data, and make them if they are built in: once, before any worker starts."""
+    from data.prepare import prepare
 
     if (data := job.run.objective.stored_data) is not None:
-        prepare_data(data)
+        prepare(data)
 
 
 def import_ray() -> None:
-    """What the driver needs of Ray."""
+    """Import the part of Ray that the driver needs."""
     import cluster.on_ray.train  # noqa: F401
 
 
 class Background(threading.Thread):
-    """`work` in a thread of its own; `join` raises what went wrong in it."""
+    """Calls `work` in a thread of its own, started at once; `join` raises the error of `work`."""
 
-    def __init__(self, work: object):
+    def __init__(self, work: Callable[[], None]):
         super().__init__(daemon=True)
-        self.work, self.error = work, None
+        self.work = work
+        self.error: Exception | None = None
         self.start()
 
     def run(self) -> None:
         try:
-            self.work()  # type: ignore[operator]
+            self.work()
         except Exception as error:  # raised again by join()
-            self.error = error  # type: ignore[assignment]
+            self.error = error
 
     def join(self, timeout: float | None = None) -> None:
         super().join(timeout)

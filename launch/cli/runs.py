@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -98,16 +99,18 @@ def evaluate(
     Measures the objective's own metrics on its held-out data, a few-shot task (--task), or tasks of
     lm-eval (--harness).
     """
-    from launch.commands.eval import evaluate_harness, evaluate_run, evaluate_task, style_of
+    from launch.commands.eval import evaluate_harness, evaluate_run
+    from launch.commands.task_eval import evaluate_task, style_of
 
+    metrics: Mapping[str, object]
     if harness is not None:
-        figures = evaluate_harness(console, run, harness, harness_tasks, shots)
+        metrics = evaluate_harness(console, run, harness, harness_tasks, shots)
     elif task is not None:
-        figures = evaluate_task(console, run, task, shots, style_of(style), tokens)
+        metrics = evaluate_task(console, run, task, shots, style_of(style), tokens)
     else:
-        figures = evaluate_run(console, run)
+        metrics = evaluate_run(console, run)
     if as_json:
-        print(json.dumps(figures, indent=1))
+        print(json.dumps(metrics, indent=1))
 
 
 @app.command()

@@ -1,11 +1,13 @@
-"""Rules at the command: samples that pass, and `switchwork promote`."""
+"""`switchwork promote`, and the rules that refuse samples in `switchwork sample`."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from rich.console import Console
 
-from trainer.checkpoint import load as restore
+from launch.console.summary import printable
+from trainer.checkpoint.load import newest
 from trainer.config import RunConfig
 from trainer.core.protocols import Objective
 from trainer.hooks.evaluate import evaluating
@@ -18,63 +20,47 @@ from trainer.storage import Folder
 from trainer.tracking.registry import Registry
 
 
-def judged(config: RulesConfig, folder: Folder, candidates: list[Candidate], purpose: str) -> list[Decision]:
-    """Decisions on `candidates`, each written to the audit log of the run in `folder`."""
-    gate, log = Gate(config), DecisionLog(folder)
-    decisions = gate.judge(candidates)
-    found = restore.newest(RunFiles(folder).checkpoints, lambda line: None)
-    checkpoint = found[1]["digest"] if found else ""
-    for candidate, decision in zip(candidates, decisions, strict=True):
-        log.add(gate, candidate, decision, purpose, checkpoint)
-    return decisions
-
-
 def passing(console: Console, config: RulesConfig, folder: Folder, texts: dict[str, str]) -> dict[str, str]:
-    """Those of `texts` that the rules accept; prints how many they refuse, and why."""
-    decisions = judged(config, folder, [Candidate(text=text) for text in texts.values()], "sample")
-    for name, decision in zip(texts, decisions, strict=True):
-        if not decision.accepted:
+    """Return the texts that the rules accept; print how many they refuse, and why."""
+    candidates = [Candidate(text=text) for text in texts.values()]
+    decisions = _judge(config, folder, candidates, "sample")
+    accepted = {}
+    for (name, text), decision in zip(texts.items(), decisions, strict=True):
+        if decision.accepted:
+            accepted[name] = text
+        else:
             console.print(f"{name} is refused:")
             _print_derivation(console, decision)
-    accepted = {
-        name: text for (name, text), decision in zip(texts.items(), decisions, strict=True) if decision.accepted
-    }
     console.print(f"{len(texts) - len(accepted)} of {len(texts)} samples refused by {config.file}")
     return accepted
-
-
-def _print_derivation(console: Console, decision: Decision) -> None:
-    from launch.console.summary import printable
-
-    for line in decision.derivation:
-        console.print(f"  {printable(line)}", markup=False)
 
 
 def promote(
     console: Console, folder: Folder, run: RunConfig, config: RulesConfig, name: str, samples: int, seed: int
 ) -> bool:
-    """Register the run's last checkpoint as a version of `name`; it becomes champion only if the rules hold. True if it did."""
+    """Register the run's last checkpoint as a version of the model `name`.
+
+    The version becomes champion only if the rules accept the run and `samples` texts from it.
+    Returns True if it did.
+    """
     objective, step = load_objective(run, folder, console.print)
-    figures = _figures(run, folder, objective, step)
+    metrics = _metrics(run, folder, objective, step)
     registry = Registry(run.tracking, name)
     champion = registry.champion()
-    facts = (*measures("metric", figures), *measures("champion_metric", champion[1] if champion else {}))
+    facts = (*measures("metric", metrics), *measures("champion_metric", champion[1] if champion else {}))
     candidates = [Candidate(facts=(("candidate", "run"), *facts))]
-    candidates += [
-        Candidate(text=text, facts=(("candidate", "text"), *facts)) for text in _texts(objective, samples, seed)
-    ]
-    decisions = judged(config, folder, candidates, "promote")
+    for text in _texts(objective, samples, seed):
+        candidates.append(Candidate(text=text, facts=(("candidate", "text"), *facts)))
+    decisions = _judge(config, folder, candidates, "promote")
     refused = [decision for decision in decisions if not decision.accepted]
-    found = restore.newest(RunFiles(folder).checkpoints, lambda line: None)
-    assert found is not None, "load_objective read it"
-    digest = found[1]["digest"]
-    gate_tags = {"step": str(step), "checkpoint": digest, "rules": config.file, "accepted": str(not refused).lower()}
-    version = registry.register(folder, {"step": step, "digest": digest}, figures, gate_tags)
+    digest = _checkpoint_digest(folder)
+    assert digest, "load_objective has read the checkpoint"
+    tags = {"step": str(step), "checkpoint": digest, "rules": config.file, "accepted": str(not refused).lower()}
+    version = registry.register(folder, {"step": step, "digest": digest}, metrics, tags)
     before = f"version {champion[0]}" if champion else "none"
     if refused:
-        console.print(
-            f"{name} version {version} is registered, and does NOT become champion (still {before}): rules failed"
-        )
+        refusal = f"does NOT become champion (still {before}): rules failed"
+        console.print(f"{name} version {version} is registered, and {refusal}")
         for decision in refused:
             _print_derivation(console, decision)
         return False
@@ -83,25 +69,52 @@ def promote(
     return True
 
 
-def _figures(run: RunConfig, folder: Folder, objective: Objective, step: int) -> dict[str, float]:
-    """The held-out measures of this checkpoint: as the run's end wrote them down, else measured now."""
+def _judge(config: RulesConfig, folder: Folder, candidates: Sequence[Candidate], purpose: str) -> list[Decision]:
+    """Judge the candidates, and write every decision to the log of the run in `folder`."""
+    gate = Gate(config)
+    log = DecisionLog(folder)
+    decisions = gate.judge(candidates)
+    checkpoint = _checkpoint_digest(folder)
+    for candidate, decision in zip(candidates, decisions, strict=True):
+        log.add(gate, candidate, decision, purpose, checkpoint)
+    return decisions
+
+
+def _checkpoint_digest(folder: Folder) -> str:
+    """The digest of the run's newest intact checkpoint; empty without one."""
+    checkpoint = newest(RunFiles(folder).checkpoints, lambda line: None)
+    return "" if checkpoint is None else checkpoint[1]["digest"]
+
+
+def _print_derivation(console: Console, decision: Decision) -> None:
+    for line in decision.derivation:
+        console.print(f"  {printable(line)}", markup=False)
+
+
+def _metrics(run: RunConfig, folder: Folder, objective: Objective, step: int) -> dict[str, float]:
+    """The checkpoint's held-out metrics, from the run's summary if it is of this step.
+
+    Otherwise they are measured now.
+    """
     summary = RunFiles(folder).summary()
     if summary is not None and summary["step"] == step and summary["eval"]:
-        figures = summary["eval"]
+        metrics = summary["eval"]
     else:
-        figures = measure(objective, list(objective.held_out(run.evaluation_share(ALONE))))
+        metrics = measure(objective, list(objective.held_out(run.evaluation_share(ALONE))))
     return {
         key: value
-        for key, value in figures.items()
+        for key, value in metrics.items()
         if "/expert" not in key and isinstance(value, float | int) and math.isfinite(value)
     }
 
 
 def _texts(objective: Objective, samples: int, seed: int) -> list[str]:
+    """Generate `samples` texts. Raises ValueError if the objective makes no text."""
     if not samples:
         return []
+    generator = torch.Generator().manual_seed(seed)
     with evaluating(objective.networks):
-        found = objective.sample(objective.networks, samples, torch.Generator().manual_seed(seed))
-    if not found.text:
+        texts = objective.sample(objective.networks, samples, generator).text
+    if not texts:
         raise ValueError("--samples: this objective makes images, and rules read text and measures; use --samples 0")
-    return list(found.text.values())
+    return list(texts.values())

@@ -1,4 +1,4 @@
-"""`switchwork train`: check the job, prepare what it needs, start the workers, and show what they do."""
+"""`switchwork train`: check the job, prepare its data, start workers, and show their progress."""
 
 import os
 from collections.abc import Sequence
@@ -24,8 +24,12 @@ def dry_run(console: Console, path: str, overrides: Sequence[str], resume: bool)
 
 
 def train(console: Console, path: str, overrides: Sequence[str], resume: bool, started: float) -> None:
-    """Train to the end, on this machine or on the cluster that Ray finds."""
-    connecting = Background(import_ray)  # Ray takes seconds to import, and torch does as well: at the same time
+    """Train to the end, on this machine or on the cluster that Ray finds.
+
+    `started` is the time at which the command was called. If the run fails, the command exits with
+    code 1.
+    """
+    connecting = Background(import_ray)  # Ray and torch take seconds to import: at the same time
     job = load(path, overrides, resume)
     if not (job.cluster.address or os.environ.get("RAY_ADDRESS")):
         choose_device(job.run.device, 0)  # the workers will be on this machine
@@ -55,5 +59,8 @@ def train(console: Console, path: str, overrides: Sequence[str], resume: bool, s
 
 
 def _workers(cluster: ClusterConfig) -> str:
-    fewest, most = cluster.min_workers, cluster.max_workers
-    return f"{'' if fewest == most else f'{fewest} to '}{most} worker{'s' * (most > 1)}"
+    """The number of workers in words, such as `2 to 4 workers`."""
+    low = cluster.min_workers
+    high = cluster.max_workers
+    count = str(high) if low == high else f"{low} to {high}"
+    return f"{count} worker{'s' * (high > 1)}"

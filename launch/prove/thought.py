@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data.sources.kinds import Files
-from launch.commands.eval import answer_task
+from launch.commands.task_eval import answer_task
 from launch.config import JobConfig
 from launch.prove.arithmetic import write_task, write_texts
 from launch.prove.side_by_side import named, summaries
