@@ -43,7 +43,7 @@ class _Generator(GenerateJsonSchema):
 
 
 def _require_names(node: object, definitions: JsonSchemaValue) -> None:
-    """Require `name` in a union of several dataclasses, except for the default's own name."""
+    """Require `name` in a union of several dataclasses, except in the default's own class."""
     if isinstance(node, list):
         for item in node:
             _require_names(item, definitions)
