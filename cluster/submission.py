@@ -4,10 +4,22 @@ Decisions are made from the typed job; the values of its file are sent.
 """
 
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 from cluster.config.cluster import ClusterConfig
 from trainer.config import RunConfig
 from trainer.parsing import Json
+
+
+class PodJob(TypedDict):
+    """A job as JSON in SWITCHWORK_JOB, from which the head pod of a RayJob reads it."""
+
+    id: str
+    """Name of the RayJob, the same for every try."""
+    resume: bool
+    """Whether the job continues an existing run."""
+    job: Json
+    """The job file's values with the run's name."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""What a person types: the `switchwork` command, job files, planning and printing."""
+"""The `switchwork` command and job files: everything that a person types and reads."""

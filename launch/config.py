@@ -1,4 +1,4 @@
-"""A job file: what to train (`run`) and where (`cluster`)."""
+"""A job file: a training run (`run`) and the cluster that it uses (`cluster`)."""
 
 import math
 from collections.abc import Sequence
@@ -14,34 +14,37 @@ from trainer.settle import resolve_run
 
 @dataclass(frozen=True, kw_only=True)
 class JobConfig:
-    """One job."""
+    """A job: a training run and its cluster."""
 
     run: RunConfig
-    """What every worker gets."""
+    """The training run; every worker gets this part of the job."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    """What no worker sees."""
+    """The number of workers and their machines; no worker sees this part of the job."""
 
 
 def load(path: str, overrides: Sequence[str] = (), resume: bool = False) -> JobConfig:
-    """The job at `path` with `overrides`, named, checked as far as it can be before anything starts."""
+    """Read the job at `path` with `overrides`; check it, and resolve its run on this machine.
+
+    Raises ValueError for every mistake that shows before anything starts.
+    """
     job = parse(JobConfig, read_job(path, overrides))
     _check(job)
     return replace(job, run=resolve_run(job.run, Path(path).stem, math.lcm(*job.cluster.sizes), resume))
 
 
 def _check(job: JobConfig) -> None:
-    """The job fits every number of workers that it may have."""
+    """Raises ValueError unless the job fits every number of workers that it may have."""
     for workers in job.cluster.sizes:
         check(job.run, workers)
 
 
 def expert_ranks(job: JobConfig) -> dict[int, int]:
-    """The number of ranks that share a set of experts, by every number of workers that the job may have."""
+    """The number of ranks that share one set of experts, by the number of workers of the job."""
     return {workers: job.run.ep(workers) for workers in job.cluster.sizes}
 
 
 def for_cluster(path: str, overrides: Sequence[str], resume: bool = False) -> Submission:
-    """The job at `path` with `overrides`, checked here, to be resolved where it will run."""
+    """Read and check the job at `path` with `overrides`; the cluster resolves its run."""
     values = read_job(path, overrides)
     job = parse(JobConfig, values)
     _check(job)

@@ -1,6 +1,7 @@
-"""What runs in the head pod of a RayJob: the job comes in the environment, and goes on where an earlier try of the same job ended.
+"""The entrypoint of a RayJob, which trains the job that comes in the head pod's environment.
 
-A try is known by its job's id, which stands in the run folder: another job of the same name is refused, not mixed in.
+A retry of the job continues where an earlier try ended. The run folder holds the job's id, so that
+another job with the same run name is refused instead of continuing a run that is not its own.
 """
 
 import json
@@ -11,22 +12,23 @@ from pathlib import Path
 
 import yaml
 
+from cluster.submission import PodJob
 from launch.cli.__main__ import main as switchwork
 from trainer.run_files import run_files
 from trainer.storage import absolute
 
 
 def main() -> None:
-    """Train the job in SWITCHWORK_JOB."""
-    given = json.loads(os.environ["SWITCHWORK_JOB"])
-    run = given["job"]["run"]
+    """Train the job in the environment variable SWITCHWORK_JOB."""
+    pod_job: PodJob = json.loads(os.environ["SWITCHWORK_JOB"])
+    run = pod_job["job"]["run"]
     files = run_files(absolute(run["root"]), run["name"])
-    resume = files.has_begun and (given["resume"] or files.job_id() == given["id"])
+    resume = files.has_begun and (pod_job["resume"] or files.job_id() == pod_job["id"])
     if resume or not files.has_begun:
         files.folder.make()
-        files.write_job_id(given["id"])
+        files.write_job_id(pod_job["id"])
     file = Path(tempfile.mkdtemp()) / f"{run['name']}.yaml"
-    file.write_text(yaml.safe_dump(given["job"], sort_keys=False))
+    file.write_text(yaml.safe_dump(pod_job["job"], sort_keys=False))
     sys.argv = ["switchwork", "train", str(file), *(["--resume"] if resume else [])]
     switchwork()
 

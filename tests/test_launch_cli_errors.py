@@ -3,6 +3,8 @@
 It ends before Ray starts.
 """
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -131,3 +133,10 @@ def test_a_cluster_that_is_away_is_refused_soon(switchwork: Run, job: str, monke
     code, _, complaint = switchwork("train", job)
     assert (code, "cluster.address" in complaint, complaint.count("\n")) == (2, True, 1)
     assert time.monotonic() - begin < 15
+
+
+def test_the_clients_of_a_cluster_start_without_torch() -> None:
+    modules = "cluster.jobs, cluster.on_kubernetes.jobs, cluster.on_ray.jobs, launch.cli.__main__"
+    check = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", check], cwd=Path(__file__).parents[1], timeout=60, check=False)
+    assert done.returncode == 0, "`switchwork jobs`, `status` and `logs` would take seconds to start"

@@ -18,7 +18,7 @@ from trainer.parsing import Json
 from trainer.run_files import run_url
 
 if TYPE_CHECKING:  # a job's config imports torch, and only `submit` has one
-    from cluster.submission import Submission
+    from cluster.submission import PodJob, Submission
     from trainer.config import RunConfig
     from trainer.world import Device
 
@@ -85,8 +85,8 @@ def rayjob(job_id: str, namespace: str, job: "Submission", ray_version: str) -> 
 
 def _encoded(job_id: str, job: "Submission") -> str:
     """The job as text for launch/pod.py to decode. Raises ValueError if it is too long."""
-    text = json.dumps({"id": job_id, "resume": job.resume, "job": job.values})
-    text = text.replace("$", "\\u0024")  # Kubernetes would replace $(NAME)
+    pod_job: PodJob = {"id": job_id, "resume": job.resume, "job": job.values}
+    text = json.dumps(pod_job).replace("$", "\\u0024")  # Kubernetes would replace $(NAME)
     if len(text) > _LARGEST_JOB:
         raise ValueError(
             f"the job: {len(text)} characters do not fit into a pod's environment; "

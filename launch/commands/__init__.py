@@ -1,1 +1,1 @@
-"""What each verb does: a verb is a file."""
+"""The commands of `switchwork`, one file per verb."""

@@ -1,4 +1,4 @@
-"""`switchwork data`: the first decoded samples of a job."""
+"""`switchwork data`: the first decoded training samples of a job."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,5 +36,6 @@ def show_data(console: Console, path: str, overrides: Sequence[str], n: int) -> 
         case None:
             made = job.run.objective.dataset
             raise ValueError(
-                f"run.objective.data: {made} is made while training and has no rows to show; train, and look at the samples"
+                f"run.objective.data: {made} is made while training and has no rows to show; "
+                "train, and look at the samples"
             )

@@ -1,4 +1,4 @@
-"""`switchwork diff RUN RUN`: what two runs differ in: config, code, data, results, side by side."""
+"""`switchwork diff`: the differences between two runs in config, code, data and results."""
 
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,12 +17,13 @@ _SAME_FOR_NO_RUN = ("run.name", "run.source")
 _ABSENT = "-"
 _LONGEST = 200
 Pair = tuple[object, object]
-"""A value of the first run and of the second; None is a value that a run does not have."""
+"""The values of the first and of the second run; None stands for a missing value."""
 
 
 def compare(first: str, second: str) -> dict[str, dict[str, Pair]]:
-    """For each of config, code, data and results, what differs: name to the two values; None is a value that one does not have."""
-    ours, theirs = RunFiles(find_run(first)), RunFiles(find_run(second))
+    """The values that differ, by name, for config, code, data and results."""
+    ours = RunFiles(find_run(first))
+    theirs = RunFiles(find_run(second))
     return {
         "config": differences(_config(ours), _config(theirs), leave_out=_SAME_FOR_NO_RUN),
         "code": differences(_code(ours), _code(theirs)),
@@ -31,9 +32,9 @@ def compare(first: str, second: str) -> dict[str, dict[str, Pair]]:
     }
 
 
-def show(console: Console, first: str, second: str, found: Mapping[str, Mapping[str, Pair]]) -> None:
-    """Print the tables."""
-    for part, differing in found.items():
+def show(console: Console, first: str, second: str, parts: Mapping[str, Mapping[str, Pair]]) -> None:
+    """Print the result of `compare` as tables, with the files that changed between the commits."""
+    for part, differing in parts.items():
         if differing:
             console.print(_table(part, [first, second], differing))
         else:
@@ -43,8 +44,9 @@ def show(console: Console, first: str, second: str, found: Mapping[str, Mapping[
 
 
 def _table(part: str, runs: Sequence[str], differing: Mapping[str, Pair]) -> Table:
-    """The values side by side; results are numbers, and have their difference beside them."""
-    headings, rows = ["", *(run.rstrip("/").rsplit("/", 1)[-1] for run in runs)], []
+    """A table of the values side by side; numbers among the results also get their difference."""
+    headings = ["", *(run.rstrip("/").rsplit("/", 1)[-1] for run in runs)]
+    rows = []
     for name, (ours, theirs) in differing.items():
         cells = [name, _shown(ours), _shown(theirs)]
         if part == "results":
@@ -60,31 +62,35 @@ def _config(files: RunFiles) -> dict[str, object]:
 
 
 def _code(files: RunFiles) -> dict[str, object]:
-    """What the last attempt ran."""
+    """The commit that the last attempt ran, and whether it had uncommitted changes."""
     begun = files.attempts_begun()
     return {"commit": begun[-1].commit, "dirty": begun[-1].dirty} if begun else {}
 
 
 def _data(files: RunFiles) -> dict[str, object]:
-    """The manifest, its files one by one."""
+    """The data manifest, with one entry per file."""
     return dict(flat("", files.data_manifest() or {}))
 
 
 def _results(files: RunFiles) -> dict[str, object]:
-    """Figures of the summary; of the experts' load only its summary, for there are hundreds."""
+    """The summary's metrics, without the loads of single experts, of which there are hundreds."""
     left_out = ("name", "samples", "attempt", "ending")  # `stopped` tells the ending
     summary = {name: value for name, value in (files.summary() or {}).items() if name not in left_out}
     return {name: value for name, value in flat("", summary) if "/expert" not in name}
 
 
 def flat(prefix: str, node: object) -> Iterator[tuple[str, object]]:
-    """Leaves by their path; a file in a list goes by its name, so that files are compared with themselves."""
+    """Yield the leaves with their paths.
+
+    Files in a list are named by their names instead of their positions, so that each file is
+    compared with itself.
+    """
     if isinstance(node, dict):
         for key, value in node.items():
             yield from flat(f"{prefix}.{key}" if prefix else str(key), value)
-    elif isinstance(node, list) and node and all(isinstance(each, dict) and "name" in each for each in node):
-        for each in node:
-            yield f"{prefix}[{each['name']}]", " ".join(str(value) for key, value in each.items() if key != "name")
+    elif isinstance(node, list) and node and all(isinstance(file, dict) and "name" in file for file in node):
+        for file in node:
+            yield f"{prefix}[{file['name']}]", " ".join(str(value) for key, value in file.items() if key != "name")
     else:
         yield prefix, node
 
@@ -92,7 +98,7 @@ def flat(prefix: str, node: object) -> Iterator[tuple[str, object]]:
 def differences(
     ours: Mapping[str, object], theirs: Mapping[str, object], leave_out: tuple[str, ...] = ()
 ) -> dict[str, Pair]:
-    """What differs between two flat mappings: name to the two values."""
+    """The values that differ between two flat mappings, by name."""
     names = [*ours, *(name for name in theirs if name not in ours)]
     return {
         name: (ours.get(name), theirs.get(name))
@@ -116,7 +122,7 @@ def _is_number(value: object) -> TypeGuard[int | float]:
 
 
 def _files_between(commits: Pair | None) -> str:
-    """`git diff --stat` of the two commits, where this checkout has both."""
+    """The output of `git diff --stat` for the two commits; "" if this checkout lacks one."""
     if commits is None or None in commits:
         return ""
     command = ["git", "-C", str(CHECKOUT), "diff", "--stat", *map(str, commits)]

@@ -1,4 +1,4 @@
-"""`switchwork export`: a run's weights in the format that the rest of the world reads. One process, no Ray, no cluster."""
+"""`switchwork export`: a run's weights in a Hugging Face format, in one process without Ray."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,13 +16,14 @@ from trainer.storage import Folder, absolute, check_writable
 
 @dataclass(frozen=True)
 class Writer:
-    """How a format is written."""
+    """The functions that check for a format and write it."""
 
     check: Callable[[ObjectiveConfig], None]
     """Raises ValueError, before weights are read, for a network that the format cannot hold."""
     write: Callable[[Objective, Folder], list[str]]
-    """Fills an empty folder; returns what of the run it cannot say, a line each."""
+    """Fills an empty folder; returns a line per property of the run that the format cannot hold."""
     loaded_by: str
+    """The function that loads the folder."""
 
 
 WRITERS: dict[ExportFormat, Writer] = {
@@ -32,15 +33,20 @@ WRITERS: dict[ExportFormat, Writer] = {
 
 
 def export(console: Console, run: str, to: str) -> None:
-    """Write the last checkpoint of `run` to the new or empty folder `to`. ValueError for what the format cannot hold."""
-    folder, target = find_run(run), Folder(absolute(to))
+    """Write the last checkpoint of `run` to the new or empty folder `to`.
+
+    Raises ValueError if `to` has files in it, or if no format can hold the networks.
+    """
+    folder = find_run(run)
+    target = Folder(absolute(to))
     config = read_run(folder)
     if target.names():
         raise ValueError(f"--to: {to} is not empty; name a new folder")
     kind = config.objective.export_format
     if kind is None:
         raise ValueError(
-            f"run {folder}: no format elsewhere holds a {config.objective.name}; read its checkpoints (safetensors and JSON)"
+            f"run {folder}: no format elsewhere holds a {config.objective.name}; "
+            "read its checkpoints (safetensors and JSON)"
         )
     writer = WRITERS[kind]
     writer.check(config.objective)

@@ -1,8 +1,7 @@
-"""Looking at data and at finished runs: samples, measures, receipts. One process, no Ray, no cluster."""
+"""`switchwork sample`: samples from the last checkpoint of a run, in one process without Ray."""
 
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -11,14 +10,19 @@ from launch.console.summary import printable
 from trainer.hooks.evaluate import evaluating
 from trainer.hooks.sample import write_samples
 from trainer.inference.load import load_objective
+from trainer.parsing import Json
 from trainer.rules import RulesConfig
 from trainer.settle import find_run, read_run
 
 
 def show_samples(
-    console: Console, run: str, n: int, seed: int, changes: dict[str, Any], rules: RulesConfig | None = None
+    console: Console, run: str, n: int, seed: int, changes: Json, rules: RulesConfig | None = None
 ) -> None:
-    """Print (texts) or write (images) `n` samples from the last checkpoint of `run`, of texts those that `rules` accept; `changes` are its objective's."""
+    """Print (texts) or write (images) `n` samples from the last checkpoint of `run`.
+
+    `changes` are fields of its objective to set, and `rules` leave out the texts that break them.
+    Raises ValueError for a field or for rules that the objective does not have.
+    """
     folder = find_run(run)
     config = read_run(folder)
     unknown = set(changes) - {field.name for field in fields(config.objective)}

@@ -1,6 +1,8 @@
-"""The JSON Schema of job files, so that editors complete and check them: derived from the same dataclasses that read them.
+"""The JSON Schema of job files, for completion and checks in editors.
 
-Descriptions are the docstrings under the fields. Unknown keys are wrong at every level, and a union is told apart by `name`, as in trainer/parsing.py.
+It is derived from the dataclasses that read job files. The docstrings under the fields are the
+descriptions. As in trainer/parsing.py, unknown keys are errors at every level, and `name` tells
+which member of a union is meant.
 """
 
 import ast
@@ -17,18 +19,18 @@ from launch.config import JobConfig
 
 
 def job_schema() -> JsonSchemaValue:
-    """The schema (draft 2020-12) of what `switchwork train` takes."""
+    """The schema (draft 2020-12) of the files that `switchwork train` accepts."""
     schema = TypeAdapter(JobConfig).json_schema(schema_generator=_Generator)
-    _name_the_choices(schema, schema["$defs"])
+    _require_names(schema, schema["$defs"])
     return {"$schema": GenerateJsonSchema.schema_dialect, "title": "Switchwork job"} | schema
 
 
 class _Generator(GenerateJsonSchema):
-    """pydantic's generator, with what trainer/parsing.py adds to pydantic."""
+    """pydantic's generator, with the rules and descriptions that trainer/parsing.py adds."""
 
     def dataclass_schema(self, schema: core_schema.DataclassSchema) -> JsonSchemaValue:
-        found = super().dataclass_schema(schema)
-        target = self.resolve_ref_schema(found)
+        generated = super().dataclass_schema(schema)
+        target = self.resolve_ref_schema(generated)
         target["additionalProperties"] = False
         cls: type = schema["cls"]
         target["description"] = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0]
@@ -37,14 +39,14 @@ class _Generator(GenerateJsonSchema):
         for field in dataclasses.fields(cls):
             if field.default_factory is not dataclasses.MISSING and field.name in target["properties"]:
                 target["properties"][field.name]["default"] = self.encode_default(field.default_factory())
-        return found
+        return generated
 
 
-def _name_the_choices(node: object, definitions: JsonSchemaValue) -> None:
-    """Where several dataclasses may stand, `name` must say which; it may be left out where it is the default's."""
+def _require_names(node: object, definitions: JsonSchemaValue) -> None:
+    """Require `name` in a union of several dataclasses, except in the default's own class."""
     if isinstance(node, list):
-        for each in node:
-            _name_the_choices(each, definitions)
+        for item in node:
+            _require_names(item, definitions)
     if not isinstance(node, dict):
         return
     names = [_name(choice, definitions) for choice in node.get("anyOf", [])]
@@ -54,25 +56,26 @@ def _name_the_choices(node: object, definitions: JsonSchemaValue) -> None:
             {**choice, "required": ["name"]} if name not in (None, default) else choice
             for choice, name in zip(node["anyOf"], names)
         ]
-    for each in node.values():
-        _name_the_choices(each, definitions)
+    for value in node.values():
+        _require_names(value, definitions)
 
 
 def _name(choice: JsonSchemaValue, definitions: JsonSchemaValue) -> str | None:
-    """The `name` of a tagged dataclass."""
+    """The constant `name` of a dataclass; None for a choice that has none."""
     fields = definitions.get(str(choice.get("$ref", "")).removeprefix("#/$defs/"), {}).get("properties", {})
-    return fields.get("name", {}).get("const")
+    name: str | None = fields.get("name", {}).get("const")
+    return name
 
 
 @functools.cache
 def docstrings(cls: type) -> dict[str, str]:
-    """The string under each field of a dataclass, its base classes' included."""
-    found: dict[str, str] = {}
-    for each in reversed(cls.__mro__[:-1]):
-        (body,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
+    """The docstring under each field of a dataclass and of its base classes."""
+    texts: dict[str, str] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         assert isinstance(body, ast.ClassDef)
         for field, text in zip(body.body, body.body[1:]):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
                 assert isinstance(field.target, ast.Name)
-                found[field.target.id] = inspect.cleandoc(str(text.value.value))
-    return found
+                texts[field.target.id] = inspect.cleandoc(str(text.value.value))
+    return texts

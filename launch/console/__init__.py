@@ -1,1 +1,1 @@
-"""What is shown on the terminal while a command runs and when it ends."""
+"""The terminal's contents while a command runs and after it ends."""

@@ -1,4 +1,4 @@
-"""What a person sees of many runs that train at the same time: a bar over the steps of all of them, and a line for each that ends."""
+"""Shows runs that train at the same time: a bar for the steps of all, and a line per ended run."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,20 +12,25 @@ from trainer.config import RunConfig
 from trainer.run_files import run_files
 
 Ended = Callable[[RunConfig], str]
-"""What there is to say of a run that has ended; "": it has not."""
+"""Returns the result of a run in words; "" if the run has not ended."""
 
 
 @contextmanager
 def progress(console: Console, runs: Sequence[RunConfig], what: str, ended: Ended) -> Iterator[Callable[[], None]]:
-    """A function to call now and then: it moves the bar where there is a terminal, and prints a line for each run that ends."""
-    over = {run.name for run in runs if ended(run)}
-    if over:
-        console.print(f"{len(over)} of {len(runs)} runs are there already")
+    """A function that the caller calls now and then to show the progress.
+
+    It moves the bar, if there is a terminal, and prints a line per run that has ended.
+    """
+    complete = {run.name for run in runs if ended(run)}
+    if complete:
+        console.print(f"{len(complete)} of {len(runs)} runs are there already")
 
     def done(run: RunConfig) -> int:
-        return _steps(run) if run.name in over else _steps_done(run)
+        return _steps(run) if run.name in complete else _steps_done(run)
 
-    total, begin, first = sum(map(_steps, runs)), time.monotonic(), sum(map(done, runs))
+    total = sum(map(_steps, runs))
+    begin = time.monotonic()
+    first = sum(map(done, runs))
     columns = (
         TextColumn(what),
         BarColumn(),
@@ -37,18 +42,19 @@ def progress(console: Console, runs: Sequence[RunConfig], what: str, ended: Ende
 
         def show() -> None:
             so_far = sum(map(done, runs))
-            left = (
-                f"{clock((time.monotonic() - begin) * (total - so_far) / (so_far - first))} left"
-                if so_far > first
-                else ""
-            )
+            left = _time_left(time.monotonic() - begin, so_far - first, total - so_far)
             bar.update(task, completed=so_far, left=left)
             for run in runs:
-                if run.name not in over and (words := ended(run)):
-                    over.add(run.name)
-                    console.print(f"{run.name}: {words}  ({len(over)} of {len(runs)} runs)  {left}")
+                if run.name not in complete and (result := ended(run)):
+                    complete.add(run.name)
+                    console.print(f"{run.name}: {result}  ({len(complete)} of {len(runs)} runs)  {left}")
 
         yield show
+
+
+def _time_left(seconds: float, steps_done: int, steps_left: int) -> str:
+    """The time for `steps_left` at the speed of `steps_done` in `seconds`; "" if none is done."""
+    return f"{clock(seconds * steps_left / steps_done)} left" if steps_done > 0 else ""
 
 
 def _steps(run: RunConfig) -> int:
@@ -56,6 +62,6 @@ def _steps(run: RunConfig) -> int:
 
 
 def _steps_done(run: RunConfig) -> int:
-    """The last step that a run has written down."""
+    """The last step in the run's metrics."""
     rows = run_files(run.root, run.name).metrics()
     return rows[-1].step if rows else 0

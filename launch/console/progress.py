@@ -1,11 +1,10 @@
-"""Watching a run while it trains: a progress bar where there is a terminal, plain lines elsewhere.
+"""Shows a run while it trains, with a progress bar on a terminal and plain lines elsewhere.
 
-Both follow metrics and events in the run folder, so it does not matter where the workers are.
+Both follow the metrics and events in the run folder, so the workers may be anywhere.
 """
 
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -17,7 +16,7 @@ _POLL_S = 0.5
 
 
 class Watch:
-    """Shows the run of `files` for as long as the `with` block runs; `steps` is its last step, where it is known."""
+    """Shows the run of `files` while the `with` block runs; `steps` is its last step, if known."""
 
     def __init__(self, files: RunFiles, steps: int | None, console: Console):
         self.files, self.steps, self.console = files, steps, console
@@ -30,7 +29,7 @@ class Watch:
         self.thread.start()
         return self
 
-    def __exit__(self, *problem: Any) -> None:
+    def __exit__(self, *problem: object) -> None:
         self.ended.set()
         self.thread.join()
 
@@ -39,7 +38,7 @@ class Watch:
         show()
 
     def _rows(self) -> Iterator[MetricsRow | Event]:
-        """New rows of both files as they come, until the block ends and no more are there."""
+        """Yield the new rows of both files, until the block ends and all of them are read."""
         while True:
             last = self.ended.wait(_POLL_S)
             metrics, self.metrics_end = self.files.metrics_from(self.metrics_end)
@@ -54,17 +53,17 @@ class Watch:
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("step {task.completed}/{task.total}"),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[metrics]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console) as progress:
-            task = progress.add_task("starting", total=self.steps, figures="")
+            task = progress.add_task("starting", total=self.steps, metrics="")
             for row in self._rows():
                 if note := _note(row):
                     progress.console.print(note)
                 if isinstance(row, MetricsRow) and "loss" in row.metrics:
-                    progress.update(task, description="training", completed=row.step, figures=_figures(row.metrics))
+                    progress.update(task, description="training", completed=row.step, metrics=_status(row.metrics))
 
     def _lines(self) -> None:
         for row in self._rows():
@@ -72,7 +71,7 @@ class Watch:
                 self.console.print(note)
             if isinstance(row, MetricsRow) and "loss" in row.metrics:
                 of = f"/{self.steps}" if self.steps else ""
-                self.console.print(f"step {row.step}{of}  {_figures(row.metrics)}{self._left(row)}")
+                self.console.print(f"step {row.step}{of}  {_status(row.metrics)}{self._left(row)}")
 
     def _left(self, row: MetricsRow) -> str:
         metrics = row.metrics
@@ -82,7 +81,7 @@ class Watch:
         return f"  {clock((self.steps - row.step) * per_step / metrics['samples_per_s'])} left"
 
 
-def _figures(metrics: Mapping[str, float]) -> str:
+def _status(metrics: Mapping[str, float]) -> str:
     loss = f"loss {metrics['loss']:.4f}"
     if "tokens_per_s" in metrics:
         return f"{loss}  {metrics['tokens_per_s']:,.0f} tokens/s"
@@ -90,7 +89,7 @@ def _figures(metrics: Mapping[str, float]) -> str:
 
 
 def _note(row: MetricsRow | Event) -> str:
-    """A line of its own for what happens now and then: an event, an evaluation."""
+    """The line that an event or an evaluation gets to itself; "" for other rows."""
     if isinstance(row, Event):
         return row.text
     for name, unit in (("eval/bits_per_byte", "bits per byte"), ("eval/loss", "loss")):
@@ -100,6 +99,8 @@ def _note(row: MetricsRow | Event) -> str:
 
 
 def clock(seconds: float) -> str:
-    """1:02:03, or 2:03 below an hour."""
-    hours, rest = divmod(round(max(0.0, seconds)), 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+    """A duration such as 1:02:03, or 2:03 below an hour."""
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02d}"
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""What a person sees of a run that has ended: the figures, the experts' load, a sample, and where everything is."""
+"""Prints a run that has ended: its metrics, the experts' load, the time, samples and folders."""
 
 from collections.abc import Mapping
 
@@ -22,7 +22,7 @@ def summary(console: Console, folder: Folder, facts: Summary, tracking: Tracking
     )
     if "seconds_to_first_step" in facts:
         console.print(f"first optimiser step {facts['seconds_to_first_step']:.1f} s after the command")
-    figures(console, facts)
+    held_out_table(console, facts)
     quality_table(console, facts["quality"])
     load_table(console, facts)
     time_table(console, facts["goodput"])
@@ -37,56 +37,56 @@ def summary(console: Console, folder: Folder, facts: Summary, tracking: Tracking
 
 
 def printable(text: str) -> str:
-    """`text` with control characters, which an untrained model writes as well, shown as `?`: they could do things to a terminal."""
+    """`text` with `?` in place of control characters.
+
+    An untrained model writes them too, and a terminal would obey them.
+    """
     return "".join(character if character.isprintable() or character in "\n\t" else "?" for character in text)
 
 
-def figures(console: Console, facts: Summary) -> None:
-    """Held-out measures, beside the baselines they are to be read against."""
-    evaluation, baselines = facts["eval"], facts["baselines"]
+def held_out_table(console: Console, facts: Summary) -> None:
+    """Print the metrics on held-out data, with their baselines below them."""
+    evaluation = facts["eval"]
     if "bits_per_byte" in evaluation:
-        rows = {"bits per byte": evaluation["bits_per_byte"]} | {
-            name.replace("_bits_per_byte_", " -9, "): value for name, value in baselines.items()
-        }
+        baselines = {name.replace("_bits_per_byte_", " -9, "): value for name, value in facts["baselines"].items()}
+        metrics = {"bits per byte": evaluation["bits_per_byte"]} | baselines
     else:
-        rows = {name: value for name, value in evaluation.items() if "/" not in name}
-    console.print(
-        table(
-            "held out",
-            ("", ""),
-            [(name.replace("_", " "), f"{value:.3f}") for name, value in rows.items()],
-            left=(0, 1),
-        )
-    )
+        metrics = {name: value for name, value in evaluation.items() if "/" not in name}
+    rows = [(name.replace("_", " "), f"{value:.3f}") for name, value in metrics.items()]
+    console.print(table("held out", ("", ""), rows, left=(0, 1)))
 
 
 def quality_table(console: Console, quality: dict[str, float]) -> None:
-    """Measures of samples or features, beside the same of what they are to be compared with: held-out data and noise, say, or random features."""
-    beside = list(dict.fromkeys(name.partition("/")[0] for name in quality if "/" in name))
+    """Print the quality of samples or features next to that of references.
+
+    References are held-out data and noise, say, or the features of a random network.
+    """
     if not quality:
         return
+    references = list(dict.fromkeys(name.partition("/")[0] for name in quality if "/" in name))
     rows = []
     for name, value in quality.items():
         if "/" not in name:
-            others = [quality.get(f"{each}/{name}") for each in beside]
-            rows.append(
-                (name.replace("_", " "), f"{value:.3f}", *("" if other is None else f"{other:.3f}" for other in others))
-            )
-    console.print(table("quality", ("", "this run", *(column.replace("_", " ") for column in beside)), rows))
+            others = [quality.get(f"{reference}/{name}") for reference in references]
+            cells = ["" if other is None else f"{other:.3f}" for other in others]
+            rows.append((name.replace("_", " "), f"{value:.3f}", *cells))
+    columns = [reference.replace("_", " ") for reference in references]
+    console.print(table("quality", ("", "this run", *columns), rows))
 
 
 def time_table(console: Console, seconds: Mapping[Spent, float]) -> None:
-    """Where the time of all attempts went, the most first."""
-    whole = sum(seconds.values())
+    """Print the shares of the time of all attempts, the largest first."""
+    total = sum(seconds.values())
     rows = []
-    for what, spent in sorted(seconds.items(), key=lambda item: -item[1]):
-        if spent >= 0.0005 * whole:
-            rows.append((NAMES[what], clock(spent), f"{100 * spent / whole:.1f} %", "█" * round(40 * spent / whole)))
-    console.print(table(f"where {clock(whole)} went", ("", "", "", ""), rows, left=(0, 3)))
+    for activity, spent in sorted(seconds.items(), key=lambda item: -item[1]):
+        if spent >= 0.0005 * total:
+            bar = "█" * round(40 * spent / total)
+            rows.append((NAMES[activity], clock(spent), f"{100 * spent / total:.1f} %", bar))
+    console.print(table(f"where {clock(total)} went", ("", "", "", ""), rows, left=(0, 3)))
 
 
 def load_table(console: Console, facts: Summary) -> None:
-    """Share of the held-out tokens that each expert of each layer gets, in percent."""
+    """Print the share of the held-out tokens that each expert of each layer gets, in percent."""
     evaluation = facts["eval"]
     cells = {
         tuple(int("".join(filter(str.isdigit, part))) for part in name.split("/")[1:]): value
@@ -95,12 +95,15 @@ def load_table(console: Console, facts: Summary) -> None:
     }
     if not cells:
         return
-    layers, experts = sorted({layer for layer, _ in cells}), sorted({expert for _, expert in cells})
+    layers = sorted({layer for layer, _ in cells})
+    experts = sorted({expert for _, expert in cells})
     shown = experts[:16]
-    more, rows = ["..."] if len(experts) > len(shown) else [], []
+    more = ["..."] if len(experts) > len(shown) else []
+    rows = []
     for layer in layers:
         loads = [f"{100 * cells[layer, expert]:.1f}" for expert in shown]
-        imbalance, entropy = evaluation[f"load_max_over_mean/layer{layer}"], evaluation[f"router_entropy/layer{layer}"]
+        imbalance = evaluation[f"load_max_over_mean/layer{layer}"]
+        entropy = evaluation[f"router_entropy/layer{layer}"]
         rows.append((str(layer), *loads, *more, f"{imbalance:.2f}", f"{entropy:.2f}"))
     headings = ("layer", *map(str, shown), *more, "max/mean", "entropy")
     console.print(table("load of each expert, % of the held-out tokens", headings, rows, left=()))

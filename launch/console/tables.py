@@ -20,8 +20,9 @@ def table(
 ) -> Table:
     """A table without lines, under its title.
 
-    Columns hold numbers, right-justified, except those whose positions are in `left`; a negative position counts from the end.
-    Without any heading there is no heading row. A row may have fewer cells than there are columns.
+    Columns are right-justified, for numbers, except at the positions in `left`, where a negative
+    position counts from the end. If all headings are empty, the heading row is left out. A row may
+    have fewer cells than there are columns.
     """
     made = Table(
         title=title,
