@@ -79,7 +79,7 @@ def _check_bounds(options: MachineOptions, count: int) -> None:
 
 
 def _this_gpu() -> str | None:
-    """The key of this machine's GPU in the table; None for no GPU, or one that is not in the table."""
+    """The key of this machine's GPU in the table; None without a GPU, or if the table lacks it."""
     known = by_device_name(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
     return next((key for key, gpu in gpus().items() if gpu == known), None)
 
