@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
 import psutil
@@ -10,10 +11,12 @@ import yaml
 from conftest import tiny_job
 from test_launch_commands_train import BIN
 
+from launch.chaos.picture import draw_drill
 from launch.chaos.report import Cost, Struck, costs
 from launch.chaos.run import Drill
 from trainer.parsing import parse, read_job
-from trainer.run_rows import MetricsRow
+from trainer.run_files import RunFiles, run_files
+from trainer.run_rows import Fault, MetricsRow
 
 
 def logged(*points: tuple[int, float]) -> list[MetricsRow]:
@@ -44,6 +47,30 @@ def test_a_fault_that_does_not_exist_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "faults.yaml").write_text("faults: [{name: earthquake, step: 3}]")
     with pytest.raises(ValueError, match=r"earthquake.*use one of kill, hang"):
         parse(Drill, read_job(str(tmp_path / "faults.yaml")), "faults")
+
+
+def run_with_losses(root: Path, name: str, losses: list[tuple[int, float]]) -> RunFiles:
+    """A run folder with one row of metrics per step and loss."""
+    files = run_files(str(root), name)
+    files.folder.make()
+    for second, (step, loss) in enumerate(losses):
+        row = {"step": step, "time": float(second), "attempt": 0, "loss": loss}
+        files.append_metrics(json.dumps(row).encode() + b"\n")
+    return files
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e-6, float("nan")])
+def test_the_picture_of_a_drill(tmp_path: Path, shift: float) -> None:
+    losses = [(step, 5.0 / step) for step in range(1, 21)]
+    calm = run_with_losses(tmp_path, "undisturbed", losses)
+    changed = [(step, loss + (shift if step > 14 else 0.0)) for step, loss in losses]
+    drill = run_with_losses(tmp_path, "drill", [*losses[:8], *changed[5:]])
+    drill.add_fault(Fault(fault=0, name="kill", step=8, rank=1, time=time.time()))
+    drill.add_fault(Fault(fault=-1, name="tracking_away", step=14, time=time.time()))
+    picture = draw_drill(calm, drill, tmp_path / "drill.png").read_bytes()
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = (int.from_bytes(picture[start : start + 4]) for start in (16, 20))
+    assert (width, height) == (1170, 936)
 
 
 @pytest.mark.slow
@@ -85,4 +112,5 @@ def test_a_drill_with_four_faults(tmp_path: Path, corpus: Path) -> None:
     assert (result["passed_over"], result["attempts"]) == (1, 3)
     assert result["data_exact"]
     assert "lost 0, repeated 0" in printed
+    assert (tmp_path / "drill" / "drill.png").stat().st_size > 10_000
     assert result["final_loss"] == pytest.approx(result["undisturbed_loss"], abs=0.3)

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from launch.chaos.picture import draw_drill
 from launch.commands.verify import verify_data
 from launch.console.summary import time_table
 from launch.console.tables import table
@@ -77,6 +78,7 @@ def report(console: Console, root: Path, struck: list[Struck], planned: int) -> 
         result |= _compared(console, files, other)
         result["data_exact"] = verify_data(console, files.folder, result["step"])
     (root / "drill.json").write_text(json.dumps(result, indent=1))
+    console.print(f"the picture of the drill is {draw_drill(other, files, root / 'drill.png')}", soft_wrap=True)
     return done and not missing and result["data_exact"]
 
 

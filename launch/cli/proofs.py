@@ -44,7 +44,7 @@ def chaos(
     ],
     overrides: Overrides = None,
     folder: Annotated[
-        str, typer.Option("--folder", help="a new folder for the two runs and drill.json")
+        str, typer.Option("--folder", help="a new folder for the two runs, drill.json and drill.png")
     ] = "drills/chaos",
 ) -> None:
     """A fire drill: the job without faults, then with them; ends with what each fault cost."""
