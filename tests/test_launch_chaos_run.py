@@ -1,4 +1,4 @@
-"""The fire drill: what the table says is derived from what the runs wrote, and the drill comes through on real parts."""
+"""The fire drill: its table and picture come from the run folders, and a real drill recovers."""
 
 import json
 import subprocess
@@ -12,11 +12,12 @@ from conftest import tiny_job
 from test_launch_commands_train import BIN
 
 from launch.chaos.picture import draw_drill
-from launch.chaos.report import Cost, Struck, costs
+from launch.chaos.report import Cost, InjectedFault, costs
 from launch.chaos.run import Drill
 from trainer.parsing import parse, read_job
 from trainer.run_files import RunFiles, run_files
 from trainer.run_rows import Fault, MetricsRow
+from trainer.tracking.tracker import JsonlTracker
 
 
 def logged(*points: tuple[int, float]) -> list[MetricsRow]:
@@ -26,8 +27,8 @@ def logged(*points: tuple[int, float]) -> list[MetricsRow]:
 
 def test_costs_of_two_faults() -> None:
     metrics = logged((1, 1.0), (2, 2.0), (3, 3.0), (2, 20.0), (3, 21.0), (4, 22.0), (5, 30.0))
-    struck = [Struck("kill", 3, 3.5), Struck("poison_gradient", 5, 22.5)]
-    assert costs(struck, metrics, [5.5, 23.0]) == [
+    injected = [InjectedFault("kill", 3, 3.5), InjectedFault("poison_gradient", 5, 22.5)]
+    assert costs(injected, metrics, [5.5, 23.0]) == [
         Cost("kill", 3, 2.0, 18.5, 2),
         Cost("poison_gradient", 5, 0.5, None, 0),
     ]
@@ -35,7 +36,7 @@ def test_costs_of_two_faults() -> None:
 
 def test_a_step_that_another_rank_writes_down_after_the_kill_is_done_again_too() -> None:
     metrics = logged((4, 4.0), (5, 5.1), (5, 20.0), (6, 21.0))
-    assert costs([Struck("kill", 5, 5.0)], metrics, [7.0]) == [Cost("kill", 5, 2.0, 16.0, 1)]
+    assert costs([InjectedFault("kill", 5, 5.0)], metrics, [7.0]) == [Cost("kill", 5, 2.0, 16.0, 1)]
 
 
 def test_the_shipped_drill_is_one() -> None:
@@ -53,9 +54,9 @@ def run_with_losses(root: Path, name: str, losses: list[tuple[int, float]]) -> R
     """A run folder with one row of metrics per step and loss."""
     files = run_files(str(root), name)
     files.folder.make()
-    for second, (step, loss) in enumerate(losses):
-        row = {"step": step, "time": float(second), "attempt": 0, "loss": loss}
-        files.append_metrics(json.dumps(row).encode() + b"\n")
+    tracker = JsonlTracker(files, attempt=0)
+    for step, loss in losses:
+        tracker.log(step, {"loss": loss})
     return files
 
 

@@ -14,7 +14,7 @@ from conftest import tiny_job
 from distributed import run_distributed
 from torch import nn
 
-from launch.audit.report import suspects
+from launch.audit.report import likely_causes
 from trainer.audit import differences
 from trainer.audit.evidence import Evidence, StaleWeight, from_bytes, to_bytes
 from trainer.audit.rounding import FP32, rounded
@@ -64,7 +64,7 @@ def judged(corpus: Path, case: str, directions: int = 0) -> Findings:
 @pytest.mark.parametrize("case", ["right, zero 0", "right, zero 1"])
 def test_what_is_right_passes(case: str, corpus: Path) -> None:
     findings = judged(corpus, case, directions=1)
-    assert findings.good, suspects(findings)
+    assert findings.good, likely_causes(findings)
     kinds = {each.what for each in findings.judged}
     assert kinds >= {"samples", "router", "recursion", "differences", "gradient", "norm", "loss"}
     gradients = [each for each in findings.judged if each.what == "gradient" and each.size]
@@ -90,9 +90,9 @@ def test_what_is_right_passes(case: str, corpus: Path) -> None:
 def test_a_fault_is_found_and_the_first_suspect_is_the_right_one(case: str, words: list[str], corpus: Path) -> None:
     findings = judged(corpus, case)
     assert not findings.good
-    first = suspects(findings)[0]
+    first = likely_causes(findings)[0]
     for word in words:
-        assert word in first, suspects(findings)
+        assert word in first, likely_causes(findings)
 
 
 def test_a_missing_all_reduce_is_blamed_on_its_experts_alone(corpus: Path) -> None:

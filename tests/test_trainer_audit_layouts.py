@@ -9,7 +9,7 @@ import pytest
 from conftest import tiny_job
 from distributed import run_distributed
 
-from launch.audit.report import suspects
+from launch.audit.report import likely_causes
 from trainer.audit.evidence import Evidence
 from trainer.audit.rounding import BF16
 from trainer.audit.verdict import judge
@@ -89,7 +89,7 @@ def test_what_is_right_passes(case: str, corpus: Path) -> None:
     engine, model, objective, run = CASES[case]
     found = evidence(corpus)[case]
     findings = judge(changed(corpus, engine, model, objective, **run), found, directions=1)
-    assert findings.good, suspects(findings)
+    assert findings.good, likely_causes(findings)
     assert (found.roundoff == BF16) == (case == "bf16")
 
 
@@ -97,4 +97,4 @@ def test_what_is_right_passes(case: str, corpus: Path) -> None:
 def test_a_bf16_router_is_found_out_in_a_bf16_job(corpus: Path) -> None:
     engine, model, objective, run = CASES["bf16"]
     findings = judge(changed(corpus, engine, model, objective, **run), evidence(corpus)["bf16 router"], directions=0)
-    assert "model/blocks.0.ffn.router.weight: its scores" in suspects(findings)[0]
+    assert "model/blocks.0.ffn.router.weight: its scores" in likely_causes(findings)[0]

@@ -21,7 +21,7 @@ from test_trainer_worker_main import train
 from torch import nn
 
 from data.share import Share
-from launch.audit.report import suspects
+from launch.audit.report import likely_causes
 from launch.commands.eval import evaluate_run
 from launch.commands.export import export
 from launch.commands.sample import show_samples
@@ -350,7 +350,7 @@ def audited(world: Any, job: dict[str, Any]) -> Evidence:
 def test_the_audit_passes_a_student(root: Path, corpus: Path) -> None:
     job = switch_student(corpus, root, {"name": "deepspeed", "zero": 1, "ep": 2}, global_batch=8, micro_batch=2)
     findings = judge(parse(RunConfig, job, "run"), run_distributed(audited, 2, job)[0], directions=1)
-    assert findings.good, suspects(findings)
+    assert findings.good, likely_causes(findings)
 
 
 WRONG: list[tuple[str, dict[str, Any], dict[str, Any], list[str]]] = [

@@ -27,7 +27,7 @@ _BY_THEMSELVES = (
 )
 
 
-def suspects(findings: Findings) -> list[str]:
+def likely_causes(findings: Findings) -> list[str]:
     """What is wrong, in words, the likeliest cause first: the first step's faults before those of the next, which may follow from them; and
     what is found in one place by itself before what others may have caused."""
     said = []
@@ -121,7 +121,7 @@ def show(console: Console, name: str, findings: Findings, evidence: Evidence, re
         console.print(line, markup=False)
     console.print(f"all comparisons  {report}\nerror signal     {picture}", soft_wrap=True)
     console.print(f"{'RIGHT' if findings.good else 'WRONG'}: {name} ({where})", style="bold")
-    for line in suspects(findings):
+    for line in likely_causes(findings):
         console.print(f"  {line}", markup=False)
 
 
@@ -164,7 +164,7 @@ def _numbers(name: str) -> str:
     )
 
 
-def draw(findings: Findings, file: Path, title: str) -> Path:
+def draw_signal(findings: Findings, file: Path, title: str) -> Path:
     """A panel for each network: |dL / d output| and |dL / d weights| of its layers, in the order of the forward pass."""
     marked = {line.partition(":")[0] for line in unusual_signals(findings)}
     with plt.rc_context(PLAIN):

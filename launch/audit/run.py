@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import typer
 from rich.console import Console
 
-from launch.audit.report import show, suspects, unusual_signals
+from launch.audit.report import likely_causes, show, unusual_signals
 from launch.config import JobConfig, expert_ranks, load
 from launch.start import prepare_data
 from trainer.audit.evidence import Evidence, from_bytes
@@ -65,7 +65,7 @@ def _report(findings: Findings, evidence: Evidence) -> dict[str, object]:
     """All of it, for programs."""
     return {
         "verdict": findings.good,
-        "suspects": suspects(findings),
+        "suspects": likely_causes(findings),
         "world": evidence.world,
         "device": evidence.device,
         "roundoff": evidence.roundoff,
@@ -81,9 +81,9 @@ def _report(findings: Findings, evidence: Evidence) -> dict[str, object]:
 
 
 def _draw(findings: Findings, files: RunFiles, title: str) -> str:
-    from launch.audit.report import draw
+    from launch.audit.report import draw_signal
 
     with TemporaryDirectory() as scratch:
-        file = draw(findings, Path(scratch) / "signal.png", title)
+        file = draw_signal(findings, Path(scratch) / "signal.png", title)
         files.put_picture(file)
     return f"{files}/{file.name}"

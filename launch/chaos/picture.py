@@ -1,4 +1,4 @@
-"""The picture of a fire drill: the losses of its two runs, its faults, and how far the losses differ."""
+"""The picture of a fire drill: both losses, the faults, and how far the losses differ."""
 
 import math
 from collections.abc import Mapping
