@@ -1,21 +1,21 @@
-"""The fire drill: its table is derived from the files of its runs, and it passes on real parts."""
+"""The fire drill: its table and picture come from the run folders, and a real drill recovers."""
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
-from commands import BIN
 from conftest import tiny_job
-from matplotlib import pyplot as plt
+from test_launch_commands_train import BIN
 
 from launch.chaos.picture import draw_drill
-from launch.chaos.report import Cost, Struck, costs
+from launch.chaos.report import Cost, InjectedFault, costs
 from launch.chaos.run import Drill
 from trainer.parsing import parse, read_job
-from trainer.run_files import run_files
+from trainer.run_files import RunFiles, run_files
 from trainer.run_rows import Fault, MetricsRow
 from trainer.tracking.tracker import JsonlTracker
 
@@ -27,8 +27,8 @@ def logged(*points: tuple[int, float]) -> list[MetricsRow]:
 
 def test_costs_of_two_faults() -> None:
     metrics = logged((1, 1.0), (2, 2.0), (3, 3.0), (2, 20.0), (3, 21.0), (4, 22.0), (5, 30.0))
-    struck = [Struck("kill", 3, 3.5), Struck("poison_gradient", 5, 22.5)]
-    assert costs(struck, metrics, [5.5, 23.0]) == [
+    injected = [InjectedFault("kill", 3, 3.5), InjectedFault("poison_gradient", 5, 22.5)]
+    assert costs(injected, metrics, [5.5, 23.0]) == [
         Cost("kill", 3, 2.0, 18.5, 2),
         Cost("poison_gradient", 5, 0.5, None, 0),
     ]
@@ -36,7 +36,7 @@ def test_costs_of_two_faults() -> None:
 
 def test_a_step_that_another_rank_writes_down_after_the_kill_is_done_again_too() -> None:
     metrics = logged((4, 4.0), (5, 5.1), (5, 20.0), (6, 21.0))
-    assert costs([Struck("kill", 5, 5.0)], metrics, [7.0]) == [Cost("kill", 5, 2.0, 16.0, 1)]
+    assert costs([InjectedFault("kill", 5, 5.0)], metrics, [7.0]) == [Cost("kill", 5, 2.0, 16.0, 1)]
 
 
 def test_the_shipped_drill_is_one() -> None:
@@ -50,17 +50,28 @@ def test_a_fault_that_does_not_exist_is_refused_by_name(tmp_path: Path) -> None:
         parse(Drill, read_job(str(tmp_path / "faults.yaml")), "faults")
 
 
-def test_the_picture_is_drawn_from_the_folders_of_the_two_runs(tmp_path: Path) -> None:
-    undisturbed, drill = run_files(str(tmp_path), "undisturbed"), run_files(str(tmp_path), "drill")
-    for files, steps in ((undisturbed, (1, 2, 3, 4)), (drill, (1, 2, 3, 2, 3, 4))):
-        files.folder.make()
-        tracker = JsonlTracker(files, attempt=0)
-        for step in steps:
-            tracker.log(step, {"loss": 3.0 - 0.1 * step + (0.01 if files is drill and step == 4 else 0.0)})
-    drill.add_fault(Fault(fault=0, name="kill", step=3, time=0.0))
-    picture = plt.imread(draw_drill(tmp_path))
-    assert picture.shape[:2] == (600, 960)
-    assert len({tuple(pixel) for pixel in picture.reshape(-1, picture.shape[2])[::7]}) > 5, "not an empty page"
+def run_with_losses(root: Path, name: str, losses: list[tuple[int, float]]) -> RunFiles:
+    """A run folder with one row of metrics per step and loss."""
+    files = run_files(str(root), name)
+    files.folder.make()
+    tracker = JsonlTracker(files, attempt=0)
+    for step, loss in losses:
+        tracker.log(step, {"loss": loss})
+    return files
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e-6, float("nan")])
+def test_the_picture_of_a_drill(tmp_path: Path, shift: float) -> None:
+    losses = [(step, 5.0 / step) for step in range(1, 21)]
+    calm = run_with_losses(tmp_path, "undisturbed", losses)
+    changed = [(step, loss + (shift if step > 14 else 0.0)) for step, loss in losses]
+    drill = run_with_losses(tmp_path, "drill", [*losses[:8], *changed[5:]])
+    drill.add_fault(Fault(fault=0, name="kill", step=8, rank=1, time=time.time()))
+    drill.add_fault(Fault(fault=-1, name="tracking_away", step=14, time=time.time()))
+    picture = draw_drill(calm, drill, tmp_path / "drill.png").read_bytes()
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = (int.from_bytes(picture[start : start + 4]) for start in (16, 20))
+    assert (width, height) == (1170, 936)
 
 
 @pytest.mark.slow
@@ -102,4 +113,5 @@ def test_a_drill_with_four_faults(tmp_path: Path, corpus: Path) -> None:
     assert (result["passed_over"], result["attempts"]) == (1, 3)
     assert result["data_exact"]
     assert "lost 0, repeated 0" in printed
+    assert (tmp_path / "drill" / "drill.png").stat().st_size > 10_000
     assert result["final_loss"] == pytest.approx(result["undisturbed_loss"], abs=0.3)

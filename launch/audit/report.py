@@ -164,7 +164,7 @@ def _numbers(name: str) -> str:
     )
 
 
-def draw(findings: Findings, file: Path, title: str) -> Path:
+def draw_signal(findings: Findings, file: Path, title: str) -> Path:
     """A panel for each network: |dL / d output| and |dL / d weights| of its layers, in the order of the forward pass."""
     marked = {line.partition(":")[0] for line in unusual_signals(findings)}
     with plt.rc_context(PLAIN):

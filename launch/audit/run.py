@@ -81,9 +81,9 @@ def _report(findings: Findings, evidence: Evidence) -> dict[str, object]:
 
 
 def _draw(findings: Findings, files: RunFiles, title: str) -> str:
-    from launch.audit.report import draw
+    from launch.audit.report import draw_signal
 
     with TemporaryDirectory() as scratch:
-        file = draw(findings, Path(scratch) / "signal.png", title)
+        file = draw_signal(findings, Path(scratch) / "signal.png", title)
         files.put_picture(file)
     return f"{files}/{file.name}"

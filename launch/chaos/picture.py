@@ -1,76 +1,96 @@
-"""The picture of a fire drill: the losses of both runs, and how far apart they are."""
+"""The picture of a fire drill: both losses, the faults, and how far the losses differ."""
 
-from collections import Counter
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-
-from trainer.records.charts import INK, PLAIN, SOFT
-from trainer.run_files import RunFiles, run_files
-from trainer.run_rows import Fault
+from trainer.records.charts import INK, PLAIN, SOFT, plt
+from trainer.run_files import RunFiles
 from trainer.tracking.tracker import history
 
-UNDISTURBED, DRILL = "#9aa5b1", "#d64545"
-_REPLAYED = "#f0b4b4"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_DRILL, _FAULT, _DIFFERENT, _IDENTICAL = "#1f4e79", "#d64545", "#ca6f1e", "#2d8659"
 
 
-def draw_drill(root: Path) -> Path:
-    """Draw the drill in `root` from the folders of its two runs alone; returns drill.png."""
-    drill, undisturbed = run_files(str(root), "drill"), run_files(str(root), "undisturbed")
-    faults = sorted(drill.faults(), key=lambda fault: fault["step"])
-    with plt.rc_context(PLAIN):
-        figure, (losses, gaps) = plt.subplots(
-            2, 1, figsize=(8, 5), height_ratios=(3, 1), sharex=True, layout="constrained"
+def draw_drill(undisturbed: RunFiles, drill: RunFiles, file: Path) -> Path:
+    """Draw the losses of the two runs per step, and their absolute differences, as the PNG `file`.
+
+    Everything comes from the two run folders. The figure is small and its letters are large, so
+    that the picture can still be read at 420 pixels.
+    """
+    calm, latest = dict(history(undisturbed, "loss")), dict(history(drill, "loss"))
+    with plt.rc_context(PLAIN | {"font.size": 11, "axes.titlesize": 12, "savefig.dpi": 180}):
+        figure, (losses, differences) = plt.subplots(
+            2, 1, figsize=(6.5, 5.2), sharex=True, layout="constrained", height_ratios=(3, 2)
         )
-        _draw_losses(losses, drill, undisturbed)
-        _draw_gaps(gaps, drill, undisturbed)
-        _mark(losses, gaps, faults)
-        figure.savefig(root / "drill.png")
+        _loss_panel(losses, calm, latest, _replaced(drill))
+        _difference_panel(differences, calm, latest)
+        for step, names in _names_of_faults(drill).items():
+            losses.annotate(
+                ", ".join(names),
+                (step, 1.02),
+                xycoords=losses.get_xaxis_transform(),
+                rotation=35,
+                va="bottom",
+                color=_FAULT,
+                annotation_clip=False,
+            )
+            for axis in (losses, differences):
+                axis.axvline(step, color=_FAULT, linestyle=":", linewidth=1.2)
+        differences.set_xlabel("step", color=INK)
+        figure.savefig(file)
         plt.close(figure)
-    return root / "drill.png"
+    return file
 
 
-def _draw_losses(axis: Axes, drill: RunFiles, undisturbed: RunFiles) -> None:
-    """The loss per step; a replayed step also has its earlier values, as dots."""
-    logged = [(row.step, row.metrics["loss"]) for row in drill.metrics() if "loss" in row.metrics]
-    last = dict(logged)
-    times = Counter(step for step, _ in logged)
-    replayed = [(step, loss) for step, loss in logged if times[step] > 1]
-    steady = history(undisturbed, "loss")
-    axis.plot(*zip(*steady, strict=True), color=UNDISTURBED, linewidth=4, label="undisturbed")
-    axis.plot(*zip(*sorted(last.items()), strict=True), color=DRILL, linewidth=1.2, label="drill")
-    if replayed:
-        steps, values = zip(*replayed, strict=True)
-        axis.scatter(steps, values, s=22, color=_REPLAYED, zorder=3, label="steps done again")
-    axis.set_ylabel("training loss")
-    axis.set_title("Loss with and without faults", color=INK, loc="left")
-    axis.legend(frameon=False, loc="upper right")
+def _replaced(files: RunFiles) -> dict[int, float]:
+    """The first loss of every step that was replayed."""
+    first: dict[int, float] = {}
+    replayed: set[int] = set()
+    for row in files.metrics():
+        if "loss" not in row.metrics:
+            continue
+        if row.step in first:
+            replayed.add(row.step)
+        first.setdefault(row.step, row.metrics["loss"])
+    return {step: first[step] for step in sorted(replayed)}
 
 
-def _draw_gaps(axis: Axes, drill: RunFiles, undisturbed: RunFiles) -> None:
-    """The distance between the losses per step, on a scale that shows an exact 0."""
-    mine = dict(history(drill, "loss"))
-    gaps = [(step, abs(mine[step] - loss)) for step, loss in history(undisturbed, "loss") if step in mine]
-    equal = [step for step, gap in gaps if gap == 0.0]
-    other = [(step, gap) for step, gap in gaps if gap != 0.0]
-    axis.set_yscale("symlog", linthresh=1e-4)
-    axis.scatter(equal, [0.0] * len(equal), s=10, color=INK, label=f"bit-identical ({len(equal)} steps)")
-    if other:
-        steps, distances = zip(*other, strict=True)
-        axis.scatter(steps, distances, s=10, color=DRILL, label=f"different ({len(other)} steps)")
-    axis.set_ylim(bottom=-2e-5)
-    axis.set_ylabel("difference")
-    axis.set_xlabel("step")
-    axis.legend(frameon=False, loc="upper left")
+def _names_of_faults(files: RunFiles) -> dict[int, list[str]]:
+    """The faults that happened, by step."""
+    names: dict[int, list[str]] = {}
+    for fault in files.faults():
+        names.setdefault(fault["step"], []).append(fault["name"].replace("_", " "))
+    return names
 
 
-def _mark(losses: Axes, gaps: Axes, faults: Sequence[Fault]) -> None:
-    """A line at each fault, with its name at the top."""
-    for fault in faults:
-        for axis in (losses, gaps):
-            axis.axvline(fault["step"], color=SOFT, linewidth=0.8, linestyle="--", zorder=0)
-        name = fault["name"].replace("_", " ")
-        place = losses.get_xaxis_transform()
-        losses.text(fault["step"], 0.02, name, rotation=90, ha="right", color=INK, fontsize=8, transform=place)
+def _loss_panel(
+    axis: "Axes", calm: Mapping[int, float], latest: Mapping[int, float], replaced: Mapping[int, float]
+) -> None:
+    """Both losses; of a replayed step the latest, and faintly the first."""
+    axis.plot(list(calm), list(calm.values()), color=SOFT, linewidth=4, label="undisturbed")
+    axis.plot(list(latest), list(latest.values()), color=_DRILL, linewidth=1.4, label="drill")
+    if replaced:
+        first = list(replaced.values())
+        axis.plot(list(replaced), first, "o", color=_DRILL, alpha=0.3, label="drill, before the replay")
+    axis.set_ylabel("loss")
+    axis.legend(frameon=False)
+
+
+def _difference_panel(axis: "Axes", calm: Mapping[int, float], latest: Mapping[int, float]) -> None:
+    """The absolute differences; losses that are bit-identical lie on the zero line, in green."""
+    shared = [step for step in calm if step in latest]
+    same = [step for step in shared if calm[step].hex() == latest[step].hex()]
+    gaps = {step: abs(calm[step] - latest[step]) for step in shared if step not in set(same)}
+    gaps = {step: gap for step, gap in gaps.items() if math.isfinite(gap) and gap > 0}
+    smallest = min(gaps.values(), default=1e-6)
+    axis.set_yscale("symlog", linthresh=10.0 ** math.floor(math.log10(smallest)), linscale=0.4)
+    axis.plot(same, [0.0] * len(same), "s", color=_IDENTICAL, markersize=4, label="bit-identical")
+    if gaps:
+        axis.plot(list(gaps), list(gaps.values()), "o", color=_DIFFERENT, markersize=4, label="different")
+    axis.set_ylim(-0.3 * 10.0 ** math.floor(math.log10(smallest)), 10 * max(gaps.values(), default=1e-6))
+    axis.set_ylabel("|difference|")
+    axis.legend(frameon=False, ncols=2, loc="upper left")

@@ -17,7 +17,7 @@ from trainer.tracking.tracker import history
 
 
 @dataclass(frozen=True)
-class Struck:
+class InjectedFault:
     """A fault that happened."""
 
     name: str
@@ -39,14 +39,14 @@ class Cost:
     """Steps that were done again."""
 
 
-def costs(struck: list[Struck], metrics: list[MetricsRow], noticed: list[float]) -> list[Cost]:
+def costs(injected: list[InjectedFault], metrics: list[MetricsRow], noticed: list[float]) -> list[Cost]:
     """The cost of each fault from the rows of metrics that have a loss, and the times at which something was noticed."""
     found, again, done = [], [], 0
     for row in metrics:
         again += [row.time] if row.step <= done else []
         done = max(done, row.step)
-    for index, fault in enumerate(struck):
-        until = struck[index + 1].time if index + 1 < len(struck) else float("inf")
+    for index, fault in enumerate(injected):
+        until = injected[index + 1].time if index + 1 < len(injected) else float("inf")
         before = [row.step for row in metrics if row.time <= fault.time]
         furthest = max([fault.step, *before])
         later = [row for row in metrics if row.time > fault.time]
@@ -57,19 +57,19 @@ def costs(struck: list[Struck], metrics: list[MetricsRow], noticed: list[float])
     return found
 
 
-def report(console: Console, root: Path, struck: list[Struck], planned: int) -> bool:
+def report(console: Console, root: Path, injected: list[InjectedFault], planned: int) -> bool:
     """Print the table of the drill in `root`, and write it to drill.json; returns whether all faults happened and the run was done."""
     files, other = run_files(str(root), "drill"), run_files(str(root), "undisturbed")
     metrics = [row for row in files.metrics() if "loss" in row.metrics]
     ends = [end.time for end in files.attempts_ended()]
     alarms = [event.time for event in files.events() if event.kind.is_alarm]
-    found = costs(struck, metrics, sorted([*ends, *alarms]))
+    found = costs(injected, metrics, sorted([*ends, *alarms]))
     rows = [
         (cost.name, str(cost.step), _seconds(cost.detected_s), _seconds(cost.recovered_s), str(cost.replayed))
         for cost in found
     ]
     console.print(table("the drill", ("fault", "step", "detected, s", "recovered, s", "steps again"), rows))
-    missing = planned - len(struck)
+    missing = planned - len(injected)
     if missing:
         console.print(f"{missing} of {planned} faults did not happen: their steps were not reached")
     result: dict[str, Any] = {"faults": [asdict(cost) for cost in found], "planned": planned}
@@ -77,8 +77,8 @@ def report(console: Console, root: Path, struck: list[Struck], planned: int) -> 
     if done:
         result |= _compared(console, files, other)
         result["data_exact"] = verify_data(console, files.folder, result["step"])
-        console.print(f"picture  {draw_drill(root)}")
     (root / "drill.json").write_text(json.dumps(result, indent=1))
+    console.print(f"the picture of the drill is {draw_drill(other, files, root / 'drill.png')}", soft_wrap=True)
     return done and not missing and result["data_exact"]
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import yaml
 from rich.console import Console
 
-from launch.chaos.report import Struck, report
+from launch.chaos.report import InjectedFault, report
 from launch.config import JobConfig
 from trainer.checkout import CHECKOUT
 from trainer.parsing import parse, plain, read_job
@@ -88,8 +88,12 @@ def chaos(console: Console, job_file: str, faults_file: str, overrides: Sequence
             raise ValueError(f"the run without faults ended with code {code}; see {root / 'undisturbed.log'}")
         outer = [fault for fault in drill.faults if isinstance(fault, Terminate | TrackingAway)]
         came_through = _disturbed(console, root, outer, server)
-    struck = [Struck(fault["name"], fault["step"], fault["time"]) for fault in run_files(str(root), "drill").faults()]
-    return report(console, root, sorted(struck, key=lambda each: each.time), planned=len(drill.faults)) and came_through
+    injected = [
+        InjectedFault(fault["name"], fault["step"], fault["time"]) for fault in run_files(str(root), "drill").faults()
+    ]
+    return (
+        report(console, root, sorted(injected, key=lambda each: each.time), planned=len(drill.faults)) and came_through
+    )
 
 
 def _disturbed(console: Console, root: Path, faults: Sequence[Terminate | TrackingAway], server: "_Server") -> bool:

@@ -54,7 +54,7 @@ def chaos(
     ],
     overrides: Overrides = None,
     folder: Annotated[
-        str, typer.Option("--folder", help="A new folder for the two runs and drill.json.")
+        str, typer.Option("--folder", help="A new folder for the two runs, drill.json and drill.png.")
     ] = "drills/chaos",
 ) -> None:
     """Run a fire drill: the job without faults, then with them; print the cost of each fault."""

@@ -15,13 +15,13 @@ from trainer.inference.few_shot import Item, Style, example
 _NAMES = "abcdefghijklmnopqrstuvwxyz"
 
 
-def problem(draw: random.Random, steps: int) -> Item:
+def problem(rng: random.Random, steps: int) -> Item:
     """One problem that takes `steps` steps."""
-    value = draw.randrange(10)
+    value = rng.randrange(10)
     program, worked = [f"a={value}"], []
     for before, name in itertools.pairwise(_NAMES[: steps + 1]):
-        operator = draw.choice("+-*")
-        number = draw.randrange(10)
+        operator = rng.choice("+-*")
+        number = rng.randrange(10)
         value = {"+": value + number, "-": value - number, "*": value * number}[operator] % 10
         program.append(f"{name}={before}{operator}{number}")
         worked.append(f"{name}={value}")
@@ -36,11 +36,11 @@ def problem(draw: random.Random, steps: int) -> Item:
 
 def write_task(file: Path, steps: Sequence[int], per_count: int, seed: int) -> set[str]:
     """`per_count` different problems of every number of `steps`, as a task for `switchwork eval`; returns their questions."""
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     items: dict[str, Item] = {}
     for number, count in enumerate(steps, 1):
         while len(items) < number * per_count:
-            item = problem(draw, count)
+            item = problem(rng, count)
             items.setdefault(item.question, item)
     file.write_text("".join(json.dumps(asdict(item)) + "\n" for item in items.values()))
     return set(items)
@@ -52,21 +52,21 @@ def write_texts(
     """Training documents of problems in `style`, `characters` of them in all, none of which asks what is in `without`."""
     folder.mkdir(parents=True, exist_ok=True)
     for shard in range(shards):
-        draw = random.Random(f"{seed}/{shard}")
+        rng = random.Random(f"{seed}/{shard}")
         size = 0
         lines: list[str] = []
         while size < characters / shards:
-            text = "".join(_problems(draw, style, steps, without))
+            text = "".join(_problems(rng, style, steps, without))
             lines.append(json.dumps({"text": text}) + "\n")
             size += len(text)
         (folder / f"part-{shard}.jsonl").write_text("".join(lines))
 
 
 def _problems(
-    draw: random.Random, style: Style, steps: Sequence[int], without: set[str], count: int = 20
+    rng: random.Random, style: Style, steps: Sequence[int], without: set[str], count: int = 20
 ) -> Iterator[str]:
     while count:
-        item = problem(draw, draw.choice(steps))
+        item = problem(rng, rng.choice(steps))
         if item.question not in without:
             count -= 1
             yield example(item, style)

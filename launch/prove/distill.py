@@ -17,14 +17,14 @@ from rich.console import Console
 from data.prepare import prepare as prepare_data
 from launch.config import JobConfig
 from launch.console.progress import clock
-from launch.prove.moe_report import draw, sentence, table_of
+from launch.prove.moe_report import draw_proof, sentence, table_of
 from launch.prove.paired import CONFIDENCE, Difference, share
 from launch.prove.side_by_side import default_processes, summaries
 from launch.prove.variants import (
     EXPERTS,
     Lead,
     Leads,
-    Outcome,
+    VariantOutcome,
     checked,
     language_of,
     leads_between,
@@ -96,7 +96,7 @@ class Results:
     processes: int
     minutes_of_runs: float
     """One after the other."""
-    variants: list[Outcome]
+    variants: list[VariantOutcome]
     leads: list[Lead]
     kept: dict[str, Share]
     """By student."""
@@ -124,13 +124,13 @@ def prove(console: Console, path: str, overrides: Sequence[str], options: Option
     )
     Folder(absolute(options.folder)).write("results.json", json.dumps(asdict(results), indent=1).encode())
     _show(console, outcomes, leads, kept, teacher)
-    draw(outcomes, leads, TITLE, Path(Folder(absolute(options.folder)).path) / "proof.png")
+    draw_proof(outcomes, leads, TITLE, Path(Folder(absolute(options.folder)).path) / "proof.png")
     where = f"figures in {options.folder}/results.json, picture in {options.folder}/proof.png"
     console.print(f"{clock(60 * minutes / processes)} of training; {where}", highlight=False)
 
 
 def _show(
-    console: Console, outcomes: Sequence[Outcome], leads: Leads, kept: Mapping[str, Difference], teacher: str
+    console: Console, outcomes: Sequence[VariantOutcome], leads: Leads, kept: Mapping[str, Difference], teacher: str
 ) -> None:
     """Print the table, the leads of and over the distilled model, and the shares."""
     console.print(table_of(outcomes, leads))
@@ -207,7 +207,7 @@ def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
     ]
 
 
-def _kept(outcomes: Sequence[Outcome], teacher: str) -> dict[str, Difference]:
+def _kept(outcomes: Sequence[VariantOutcome], teacher: str) -> dict[str, Difference]:
     """Of the teacher's gain over the dense model, the share that each student has."""
     losses = {outcome.name: outcome.losses for outcome in outcomes}
     dense = losses.pop("dense")

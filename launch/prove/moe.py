@@ -21,7 +21,7 @@ from launch.prove.side_by_side import default_processes, named, summaries
 from launch.prove.variants import (
     CURVE,
     Lead,
-    Outcome,
+    VariantOutcome,
     checked,
     language_of,
     leads_between,
@@ -82,7 +82,7 @@ class Results:
     processes: int
     minutes_of_runs: float
     """One after the other."""
-    variants: list[Outcome]
+    variants: list[VariantOutcome]
     leads: list[Lead]
 
 

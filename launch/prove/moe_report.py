@@ -9,7 +9,7 @@ from rich.table import Table
 
 from launch.console.progress import clock
 from launch.prove.paired import CONFIDENCE, Difference
-from launch.prove.variants import Leads, Outcome
+from launch.prove.variants import Leads, VariantOutcome
 from trainer.storage import Folder, absolute
 
 if TYPE_CHECKING:  # matplotlib takes a second to import, and is needed at the end
@@ -20,12 +20,14 @@ COLOURS = {"dense": "#1f2933", "frozen router": "#d98c21", "permuted router": "#
 BLUES = ("#9ecae1", "#4292c6", "#08519c", "#08306b")
 
 
-def show(console: Console, outcomes: Sequence[Outcome], leads: Leads, ours: str, folder: str, minutes: float) -> None:
+def show(
+    console: Console, outcomes: Sequence[VariantOutcome], leads: Leads, ours: str, folder: str, minutes: float
+) -> None:
     """Print all of it and draw `proof.png`; `minutes` is how long the runs take with that many processes."""
     console.print(table_of(outcomes, leads))
     for theirs in ("dense", "permuted router", "frozen router"):
         console.print(sentence(ours, theirs, leads[ours, theirs]), style="bold", highlight=False)
-    draw(outcomes, leads, TITLE, Path(Folder(absolute(folder)).path) / "proof.png")
+    draw_proof(outcomes, leads, TITLE, Path(Folder(absolute(folder)).path) / "proof.png")
     console.print(
         f"{clock(60 * minutes)} of training; figures in {folder}/results.json, picture in {folder}/proof.png",
         highlight=False,
@@ -44,7 +46,7 @@ def sentence(ours: str, theirs: str, lead: Difference) -> str:
             return f"{ours} against {theirs}: not decided, {lead.mean:+.4f} nats a token ({interval})"
 
 
-def table_of(outcomes: Sequence[Outcome], leads: Leads) -> Table:
+def table_of(outcomes: Sequence[VariantOutcome], leads: Leads) -> Table:
     seeds = len(outcomes[0].losses)
     title = f"held-out loss in nats a token and the lead over dense, means of {seeds} paired seeds; training MFLOPs of a token"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
@@ -63,7 +65,7 @@ def table_of(outcomes: Sequence[Outcome], leads: Leads) -> Table:
     return table
 
 
-def draw(outcomes: Sequence[Outcome], leads: Leads, title: str, file: Path) -> None:
+def draw_proof(outcomes: Sequence[VariantOutcome], leads: Leads, title: str, file: Path) -> None:
     """Under `title`: lead over the dense model by number of experts with its interval, loss over the steps, and the lead over the steps."""
     from trainer.records.charts import INK, PLAIN, plt
 
@@ -79,7 +81,7 @@ def draw(outcomes: Sequence[Outcome], leads: Leads, title: str, file: Path) -> N
         plt.close(figure)
 
 
-def _leads_panel(axis: "Axes", outcomes: Sequence[Outcome], leads: Leads, colours: Mapping[str, str]) -> None:
+def _leads_panel(axis: "Axes", outcomes: Sequence[VariantOutcome], leads: Leads, colours: Mapping[str, str]) -> None:
     """A column per variant: its seeds as dots, the mean and the interval as a bar."""
     from trainer.records.charts import SOFT
 
@@ -97,7 +99,7 @@ def _leads_panel(axis: "Axes", outcomes: Sequence[Outcome], leads: Leads, colour
     axis.set_ylabel("nats a token")
 
 
-def _losses_panel(axis: "Axes", outcomes: Sequence[Outcome], colours: Mapping[str, str]) -> None:
+def _losses_panel(axis: "Axes", outcomes: Sequence[VariantOutcome], colours: Mapping[str, str]) -> None:
     for outcome in outcomes:
         steps, losses = zip(*outcome.curve, strict=True)
         axis.plot(steps, losses, color=colours[outcome.name], label=outcome.name, linewidth=1.4)
@@ -108,7 +110,7 @@ def _losses_panel(axis: "Axes", outcomes: Sequence[Outcome], colours: Mapping[st
     axis.legend(frameon=False)
 
 
-def _leads_by_step_panel(axis: "Axes", outcomes: Sequence[Outcome], colours: Mapping[str, str]) -> None:
+def _leads_by_step_panel(axis: "Axes", outcomes: Sequence[VariantOutcome], colours: Mapping[str, str]) -> None:
     from trainer.records.charts import SOFT
 
     dense = outcomes[0].curve

@@ -110,7 +110,7 @@ def prove(console: Console, path: str, overrides: Sequence[str], options: Option
     )
     (root / "results.json").write_text(json.dumps(asdict(results), indent=1))
     _show(console, results, options.folder)
-    draw(results.levels, root / "proof.png")
+    draw_accuracy(results.levels, root / "proof.png")
 
 
 def _run(
@@ -167,7 +167,7 @@ def _show(console: Console, results: Results, folder: str) -> None:
     console.print(f"minutes of training: {minutes}; results.json and proof.png in {folder}", highlight=False)
 
 
-def draw(levels: Sequence[Level], file: Path) -> None:
+def draw_accuracy(levels: Sequence[Level], file: Path) -> None:
     """Accuracy by number of steps, with Wilson intervals."""
     from trainer.records.charts import PLAIN, plt
 

@@ -20,7 +20,7 @@ CURVE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class VariantOutcome:
     """One variant, over all seeds."""
 
     name: str
@@ -51,7 +51,7 @@ Leads = Mapping[tuple[str, str], Difference]
 """(ours, theirs) -> the lead of ours."""
 
 
-def leads_between(outcomes: Sequence[Outcome], pairs: Sequence[tuple[str, str]]) -> Leads:
+def leads_between(outcomes: Sequence[VariantOutcome], pairs: Sequence[tuple[str, str]]) -> Leads:
     """The lead of the first of each pair of names over the second."""
     losses = {outcome.name: outcome.losses for outcome in outcomes}
     return {(ours, theirs): lead(losses[theirs], losses[ours]) for ours, theirs in pairs}
@@ -132,7 +132,7 @@ def seeded(run: RunConfig, name: str, seed: int, root: str) -> RunConfig:
     return named(replace(run, seed=seed), f"{slug(name)}-seed{seed}", root)
 
 
-def outcome_of(name: str, run: RunConfig, runs: Sequence[RunConfig]) -> Outcome:
+def outcome_of(name: str, run: RunConfig, runs: Sequence[RunConfig]) -> VariantOutcome:
     """What the `runs` of one variant, by seed, have left in their folders."""
     assert isinstance(run.objective, CausalConfig), "refused before"
     model = run.objective.model
@@ -140,7 +140,7 @@ def outcome_of(name: str, run: RunConfig, runs: Sequence[RunConfig]) -> Outcome:
     vocab_size = load_tokenizer(data.tokenizer).vocab_size
     curves = [curve(seeded) for seeded in runs]
     means = [(points[0][0], sum(loss for _, loss in points) / len(points)) for points in zip(*curves, strict=True)]
-    return Outcome(
+    return VariantOutcome(
         name=name,
         experts=model.moe.experts if model.moe else 1,
         parameters=parameters(model, vocab_size).total,

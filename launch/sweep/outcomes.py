@@ -25,7 +25,7 @@ KEPT: tuple[Status, ...] = ("finished", "pruned")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class TrialOutcome:
     """One trial, as its folder tells."""
 
     trial: Trial
@@ -54,13 +54,13 @@ class Outcome:
                 return self.status
 
 
-def look(trial: Trial, metric: str) -> Outcome:
+def look(trial: Trial, metric: str) -> TrialOutcome:
     """How `trial` stands."""
     files = trial.files
     summary = files.summary()
     step = max((row.step for row in files.metrics()), default=0) if summary is None else summary["step"]
     status, reason = _status(files, summary)
-    return Outcome(trial=trial, status=status, reason=reason, step=step, curve=history(files, metric))
+    return TrialOutcome(trial=trial, status=status, reason=reason, step=step, curve=history(files, metric))
 
 
 def _status(files: RunFiles, summary: Summary | None) -> tuple[Status, str]:
@@ -87,9 +87,9 @@ class Setting:
     """By seed."""
 
 
-def ranked(outcomes: Sequence[Outcome], config: SweepConfig) -> list[Setting]:
+def ranked(outcomes: Sequence[TrialOutcome], config: SweepConfig) -> list[Setting]:
     """The settings all of whose seeds are finished, the best first."""
-    groups: dict[str, list[Outcome]] = {}
+    groups: dict[str, list[TrialOutcome]] = {}
     for outcome in outcomes:
         groups.setdefault(outcome.trial.setting, []).append(outcome)
     found = []

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from launch.console import tables
 from launch.sweep.config import SweepConfig
-from launch.sweep.outcomes import Outcome
+from launch.sweep.outcomes import TrialOutcome
 from launch.sweep.trials import short_names
 
 _PANELS = 3
@@ -18,7 +18,7 @@ _BEST = "#08306b"
 _SPREAD = 8.0  # a key whose values lie further apart than this factor gets a logarithmic axis
 
 
-def table(outcomes: Sequence[Outcome], config: SweepConfig) -> Table:
+def table(outcomes: Sequence[TrialOutcome], config: SweepConfig) -> Table:
     """The finished trials, the best first, then the others, those that got furthest first."""
     short = short_names(list(config.over))
     rows = []
@@ -37,7 +37,7 @@ def table(outcomes: Sequence[Outcome], config: SweepConfig) -> Table:
     return tables.table(f"{config.metric}, {config.mode}", headings, rows, left=(0, -1), cells="fold")
 
 
-def _place(outcome: Outcome, config: SweepConfig) -> tuple[bool, float]:
+def _place(outcome: TrialOutcome, config: SweepConfig) -> tuple[bool, float]:
     value = outcome.value if outcome.value is not None and math.isfinite(outcome.value) else math.inf
     if outcome.status == "finished":
         return False, -value if config.mode == "max" and math.isfinite(value) else value
@@ -48,7 +48,7 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def draw(outcomes: Sequence[Outcome], config: SweepConfig, title: str, file: Path) -> Path:
+def draw_sweep(outcomes: Sequence[TrialOutcome], config: SweepConfig, title: str, file: Path) -> Path:
     """A panel for each key of `over` (the first few), or one for the settings, and one with the metric over the steps."""
     from trainer.records.charts import INK, PLAIN, plt
 
@@ -68,7 +68,7 @@ def draw(outcomes: Sequence[Outcome], config: SweepConfig, title: str, file: Pat
     return file
 
 
-def _key_panel(axis: Any, points: Sequence[tuple[Any, Outcome]]) -> None:
+def _key_panel(axis: Any, points: Sequence[tuple[Any, TrialOutcome]]) -> None:
     """The last metric of each trial by the key's value: full for the finished, hollow for the rest."""
     points = [(key, each) for key, each in points if each.value is not None and math.isfinite(each.value)]
     numbers = [key for key, _ in points if isinstance(key, int | float) and not isinstance(key, bool)]
@@ -92,7 +92,7 @@ def _key_panel(axis: Any, points: Sequence[tuple[Any, Outcome]]) -> None:
     _keep_in_sight(axis, [each.value for _, each in points])
 
 
-def _curves(axis: Any, outcomes: Sequence[Outcome], config: SweepConfig) -> None:
+def _curves(axis: Any, outcomes: Sequence[TrialOutcome], config: SweepConfig) -> None:
     """The metric of each trial over the steps; a pruned one ends with a cross."""
     finished = [
         each for each in outcomes if each.status == "finished" and each.value is not None and math.isfinite(each.value)

@@ -13,8 +13,8 @@ import yaml
 from rich.console import Console
 
 from launch.sweep.config import SweepConfig
-from launch.sweep.outcomes import KEPT, Outcome, Setting, look, ranked
-from launch.sweep.report import draw, table
+from launch.sweep.outcomes import KEPT, Setting, TrialOutcome, look, ranked
+from launch.sweep.report import draw_sweep, table
 from launch.sweep.trials import Trial
 from trainer.parsing import one_line
 from trainer.storage import Folder
@@ -46,7 +46,7 @@ def finish(
     results["settings"] = [asdict(setting) for setting in settings]
     console.print(table(outcomes, config))
     with tempfile.TemporaryDirectory() as scratch:
-        files = [draw(outcomes, config, place.name, Path(scratch) / "sweep.png")]
+        files = [draw_sweep(outcomes, config, place.name, Path(scratch) / "sweep.png")]
         if settings:
             files.append(_write_best(settings[0], config, job, Path(scratch) / "best.yaml"))
             over = f", mean of {len(settings[0].values)} seeds" if len(settings[0].values) > 1 else ""
@@ -72,7 +72,7 @@ def finish(
     return whole
 
 
-def _facts(outcome: Outcome) -> dict[str, Any]:
+def _facts(outcome: TrialOutcome) -> dict[str, Any]:
     facts = {
         "trial": outcome.trial.name,
         "setting": outcome.trial.setting,
@@ -94,7 +94,7 @@ def _for_json(value: float | None) -> float | str | None:
     return value if value is None or math.isfinite(value) else str(value)
 
 
-def _refuse_unknown_metric(config: SweepConfig, outcomes: Sequence[Outcome]) -> None:
+def _refuse_unknown_metric(config: SweepConfig, outcomes: Sequence[TrialOutcome]) -> None:
     if all(outcome.value is None for outcome in outcomes) and (
         done := [outcome for outcome in outcomes if outcome.status == "finished"]
     ):
@@ -123,7 +123,7 @@ def _close(
     console: Console,
     parent: "SweepRun",
     config: SweepConfig,
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[TrialOutcome],
     settings: Sequence[Setting],
     files: Sequence[Path],
 ) -> None:

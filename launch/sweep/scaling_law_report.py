@@ -10,7 +10,7 @@ from rich.console import Console
 
 from launch.console.tables import table
 from launch.sweep.config import ScalingLaw
-from launch.sweep.outcomes import Outcome
+from launch.sweep.outcomes import TrialOutcome
 from launch.sweep.scaling_law import CONFIDENCE, Estimate, Law, fit_law
 from launch.sweep.trials import Trial
 from models.transformer.cost import non_embedding
@@ -58,10 +58,10 @@ def _parameters(trial: Trial) -> int:
 
 
 def fit_and_show(
-    console: Console, config: ScalingLaw, outcomes: Sequence[Outcome], picture: Path
+    console: Console, config: ScalingLaw, outcomes: Sequence[TrialOutcome], picture: Path
 ) -> dict[str, Any] | None:
     """Fit, print and draw; returns the figures, or None where too few sizes have come to their end."""
-    groups: dict[str, list[Outcome]] = {}
+    groups: dict[str, list[TrialOutcome]] = {}
     for outcome in outcomes:
         groups.setdefault(outcome.trial.setting, []).append(outcome)
     sizes = [
@@ -83,7 +83,7 @@ def fit_and_show(
     law, p = fit_law([size.parameters for size in fitted], [size.loss for size in fitted])
     predicted = {size.name: law.predict(size.parameters) for size in sizes}
     _print(console, law, p, fitted, held, predicted)
-    draw(law, fitted, held, picture)
+    draw_law(law, fitted, held, picture)
     return {
         "alpha": asdict(law.alpha),
         "n_c": _finite(law.n_c),
@@ -97,7 +97,7 @@ def fit_and_show(
     }
 
 
-def _held_out(config: ScalingLaw, groups: dict[str, list[Outcome]]) -> list[str]:
+def _held_out(config: ScalingLaw, groups: dict[str, list[TrialOutcome]]) -> list[str]:
     by_size = sorted(groups, key=lambda name: _parameters(groups[name][0].trial))
     return by_size[len(by_size) - config.hold_out :]
 
@@ -166,7 +166,7 @@ def verdict(size: Size, law_says: Estimate) -> str:
     return f"held-out {size.name}: predicted {law_says.value:.4f} ({interval}), measured {size.loss:.4f}: {'inside' if inside else 'OUTSIDE'}, {off:+.2f} %"
 
 
-def draw(law: Law, fitted: Sequence[Size], held: Sequence[Size], file: Path) -> None:
+def draw_law(law: Law, fitted: Sequence[Size], held: Sequence[Size], file: Path) -> None:
     """Loss by size on logarithmic axes: seeds, means, the law, and the interval for one more size."""
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
