@@ -25,6 +25,14 @@ Rules = Annotated[str | None, typer.Option("--rules", metavar="FILE.lp", help="R
 Graph = Annotated[
     str | None, typer.Option("--graph", metavar="FILE.csv|.nt", help="The knowledge graph that the rules read.")
 ]
+Style = Annotated[
+    str,
+    typer.Option(
+        "--style",
+        metavar="direct|chain_of_thought",
+        help="Whether the answer of a task comes at once or after its steps.",
+    ),
+]
 
 
 @app.command()
@@ -81,14 +89,7 @@ def evaluate(
         typer.Option("--task", metavar="FILE.jsonl", help="Questions with answers, in place of the held-out data."),
     ] = None,
     shots: Annotated[int, typer.Option("--shots", help="Worked examples before each question of a task.")] = 0,
-    style: Annotated[
-        str,
-        typer.Option(
-            "--style",
-            metavar="direct|chain_of_thought",
-            help="Whether the answer of a task comes at once or after its steps.",
-        ),
-    ] = "direct",
+    style: Style = "direct",
     tokens: Annotated[int, typer.Option("--tokens", help="The longest answer to a task, in tokens.")] = 128,
     harness: Harness = None,
     harness_tasks: HarnessTasks = None,
