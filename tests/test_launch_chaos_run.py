@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from commands import BIN
 from conftest import tiny_job
-from test_launch_commands_train import BIN
 
 from launch.chaos.picture import draw_drill
 from launch.chaos.report import Cost, InjectedFault, costs
