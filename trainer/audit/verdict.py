@@ -1,8 +1,9 @@
-"""The comparison: engine against reference, reference against its witnesses.
+"""The comparison: the engine against the reference, and the reference against its witnesses.
 
-A gradient passes if |g - r| <= ALLOWANCE * d, where r is the reference's and d is by how much r moves when every operation is rounded as the
-job's precision rounds (rounding.py; root mean square of REPEATS trials, and at least u |r|). ALLOWANCE leaves room for what the trials do not
-imitate: the order of long sums, and that d is itself an estimate.
+A gradient g passes if |g - r| <= ALLOWANCE * d. Here r is the reference's gradient, and d is how far
+r moves when every operation is rounded as the job's precision rounds (rounding.py; the root mean
+square of REPEATS trials, and at least u |r|). ALLOWANCE leaves room for two things that the trials
+do not imitate: the order of long sums, and that d is itself an estimate.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,20 +43,20 @@ class Subject(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """One comparison; `error` and `allowed` are relative to the size of what is compared."""
+    """One comparison; `error` and `allowed` are relative to the size of the right value."""
 
     what: Subject
     step: int
     name: str
-    """`network/parameter`, or what else is judged."""
+    """`network/parameter`, or the name of another subject."""
     error: float
     allowed: float
     factor: float = 1.0
-    """Of a gradient: how many times the right one it is, in the least-squares sense."""
+    """The multiple of the right gradient that fits best, by least squares."""
     rest: float = 0.0
-    """Of a gradient: what that leaves unexplained, relative."""
+    """The relative part of the gradient that this multiple leaves unexplained."""
     size: float = 0.0
-    """Norm of the right one."""
+    """Norm of the right value."""
 
     @property
     def good(self) -> bool:
@@ -64,53 +65,60 @@ class Judged:
 
 @dataclass
 class Findings:
-    """All comparisons, in the order in which they are made, and the error signal of the last step."""
+    """All comparisons in their order, and the error signal of the last step."""
 
     judged: list[Judged] = field(default_factory=list)
     signals: dict[str, dict[str, Signal]] = field(default_factory=dict)
-    """By phase, and by layer in the order of the forward pass."""
+    """Error signals by phase, and by layer in the order of the forward pass."""
     flips: int = 0
-    """Routing decisions that float64 would have made otherwise, all of them near ties unless judged otherwise."""
+    """Number of routing decisions that float64 would have made differently.
+
+    All are near ties unless a comparison says otherwise.
+    """
     decisions: int = 0
-    """Of so many."""
+    """Number of routing decisions in all."""
 
     @property
     def good(self) -> bool:
-        return all(each.good for each in self.judged)
+        return all(judged.good for judged in self.judged)
 
 
 def judge(run: RunConfig, evidence: Evidence, directions: int = 2) -> Findings:
-    """Compare what the workers did with what is right."""
+    """Compare the steps of the workers with the reference."""
     findings = Findings()
     for step in evidence.steps:
         reference = Reference(run, step)
         findings.judged += _judge_facts(run, step)
-        findings.judged += [
-            _judge_router(reference, step.facts.number, name, call) for name, call in step.routers.items()
-        ]
+        for name, call in step.routers.items():
+            findings.judged.append(_judge_router(reference, step.facts.number, name, call))
+        slopes_checked = directions if step is evidence.steps[-1] else 0
         for phase in reference.phases():
-            findings.judged += _judge_phase(
-                reference, phase, evidence.roundoff, directions if step is evidence.steps[-1] else 0, findings
-            )
+            findings.judged += _judge_phase(reference, phase, evidence.roundoff, slopes_checked, findings)
     return findings
 
 
 def _judge_facts(run: RunConfig, step: AuditedStep) -> Iterator[Judged]:
-    """Each sample of the global batch once, no refusal, and forward passes with the weights that the optimiser keeps."""
+    """Judge the facts of a step.
+
+    Each sample of the global batch is there once, nothing was refused, and the forward passes used
+    the weights that the optimiser keeps.
+    """
     numbers = sorted(int(number) for batch in step.batches for number in batch["sample"])
     first = numbers[0] // run.batch.global_batch * run.batch.global_batch
     wrong = len(set(numbers) ^ set(range(first, first + run.batch.global_batch))) + len(numbers) - len(set(numbers))
     yield Judged(what=Subject.SAMPLES, step=step.facts.number, name="global batch", error=wrong, allowed=0)
     if step.facts.refused:
-        yield Judged(
-            what=Subject.REFUSED, step=step.facts.number, name=step.facts.refused, error=float("inf"), allowed=0
-        )
+        refused = step.facts.refused
+        yield Judged(what=Subject.REFUSED, step=step.facts.number, name=refused, error=float("inf"), allowed=0)
     for stale in step.facts.stale:
         yield Judged(what=Subject.WEIGHTS, step=step.facts.number, name=str(stale), error=float("inf"), allowed=0)
 
 
 def _judge_router(reference: Reference, step: int, name: str, call: RouterCall) -> Judged:
-    """A router by itself: on the inputs that it had, are its scores and gates those of float64, as far as fp32 allows?"""
+    """Judge a router by itself, on the inputs that it had.
+
+    Its scores and gates must be those of float64, as far as fp32 allows.
+    """
     network, _, path = name.partition("/")
     router = reference.objective.networks[network].get_submodule(path)
 
@@ -119,7 +127,8 @@ def _judge_router(reference: Reference, step: int, name: str, call: RouterCall) 
             routing = router(call.x_GND.double(), call.keys_B)
         return torch.cat([routing.log_z_GN.flatten(), routing.gate_GA.flatten()]).detach()
 
-    wanted, given = right(), torch.cat([call.log_z_GN.flatten(), call.gate_GA.flatten()]).double()
+    wanted = right()
+    given = torch.cat([call.log_z_GN.flatten(), call.gate_GA.flatten()]).double()
     moved = []
     for seed in range(REPEATS):
         with rounded(router, FP32, seed):
@@ -135,8 +144,8 @@ def _judge_router(reference: Reference, step: int, name: str, call: RouterCall) 
 
 
 def _allowed(right: Tensor, moved: Sequence[Tensor], roundoff: float) -> float:
-    """What precision allows, relative to |right|: see the module's docstring."""
-    deviation = (sum(norm_of(each - right) ** 2 for each in moved) / len(moved)) ** 0.5
+    """The allowed distance relative to |right|: see the module's docstring."""
+    deviation = (sum(norm_of(trial - right) ** 2 for trial in moved) / len(moved)) ** 0.5
     size = norm_of(right)
     return ALLOWANCE * relative(max(deviation, roundoff * size), size)
 
@@ -144,10 +153,13 @@ def _allowed(right: Tensor, moved: Sequence[Tensor], roundoff: float) -> float:
 def _judge_phase(
     reference: Reference, phase: str, roundoff: float, directions: int, findings: Findings
 ) -> Iterator[Judged]:
-    step, network = reference.step, reference.objective.networks[phase]
+    """Judge the gradients, the norm and the loss of one phase of a step."""
+    step = reference.step
+    network = reference.objective.networks[phase]
     with observing(reference, phase) as seen:
         loss, right, replay = reference.gradients(phase, step.batches)
-    moved, losses = [], []
+    moved = []
+    losses = []
     for seed in range(REPEATS):
         with rounded(network, roundoff, seed):
             moved_loss, gradients, _ = reference.gradients(phase, step.batches)
@@ -156,45 +168,46 @@ def _judge_phase(
     findings.signals[phase] = seen.signals
     findings.flips += sum(replay.flips.values())
     findings.decisions += sum(decision[..., 0].numel() for decision in replay.written)
+    number = step.facts.number
     for layer, margin in replay.margins.items():
-        yield Judged(
-            what=Subject.ROUTING,
-            step=step.facts.number,
-            name=f"{phase}/{layer}",
-            error=margin,
-            allowed=_margin(roundoff),
-        )
+        name = f"{phase}/{layer}"
+        yield Judged(what=Subject.ROUTING, step=number, name=name, error=margin, allowed=_margin(roundoff))
     for name, written in seen.written_out.items():
         allowed = _allowed(right[name], [trial[name] for trial in moved], roundoff) * DOUBLE / roundoff
         error = relative(norm_of(written - right[name]), norm_of(right[name]))
-        yield Judged(what=Subject.RECURSION, step=step.facts.number, name=name, error=error, allowed=allowed)
-    for group, found in (slopes(reference, phase, directions, seed=0) if directions else {}).items():
-        worst = max(found, key=lambda each: each.error)
+        yield Judged(what=Subject.RECURSION, step=number, name=name, error=error, allowed=allowed)
+    if directions:
+        yield from _judge_slopes(reference, phase, directions)
+    yield from _judge_gradients(step, right, moved, roundoff)
+    yield _judge_norm(step, phase, right, moved, roundoff)
+    allowed = _allowed(torch.tensor(loss), losses, roundoff)
+    error = relative(abs(step.facts.losses[phase] - loss), abs(loss))
+    yield Judged(what=Subject.LOSS, step=number, name=phase, error=error, allowed=allowed, size=abs(loss))
+
+
+def _judge_slopes(reference: Reference, phase: str, directions: int) -> Iterator[Judged]:
+    """Judge the reference's gradients by finite differences, the worst direction per group."""
+    for group, measured in slopes(reference, phase, directions, seed=0).items():
+        worst = max(measured, key=lambda slope: slope.error)
         yield Judged(
             what=Subject.DIFFERENCES,
-            step=step.facts.number,
+            step=reference.step.facts.number,
             name=group,
             error=worst.error,
             allowed=SLOPE + ALLOWANCE * worst.rounding,
         )
-    yield from _judge_gradients(step, right, moved, roundoff)
-    yield _judge_norm(step, phase, right, moved, roundoff)
-    allowed, error = (
-        _allowed(torch.tensor(loss), losses, roundoff),
-        relative(abs(step.facts.losses[phase] - loss), abs(loss)),
-    )
-    yield Judged(what=Subject.LOSS, step=step.facts.number, name=phase, error=error, allowed=allowed, size=abs(loss))
 
 
 def _judge_gradients(
     step: AuditedStep, right: dict[str, Tensor], moved: Sequence[dict[str, Tensor]], roundoff: float
 ) -> Iterator[Judged]:
-    for name, whole in right.items():
-        parts = [
-            experts_of(name, each) for each in (step.gradients[name].double(), whole, *(trial[name] for trial in moved))
-        ]
+    """Judge the gradient of each parameter, of an expert's parameters by expert."""
+    for name, reference in right.items():
+        gradients = [step.gradients[name].double(), reference, *(trial[name] for trial in moved)]
+        parts = [experts_of(name, gradient) for gradient in gradients]
         for (part, given), (_, wanted), *trials in zip(*parts, strict=True):
-            size, along = norm_of(wanted), float((given * wanted).sum())
+            size = norm_of(wanted)
+            along = float((given * wanted).sum())
             factor = along / size**2 if size else 1.0
             yield Judged(
                 what=Subject.GRADIENT,
@@ -211,9 +224,9 @@ def _judge_gradients(
 def _judge_norm(
     step: AuditedStep, phase: str, right: dict[str, Tensor], moved: Sequence[dict[str, Tensor]], roundoff: float
 ) -> Judged:
-    """The norm that the engine clips by."""
-    size, *norms = (sum(norm_of(value) ** 2 for value in each.values()) ** 0.5 for each in (right, *moved))
-    deviation = [torch.tensor(each) for each in norms]
+    """Judge the gradient norm by which the engine clips."""
+    size, *norms = (_total_norm(gradients) for gradients in (right, *moved))
+    deviation = [torch.tensor(norm) for norm in norms]
     error = relative(abs(step.facts.norms[phase] - size), size)
     return Judged(
         what=Subject.NORM,
@@ -225,6 +238,12 @@ def _judge_norm(
     )
 
 
+def _total_norm(gradients: dict[str, Tensor]) -> float:
+    """The norm of all gradients together."""
+    total: float = sum(norm_of(gradient) ** 2 for gradient in gradients.values()) ** 0.5
+    return total
+
+
 def _margin(roundoff: float) -> float:
-    """Scores as close as this, relative to the largest, may be decided either way."""
+    """The distance, relative to the largest score, at which either decision is right."""
     return ALLOWANCE * 16 * roundoff
