@@ -1,6 +1,6 @@
 """The comparison: the engine against the reference, and the reference against its witnesses.
 
-A gradient g passes if |g - r| <= ALLOWANCE * d. Here r is the reference's gradient, and d is how far
+A gradient g passes if |g - r| <= ALLOWANCE * d. Here r is the reference, and d is how far
 r moves when every operation is rounded as the job's precision rounds (rounding.py; the root mean
 square of REPEATS trials, and at least u |r|). ALLOWANCE leaves room for two things that the trials
 do not imitate: the order of long sums, and that d is itself an estimate.
