@@ -197,7 +197,7 @@ class Checkpointer:
         raise error
 
     def _write_rank(self, folder: Folder, pieces: list[_Piece]) -> None:
-        """Write this rank's pieces, then its `RankPart`, which tells rank 0 that they are complete."""
+        """Write this rank's pieces, then its `RankPart`, which tells rank 0 that they are there."""
         name = rank_name(self.world.rank)
         tensors = {piece.key: piece.values for piece in pieces}
         with tempfile.TemporaryDirectory(dir=folder.path if folder.is_local else None, prefix=".write-") as scratch:
