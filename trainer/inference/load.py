@@ -7,10 +7,9 @@ import torch
 
 from data.share import Batch
 from models.init import initialise
-from trainer.checkpoint import fragments as shards
-from trainer.checkpoint import load as restore
 from trainer.checkpoint.format import Manifest
-from trainer.checkpoint.fragments import Fragment
+from trainer.checkpoint.fragments import Fragment, weights
+from trainer.checkpoint.load import load, newest
 from trainer.config import RunConfig
 from trainer.core.protocols import Objective, Sums
 from trainer.core.training import add
@@ -24,25 +23,25 @@ ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 
 
 def load_objective(run: RunConfig, folder: Folder, say: Callable[[str], None]) -> tuple[Objective, int]:
-    """The objective of a run with the weights of its newest whole checkpoint (their moving average, where there is one), and that checkpoint's step.
+    """The objective of a run with the weights of its newest intact checkpoint, and its step.
 
-    No DeepSpeed, any layout.
+    It takes the moving average of the weights if the checkpoint has one. The run may have had any
+    layout, and DeepSpeed is not needed.
     """
-    found = restore.newest(RunFiles(folder).checkpoints, say)
-    if found is None:
+    checkpoint = newest(RunFiles(folder).checkpoints, say)
+    if checkpoint is None:
         raise ValueError(f"run {folder}: it has no checkpoint yet; set run.checkpoint.every, or let it end")
-    where, manifest = found
+    checkpoint_folder, manifest = checkpoint
     objective = build_objective(run.objective, run.seed)
     for name, network in objective.networks.items():
         initialise(network, run.seed)
-        restore.load(
-            where, manifest, [_averaged(fragment.named(name), manifest) for fragment in shards.weights(network)], ALONE
-        )
+        fragments = [_averaged(fragment.named(name), manifest) for fragment in weights(network)]
+        load(checkpoint_folder, manifest, fragments, ALONE)
     return objective, manifest["step"]
 
 
 def _averaged(fragment: Fragment, manifest: Manifest) -> Fragment:
-    """Where the checkpoint has the moving average of a weight, that is what is read."""
+    """The moving average of a weight if the checkpoint has one, otherwise `fragment` itself."""
     average = replace(fragment, kind="ema")
     return average if fragment.kind == "weight" and average.key in manifest["tensors"] else fragment
 
