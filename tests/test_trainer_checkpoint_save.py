@@ -17,8 +17,8 @@ from distributed import run_distributed
 from training_state import whole_state
 
 from trainer.checkpoint import format as checkpoint
-from trainer.checkpoint import load as restore
 from trainer.checkpoint.fragments import Fragment, receipt
+from trainer.checkpoint.load import load, newest, verify
 from trainer.checkpoint.save import CheckpointConfig, Checkpointer
 from trainer.inference.load import ALONE
 from trainer.storage import Folder
@@ -65,7 +65,7 @@ def load_into(
     for zero, ep in layouts:
         training = build(world, job, zero, ep)
         folder = Folder(root) / checkpoint.step_name(STEPS)
-        restore.load(folder, restore.read_manifest(folder), fragments(training), world)
+        load(folder, checkpoint.read_manifest(folder), fragments(training), world)
         for engine in training.engines.values():
             engine.refresh()
         state = whole_state(training)
@@ -123,7 +123,7 @@ def save_alone(root: Path, step: int, values: torch.Tensor) -> Path:
 
 def test_one_flipped_byte_anywhere_is_refused(tmp_path: Path) -> None:
     good = save_alone(tmp_path, 1, torch.randn(200))
-    assert restore.verify(Folder(str(good))) == []
+    assert verify(Folder(str(good))) == []
     places = [(file.name, at) for file in sorted(good.iterdir()) for at in range(file.stat().st_size)]
     for name, at in random.Random(0).sample(places, 200):
         bad = tmp_path / "bad" / good.name
@@ -131,8 +131,8 @@ def test_one_flipped_byte_anywhere_is_refused(tmp_path: Path) -> None:
         content = bytearray((bad / name).read_bytes())
         content[at] ^= 1 << (at % 8)
         (bad / name).write_bytes(content)
-        assert restore.verify(Folder(str(bad))), f"byte {at} of {name} was flipped, and nobody noticed"
-        assert restore.newest(Folder(str(tmp_path / "bad")), say=lambda line: None) is None
+        assert verify(Folder(str(bad))), f"byte {at} of {name} was flipped, and nobody noticed"
+        assert newest(Folder(str(tmp_path / "bad")), say=lambda line: None) is None
         shutil.rmtree(bad)
 
 
@@ -146,7 +146,7 @@ def test_a_cut_off_checkpoint_is_never_taken_for_good(tmp_path: Path) -> None:
             shutil.copytree(tmp_path / checkpoint.step_name(step), copy / checkpoint.step_name(step))
         (copy / last.name / name).unlink()
         said: list[str] = []
-        found = restore.newest(Folder(str(copy)), said.append)
+        found = newest(Folder(str(copy)), said.append)
         assert found is not None
         assert found[1]["step"] == 1
         assert last.name in said[0]
@@ -162,9 +162,9 @@ def test_a_forged_manifest_does_not_hide_wrong_values(tmp_path: Path) -> None:
     manifest["files"] = json.loads((other / "manifest.json").read_text())["files"]
     manifest["digest"] = checkpoint.digest_of_manifest(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert restore.verify(Folder(str(folder))) == ["weight/net/a: its receipt is not the one written"]
+    assert verify(Folder(str(folder))) == ["weight/net/a has another receipt than was written"]
     with pytest.raises(ValueError, match="weight/net/a"):
-        restore.load(
+        load(
             Folder(str(folder)), manifest, [Fragment("net/a", "weight", (50,), 0, torch.zeros(50), slice(0, 50))], ALONE
         )
 
@@ -181,17 +181,17 @@ def test_an_object_store_serves_as_well(tmp_path: Path) -> None:
     values = torch.randn(30)
     saver.save(5, [Fragment("net/a", "weight", (30,), 0, values, slice(0, 30))], {"step": 5})
     saver.wait()
-    found = restore.newest(root)
+    found = newest(root)
     assert found is not None
     whole = torch.zeros(30)
-    restore.load(*found, [Fragment("net/a", "weight", (30,), 0, whole, slice(0, 30))], ALONE)
+    load(*found, [Fragment("net/a", "weight", (30,), 0, whole, slice(0, 30))], ALONE)
     assert torch.equal(whole, values)
 
 
 def test_another_model_is_refused_by_name(tmp_path: Path) -> None:
     folder = Folder(str(save_alone(tmp_path, 1, torch.randn(5))))
-    manifest = restore.read_manifest(folder)
-    with pytest.raises(ValueError, match=r"weight/net/a is \(5,\) there and \(6,\) here"):
-        restore.load(folder, manifest, [Fragment("net/a", "weight", (6,), 0, torch.zeros(6), slice(0, 6))], ALONE)
+    manifest = checkpoint.read_manifest(folder)
+    with pytest.raises(ValueError, match=r"weight/net/a has shape \(5,\) in the checkpoint and \(6,\) in this job"):
+        load(folder, manifest, [Fragment("net/a", "weight", (6,), 0, torch.zeros(6), slice(0, 6))], ALONE)
     with pytest.raises(ValueError, match="it has no weight/net/c"):
-        restore.load(folder, manifest, [Fragment("net/c", "weight", (6,), 0, torch.zeros(6), slice(0, 6))], ALONE)
+        load(folder, manifest, [Fragment("net/c", "weight", (6,), 0, torch.zeros(6), slice(0, 6))], ALONE)

@@ -248,11 +248,11 @@ WRONG: list[tuple[str, list[str], list[str]]] = [
     ("nowhere", [], ["no such folder"]),
     ("empty", [], ["neither config.json nor resolved.yaml"]),
     ("pickled", [], ["no model.safetensors", "pytorch_model.bin", "safe_serialization=True"]),
-    ("cut", [], ["model.safetensors is no safetensors file"]),
+    ("cut", [], ["model.safetensors is not a safetensors file"]),
     ("biased", [], ["attention_bias is True", "only False is possible"]),
     ("yarn", [], ["rope_type is 'yarn'", "'default'"]),
     ("gpt2", [], ["model_type is 'gpt2'", "qwen3_moe"]),
-    ("wider", [f"{MODEL}.ffn=96"], ["gate_proj.weight is (48, 64) in its file and (96, 64) by config.json"]),
+    ("wider", [f"{MODEL}.ffn=96"], ["gate_proj.weight has shape (48, 64) in its file and (96, 64) by config.json"]),
     ("deeper", [f"{MODEL}.layers=4"], ["no model.layers.3.", "11 missing"]),
     (
         "dense",

@@ -16,7 +16,7 @@ from rank_processes import ranks
 from whole_runs import losses, train_or_resume
 
 from trainer.checkpoint.format import MANIFEST, step_name, steps_in
-from trainer.checkpoint.load import newest as newest_checkpoint
+from trainer.checkpoint.load import newest
 from trainer.run_files import RunFiles
 from trainer.run_rows import EventKind
 from trainer.storage import Folder
@@ -66,22 +66,22 @@ def test_a_run_at_a_url_is_killed_resumed_damaged_and_verified(bucket: str, corp
         codes = [process.wait(200) for process in processes]
         assert all(codes), "one is killed, and the other does not go on alone"
     folder = Folder(f"{bucket}/there")
-    newest = step_name(max(step for step in steps_in(folder / "checkpoints") if is_published(folder, step)))
-    file = next(name for name in (folder / "checkpoints" / newest).names() if name.endswith(".safetensors"))
-    content = bytearray((folder / "checkpoints" / newest).read(file))
+    damaged = step_name(max(step for step in steps_in(folder / "checkpoints") if is_published(folder, step)))
+    file = next(name for name in (folder / "checkpoints" / damaged).names() if name.endswith(".safetensors"))
+    content = bytearray((folder / "checkpoints" / damaged).read(file))
     content[-5] ^= 1
-    (folder / "checkpoints" / newest).write(file, bytes(content))
+    (folder / "checkpoints" / damaged).write(file, bytes(content))
     with ranks(tmp_path, there, 2, resume=True) as processes:
         outputs = [process.communicate(timeout=200)[0] for process in processes]
         assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
     said = [event.text for event in RunFiles(folder).events() if event.kind is EventKind.CHECKPOINT]
-    assert any(newest in text and file in text for text in said), "nobody said what was damaged"
+    assert any(damaged in text and file in text for text in said), "nobody said what was damaged"
     rows = {row["step"]: row["loss"] for row in folder.lines("metrics.jsonl") if "loss" in row}
     assert rows == losses(tmp_path / "here")
     last = folder / "checkpoints" / "step-00000010"
-    found, manifest = newest_checkpoint(folder / "checkpoints") or (None, {})
-    assert found is not None
-    assert (found.url, manifest["step"]) == (last.url, 10)
+    checkpoint = newest(folder / "checkpoints")
+    assert checkpoint is not None
+    assert (checkpoint[0].url, checkpoint[1]["step"]) == (last.url, 10)
     verified = subprocess.run(
         [str(Path(sys.executable).parent / "switchwork"), "verify", folder.url],
         capture_output=True,

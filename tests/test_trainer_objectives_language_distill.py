@@ -415,7 +415,7 @@ def test_a_teacher_that_is_damaged_is_refused(root: Path, tmp_path: Path) -> Non
     content = bytearray(file.read_bytes())
     content[-3] ^= 1
     file.write_bytes(content)
-    with pytest.raises(ValueError, match="no whole checkpoint"):
+    with pytest.raises(ValueError, match="no intact checkpoint"):
         load_teacher(str(tmp_path / "cut"))
 
 

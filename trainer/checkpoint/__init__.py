@@ -1,1 +1,4 @@
-"""What a checkpoint is, and how it is saved and loaded."""
+"""Checkpoints: their format on disk, and how all ranks save and load them, in any layout.
+
+Start with trainer/checkpoint/format.py, which describes a checkpoint on disk.
+"""

@@ -1,7 +1,7 @@
-"""Reading checkpoints back: into any layout, checked on the way; what is damaged is refused by name.
+"""Loads checkpoints into any layout, and refuses damaged ones by name.
 
-A fragment asks for a range of a flattened global tensor, whoever wrote it, so world size, EP size and ZeRO stage may differ
-between saving and loading.
+A fragment asks for a range of a flattened global tensor, whichever ranks wrote it. World size, EP
+size and ZeRO stage may therefore differ between saving and loading.
 """
 
 import tempfile
@@ -28,10 +28,14 @@ from trainer.world import World
 
 
 class PieceFiles:
-    """The files of a checkpoint's pieces, each opened when it is first read; those of a URL are copied to `scratch`."""
+    """The files of a checkpoint's pieces, each opened when it is first read.
+
+    The files of a checkpoint at a URL are copied to `scratch`.
+    """
 
     def __init__(self, folder: Folder, scratch: Path):
-        self.folder, self.scratch = folder, scratch
+        self.folder = folder
+        self.scratch = scratch
         self.opened: dict[str, safe_open] = {}
 
     def _file(self, name: str) -> safe_open:
@@ -45,13 +49,16 @@ class PieceFiles:
         return values
 
     def part(self, key: str, name: str, start: int, wanted: slice) -> Tensor:
-        """The elements `wanted` of that piece."""
+        """The elements `wanted` of the piece that `piece` would return."""
         values: Tensor = self._file(name).get_slice(piece_key(key, start))[wanted]
         return values
 
 
 def newest(root: Folder, say: Callable[[str], None] = print) -> tuple[Folder, Manifest] | None:
-    """The newest checkpoint in `root` that is whole, with its manifest; says which ones were passed over, and why."""
+    """The newest intact checkpoint in `root` with its manifest, or None if there is none.
+
+    Reports with `say` each damaged checkpoint that it skips, and why.
+    """
     for step in sorted(steps_in(root), reverse=True):
         folder = root / step_name(step)
         with tempfile.TemporaryDirectory() as scratch:
@@ -62,12 +69,12 @@ def newest(root: Folder, say: Callable[[str], None] = print) -> tuple[Folder, Ma
                 problems = [str(error)]
         if not problems:
             return folder, manifest
-        say(f"{step_name(step)} is damaged ({'; '.join(problems)}); going back to the one before")
+        say(f"{step_name(step)} is damaged ({'; '.join(problems)}); trying the one before")
     return None
 
 
 def verify(folder: Folder) -> list[str]:
-    """Everything that is wrong with the checkpoint `folder`, a line each: files against their digests, tensors against their receipts."""
+    """A line for each file or tensor of the checkpoint `folder` that differs from its manifest."""
     try:
         manifest = read_manifest(folder)
     except ValueError as error:
@@ -79,23 +86,25 @@ def verify(folder: Folder) -> list[str]:
             try:
                 total = sum(receipt(files.piece(key, name, start), start) for name, start, _ in tensor["pieces"])
             except (SafetensorError, OSError) as error:
-                problems.append(f"{key}: cannot be read ({error})")
+                problems.append(f"{key} cannot be read ({error})")
                 continue
             if receipt_text(total) != tensor["receipt"]:
-                problems.append(f"{key}: its receipt is not the one written")
+                problems.append(f"{key} has another receipt than was written")
     return problems
 
 
 def load(folder: Folder, manifest: Manifest, fragments: Sequence[Fragment], world: World) -> None:
-    """Fill `fragments`, in any layout, from the checkpoint, and compare the receipts of what was filled with those written.
+    """Fill `fragments`, in any layout, from the checkpoint, and check their receipts.
 
-    Raises ValueError that names each tensor that is missing, of another shape, or not what was saved.
+    Raises ValueError, naming the tensors, if some are missing, have another shape or have changed.
     """
     tensors = manifest["tensors"]
-    wrong = [_misfit(fragment, tensors.get(fragment.key)) for fragment in fragments]
-    if any(wrong):
+    misfits = [_misfit(fragment, tensors.get(fragment.key)) for fragment in fragments]
+    problems = [misfit for misfit in misfits if misfit]
+    if problems:
         raise ValueError(
-            f"checkpoint {folder} does not fit this job: {'; '.join(filter(None, wrong[:5]))}; resume with the model and the objective it was saved with"
+            f"checkpoint {folder} does not fit this job: {'; '.join(problems[:5])}; "
+            "resume with the model and the objective that it was saved with"
         )
     with tempfile.TemporaryDirectory() as scratch:
         files = PieceFiles(folder, Path(scratch))
@@ -103,33 +112,36 @@ def load(folder: Folder, manifest: Manifest, fragments: Sequence[Fragment], worl
             for fragment in fragments:
                 fill(fragment, tensors[fragment.key]["pieces"], files)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"checkpoint {folder}: {error}; use an earlier one") from None
+            raise ValueError(f"checkpoint {folder}: {error}; use an earlier checkpoint") from None
     check_receipts(folder, tensors, fragments, world)
 
 
 def _misfit(fragment: Fragment, tensor: TensorEntry | None) -> str:
+    """The reason why `fragment` cannot be filled from `tensor`, or ""."""
     if tensor is None:
         return f"it has no {fragment.key}"
-    if tuple(tensor["shape"]) != fragment.global_shape:
-        return f"{fragment.key} is {tuple(tensor['shape'])} there and {fragment.global_shape} here"
+    shape = tuple(tensor["shape"])
+    if shape != fragment.global_shape:
+        return f"{fragment.key} has shape {shape} in the checkpoint and {fragment.global_shape} in this job"
     return ""
 
 
 def fill(fragment: Fragment, pieces: Iterable[PieceEntry], files: PieceFiles) -> None:
-    """Copy into `fragment` what the `pieces` of its tensor have of it."""
-    begin, end = fragment.start, fragment.start + fragment.values.numel()
+    """Copy the elements of `fragment` from the `pieces` of its tensor."""
+    begin = fragment.start
+    end = begin + fragment.values.numel()
     for name, start, numel in pieces:
-        low, high = max(begin, start), min(end, start + numel)
+        low = max(begin, start)
+        high = min(end, start + numel)
         if low < high:
-            fragment.values[low - begin : high - begin] = files.part(
-                fragment.key, name, start, slice(low - start, high - start)
-            )
+            wanted = slice(low - start, high - start)
+            fragment.values[low - begin : high - begin] = files.part(fragment.key, name, start, wanted)
 
 
 def check_receipts(
     folder: Folder, tensors: Mapping[str, TensorEntry], fragments: Sequence[Fragment], world: World
 ) -> None:
-    """Raises ValueError, naming the tensors, unless the state that the ranks own together is bit for bit what was saved."""
+    """Raises ValueError, naming the tensors, unless the ranks own bit for bit the state saved."""
     sums: dict[str, int] = {}
     for fragment in fragments:
         value = receipt(fragment.values[fragment.owned], fragment.start + fragment.owned.start)
@@ -138,8 +150,9 @@ def check_receipts(
     for part in world.gather(sums):
         for key, value in part.items():
             totals[key] = totals.get(key, 0) + value
-    wrong = [key for key, total in totals.items() if receipt_text(total) != tensors[key]["receipt"]]
+    wrong = sorted(key for key, total in totals.items() if receipt_text(total) != tensors[key]["receipt"])
     if wrong:
         raise ValueError(
-            f"checkpoint {folder}: {len(wrong)} of {len(totals)} tensors are not what was saved ({', '.join(sorted(wrong)[:5])}); use an earlier one"
+            f"checkpoint {folder}: {len(wrong)} of {len(totals)} tensors differ from the values saved "
+            f"({', '.join(wrong[:5])}); use an earlier checkpoint"
         )

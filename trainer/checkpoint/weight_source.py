@@ -1,6 +1,8 @@
-"""Weights to start from, by our names, whoever wrote them: a folder that transformers saved, or a run of ours. Safetensors only.
+"""Weights to start from, under our names: a folder that transformers saved, or a run of ours.
 
-Any range of a flattened weight can be asked for, so that a rank reads what it owns, in any layout; of a run, what is read whole is held against its receipt.
+Any range of a flattened weight can be read, so a rank reads only the elements that it owns, in any
+layout. A tensor of a run that is read whole is checked against its receipt. Weights are read from
+safetensors files only.
 """
 
 import hashlib
@@ -18,73 +20,90 @@ from data.text.tokenizer_files import tokenizer_files
 from models.transformer.hf_layout import from_config
 from models.transformer.hf_names import Part, tensors, zeros
 from models.transformer.model import TransformerConfig
-from trainer.checkpoint import load as restore
 from trainer.checkpoint.format import digest_of_file, receipt_text
 from trainer.checkpoint.fragments import Fragment, receipt
+from trainer.checkpoint.load import PieceFiles, fill, newest
 from trainer.parsing import parse
 from trainer.run_files import RESOLVED, RunFiles
 from trainer.storage import Folder
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 
 
 class TensorSlice(Protocol):
-    """A tensor in a safetensors file, of which rows can be read."""
+    """A tensor in a safetensors file whose rows can be read one range at a time."""
 
-    def get_shape(self) -> list[int]: ...
-    def __getitem__(self, rows: slice) -> Tensor: ...
+    def get_shape(self) -> list[int]:
+        """The shape of the whole tensor."""
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """The rows of the range `rows`."""
 
 
 class WeightSource(Protocol):
-    """Weights of a transformer, somewhere."""
+    """The weights of a transformer, and the facts about it that are known."""
 
     model: TransformerConfig
-    """What they belong to; of it only what decides the weights' shapes and meaning is known."""
+    """The transformer; only the fields that decide the weights' shapes and meaning are known."""
     vocab_size: int
+    """Number of rows of the embedding."""
 
     def identity(self) -> str:
-        """Other weights, another text."""
+        """A text that identifies the weights: other weights have another text."""
 
     def tokenizer(self) -> bytes | None:
-        """The tokenizer.json that they read by; None where the folder does not say."""
+        """The content of the weights' tokenizer.json, or None if it is unknown."""
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Shape of our weight or buffer `name`; None if it is not there."""
+        """Shape of our weight or buffer `name`, or None if the source lacks it."""
 
     def read(self, name: str, begin: int, end: int) -> Tensor:
-        """Its elements from `begin` to before `end`, flattened: (end - begin,), float32 where it is a weight."""
+        """Elements `begin` to before `end` of our weight or buffer `name`, flattened.
+
+        Shape (end - begin,); float32 if it is a weight.
+        """
 
 
 def open_source(folder: Folder, scratch: Path) -> WeightSource:
-    """What lies in `folder`; files of a URL are copied to `scratch`. ValueError, saying what is missing, if it is neither kind."""
+    """The weights in `folder`, whose files are copied to `scratch` if it is a URL.
+
+    Raises ValueError, naming the missing file, if it is neither a run nor a folder of transformers.
+    """
     if not folder.exists():
         raise ValueError("no such folder; name one that `switchwork export` or save_pretrained() wrote, or a run")
     if RunFiles(folder).has_job:
         return RunSource(folder, scratch)
     if not folder.exists("config.json"):
         raise ValueError(
-            f"the folder has neither config.json nor {RESOLVED}; name one that `switchwork export` or save_pretrained() wrote, or a run"
+            f"the folder has neither config.json nor {RESOLVED}; "
+            "name one that `switchwork export` or save_pretrained() wrote, or a run"
         )
     return TransformersSource(folder, scratch)
 
 
 class RunSource:
-    """The newest whole checkpoint of a run of ours: the moving average of its weights, where it has one, as everywhere outside training."""
+    """The newest intact checkpoint of a run of ours.
+
+    As everywhere outside training, it reads the moving average of a weight if there is one.
+    """
 
     def __init__(self, folder: Folder, scratch: Path):
         files = RunFiles(folder)
         objective = files.job()["run"].get("objective", {})
         if "model" not in objective or "tokenizer" not in objective.get("data", {}):
             raise ValueError(
-                f"it is a run of {objective.get('name')}, which is no language model; name a run of one, such as moe_lm"
+                f"it is a run of {objective.get('name')}, which is no language model; "
+                "name a run of a language model, such as moe_lm"
             )
         self.model = parse(TransformerConfig, objective["model"], "objective.model")
-        self.reads_by = str(objective["data"]["tokenizer"])
-        found = restore.newest(files.checkpoints)
-        if found is None:
-            raise ValueError("the run has no whole checkpoint yet; let it save one")
-        self.folder, self.manifest = found
-        self.tensors, self.pieces = self.manifest["tensors"], restore.PieceFiles(self.folder, scratch)
+        self.tokenizer_name = str(objective["data"]["tokenizer"])
+        checkpoint = newest(files.checkpoints)
+        if checkpoint is None:
+            raise ValueError("the run has no intact checkpoint yet; let it save one")
+        self.folder, self.manifest = checkpoint
+        self.tensors = self.manifest["tensors"]
+        self.pieces = PieceFiles(self.folder, scratch)
         shape = self.shape("embedding.weight")
         assert shape is not None
         self.vocab_size = shape[0]
@@ -93,12 +112,12 @@ class RunSource:
         return f"step {self.manifest['step']}, {self.manifest['digest']}"
 
     def tokenizer(self) -> bytes | None:
-        return tokenizer_files(self.reads_by)["tokenizer.json"]
+        return tokenizer_files(self.tokenizer_name)["tokenizer.json"]
 
     def _key(self, name: str) -> str | None:
-        return next(
-            (key for kind in ("ema", "weight", "buffer") if (key := f"{kind}/model/{name}") in self.tensors), None
-        )
+        """The key to read for our weight or buffer `name`, or None if the checkpoint lacks it."""
+        keys = [f"{kind}/model/{name}" for kind in ("ema", "weight", "buffer")]
+        return next((key for key in keys if key in self.tensors), None)
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         key = self._key(name)
@@ -108,18 +127,23 @@ class RunSource:
         key = self._key(name)
         assert key is not None
         tensor = self.tensors[key]
+        shape = tuple(tensor["shape"])
         values = torch.empty(end - begin, dtype=getattr(torch, tensor["dtype"]))
-        fragment = Fragment(
-            key.partition("/")[2], key.partition("/")[0], tuple(tensor["shape"]), begin, values, slice(0, end - begin)
-        )
-        restore.fill(fragment, tensor["pieces"], self.pieces)
-        if (begin, end) == (0, prod(tensor["shape"])) and receipt_text(receipt(values, 0)) != tensor["receipt"]:
-            raise ValueError(f"checkpoint {self.folder}: {key} is not what was saved; use an earlier one")
+        kind, _, full_name = key.partition("/")
+        fill(Fragment(full_name, kind, shape, begin, values, slice(0, end - begin)), tensor["pieces"], self.pieces)
+        is_whole = (begin, end) == (0, prod(shape))
+        if is_whole and receipt_text(receipt(values, 0)) != tensor["receipt"]:
+            raise ValueError(
+                f"checkpoint {self.folder}: {key} differs from the values saved; use an earlier checkpoint"
+            )
         return values
 
 
 class TransformersSource:
-    """A folder that transformers' `save_pretrained` or our export wrote: one file, or several with an index."""
+    """A folder that transformers' `save_pretrained` or our export wrote.
+
+    Its weights are in one file, or in several files with an index.
+    """
 
     def __init__(self, folder: Folder, scratch: Path):
         self.folder = folder
@@ -133,15 +157,14 @@ class TransformersSource:
 
     def identity(self) -> str:
         names = ("config.json", *sorted(set(self.files.values())))
-        return hashlib.sha256(
-            "".join(digest_of_file(self.folder.fetch(name, self.scratch)) for name in names).encode()
-        ).hexdigest()
+        digests = [digest_of_file(self.folder.fetch(name, self.scratch)) for name in names]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def tokenizer(self) -> bytes | None:
         return self.folder.read("tokenizer.json") if self.folder.exists("tokenizer.json") else None
 
     def _files(self) -> Mapping[str, str]:
-        """The file of each tensor."""
+        """The file of each tensor, without tensors that we compute or tie. Raises ValueError."""
         if self.folder.exists(INDEX):
             files: dict[str, str] = _json(self.folder, INDEX)["weight_map"]
         elif self.folder.exists(SINGLE):
@@ -160,44 +183,48 @@ class TransformersSource:
         }
 
     def _check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """ValueError unless the files hold exactly the tensors that config.json tells of, in their shapes."""
-        missing, more = sorted(expected.keys() - self.files.keys()), sorted(self.files.keys() - expected.keys())
-        if missing or more:
-            said = [f"no {name}" for name in missing[:1]] + [
-                f"a tensor {name}, which such a model has not" for name in more[:1]
-            ]
+        """Raises ValueError unless the files hold the tensors of config.json, and no others."""
+        missing = sorted(expected.keys() - self.files.keys())
+        extra = sorted(self.files.keys() - expected.keys())
+        if missing or extra:
+            examples = [f"no {name}" for name in missing[:1]]
+            examples += [f"a tensor {name}, which such a model does not have" for name in extra[:1]]
             raise ValueError(
-                f"its files have {' and '.join(said)} ({len(missing)} missing, {len(more)} too many); save config and weights together"
+                f"its files have {' and '.join(examples)} ({len(missing)} missing, {len(extra)} too many); "
+                "save config and weights together"
             )
         for name, shape in expected.items():
-            found = tuple(self._slice(name).get_shape())
-            if found != shape:
+            saved_shape = tuple(self._slice(name).get_shape())
+            if saved_shape != shape:
                 raise ValueError(
-                    f"{name} is {found} in its file and {shape} by config.json; save config and weights together"
+                    f"{name} has shape {saved_shape} in its file and {shape} by config.json; "
+                    "save config and weights together"
                 )
         for name in zeros(self.model):
             if torch.count_nonzero(self._reader(self.files[name]).get_tensor(name)):
                 raise ValueError(
-                    f"{name} is not zero, and ours has no such gate; only shared experts without one are possible"
+                    f"{name} is not zero, and our shared experts have no gate; use a model without such a gate"
                 )
 
     def _reader(self, file: str) -> safe_open:
+        """The safetensors file `file`, opened when it is first read. Raises ValueError."""
         if file not in self.readers:
             if not self.folder.exists(file):
                 raise ValueError(f"the folder has no {file}, which its index names; copy the whole folder")
             try:
                 self.readers[file] = safe_open(self.folder.fetch(file, self.scratch), framework="pt")
             except (SafetensorError, OSError) as error:
-                raise ValueError(f"{file} is no safetensors file ({error}); copy it again") from None
+                raise ValueError(f"{file} is not a safetensors file ({error}); copy it again") from None
         return self.readers[file]
 
     def _slice(self, name: str) -> TensorSlice:
+        """The tensor `name`, not read yet. Raises ValueError if its file lacks it."""
+        file = self.files[name]
         try:
-            return self._reader(self.files[name]).get_slice(name)
+            tensor: TensorSlice = self._reader(file).get_slice(name)
         except SafetensorError:
-            raise ValueError(
-                f"{self.files[name]} has no {name}, which the index says it has; copy the whole folder"
-            ) from None
+            raise ValueError(f"{file} has no {name}, although the index names it; copy the whole folder") from None
+        return tensor
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         parts = self.parts.get(name)
@@ -206,25 +233,28 @@ class TransformersSource:
         return (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
 
     def read(self, name: str, begin: int, end: int) -> Tensor:
-        found, start = [torch.empty(0)], 0
+        ranges = [torch.empty(0)]
+        start = 0
         for part in self.parts[name]:
-            low, high = max(begin - start, 0), min(end - start, prod(part.shape))
+            numel = prod(part.shape)
+            low = max(begin - start, 0)
+            high = min(end - start, numel)
             if low < high:
-                found.append(self._range(part, low, high))
-            start += prod(part.shape)
-        return torch.cat(found)
+                ranges.append(self._range(part, low, high))
+            start += numel
+        return torch.cat(ranges)
 
     def _range(self, part: Part, low: int, high: int) -> Tensor:
-        """Elements `low` to before `high` of one tensor, reading no more than the rows that hold them."""
+        """Elements `low` to before `high` of one tensor; reads only the rows that hold them."""
         row = prod(part.shape[1:])
         first = low // row
-        values: Tensor = (
-            self._slice(part.name)[first : -(-high // row)].float().flatten()[low - first * row : high - first * row]
-        )
+        rows = self._slice(part.name)[first : -(-high // row)]
+        values = rows.float().flatten()[low - first * row : high - first * row]
         return values if part.scale == 1 else values / part.scale
 
 
 def _json(folder: Folder, name: str) -> dict[str, Any]:
+    """The content of the JSON file `name` in `folder`. Raises ValueError if it is not JSON."""
     try:
         values = json.loads(folder.read(name))
     except ValueError as error:

@@ -23,25 +23,25 @@ ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 
 
 def load_objective(run: RunConfig, folder: Folder, say: Callable[[str], None]) -> tuple[Objective, int]:
-    """The run's objective with the weights of its newest complete checkpoint, and that step.
+    """The objective of a run with the weights of its newest intact checkpoint, and its step.
 
-    Weights that have a moving average are replaced by it. Needs no DeepSpeed, and reads the
-    checkpoints of any layout.
+    It takes the moving average of the weights if the checkpoint has one. The run may have had any
+    layout, and DeepSpeed is not needed.
     """
     checkpoint = newest(RunFiles(folder).checkpoints, say)
     if checkpoint is None:
         raise ValueError(f"run {folder}: it has no checkpoint yet; set run.checkpoint.every, or let it end")
-    files, manifest = checkpoint
+    checkpoint_folder, manifest = checkpoint
     objective = build_objective(run.objective, run.seed)
     for name, network in objective.networks.items():
         initialise(network, run.seed)
         fragments = [_averaged(fragment.named(name), manifest) for fragment in weights(network)]
-        load(files, manifest, fragments, ALONE)
+        load(checkpoint_folder, manifest, fragments, ALONE)
     return objective, manifest["step"]
 
 
 def _averaged(fragment: Fragment, manifest: Manifest) -> Fragment:
-    """The moving average of a weight where the checkpoint has one, or else the fragment itself."""
+    """The moving average of a weight if the checkpoint has one, otherwise `fragment` itself."""
     average = replace(fragment, kind="ema")
     return average if fragment.kind == "weight" and average.key in manifest["tensors"] else fragment
 
