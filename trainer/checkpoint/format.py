@@ -152,8 +152,8 @@ def steps_in(root: Folder) -> list[int]:
 def remove_unfinished(root: Folder) -> None:
     """Remove from `root` the files of saves that did not finish. Call it while no rank is saving.
 
-    An object store has no rename, so a save is written in its final folder. Parts that a killed save left there
-    would count as parts of the next save of the same step.
+    An object store has no rename, so a save is written in its final folder. Parts that a killed
+    save left there would count as parts of the next save of the same step.
     """
     for name in root.names():
         folder = root / name
