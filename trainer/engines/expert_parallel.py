@@ -8,7 +8,7 @@ Legend: N rows (token copies sorted by expert), D model width, E experts, L expe
 R ranks of the group.
 """
 
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -82,11 +82,19 @@ class ShardedExperts(Experts, _Recognised):
         return nn.functional.pad(returned_ND, (0, 0, 0, len(x_ND) - sum(sent)))
 
 
+class _Exchange(Protocol):
+    """The context of `_AllToAll`: the sizes of both ways, and the ranks that exchange rows."""
+
+    sent: list[int]
+    received: list[int]
+    group: dist.ProcessGroup
+
+
 class _AllToAll(torch.autograd.Function):
     """Sends rows to the ranks of the group, `sent[r]` of them to rank r; gradients travel back."""
 
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, sent: list[int], received: list[int], group: Any) -> Tensor:
+    def forward(ctx: _Exchange, x_ND: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
         ctx.sent = sent
         ctx.received = received
         ctx.group = group
@@ -95,7 +103,7 @@ class _AllToAll(torch.autograd.Function):
         return y_ND
 
     @staticmethod
-    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: _Exchange, grad_ND: Tensor) -> tuple[Tensor, None, None, None]:
         x_ND = grad_ND.new_empty(sum(ctx.sent), *grad_ND.shape[1:])
         dist.all_to_all_single(x_ND, grad_ND.contiguous(), ctx.sent, ctx.received, group=ctx.group)
         return x_ND, None, None, None

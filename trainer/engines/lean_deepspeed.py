@@ -9,14 +9,14 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _uncompiled(function: Any = None, **options: Any) -> Any:
+def _uncompiled(function: object = None, **options: object) -> object:
+    """Stands in for `torch.compile`, as a decorator with or without arguments."""
     return function if function is not None else lambda inner: inner
 
 

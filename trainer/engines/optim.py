@@ -116,7 +116,7 @@ def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[s
 
 
 def adamw(network: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Build torch's fused AdamW for `network`; the loop sets the learning rate before every update."""
+    """Build torch's fused AdamW; the loop sets the learning rate before each update."""
     return torch.optim.AdamW(
         parameter_groups(network, config), lr=config.lr, betas=config.betas, eps=config.eps, fused=True
     )

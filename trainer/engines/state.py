@@ -99,7 +99,7 @@ def _pieces(
 
 
 def replicated(network: nn.Module, optimizer: torch.optim.Optimizer) -> list[Fragment]:
-    """The state of a network that every rank holds whole, except for experts: ZeRO 0, Accelerate."""
+    """The state of a network that every rank holds whole, but for experts: ZeRO 0, Accelerate."""
     fragments = list(buffers(network))
     for parameter, extent in extents(network):
         state = _adam_state(optimizer, parameter)
