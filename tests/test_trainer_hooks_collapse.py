@@ -82,8 +82,8 @@ def run_layouts(
         def __init__(self) -> None:
             self.logged: list[tuple[int, dict[str, float]]] = []
 
-        def log(self, step: int, figures: dict[str, float]) -> None:
-            self.logged.append((step, figures))
+        def log(self, step: int, metrics: dict[str, float]) -> None:
+            self.logged.append((step, metrics))
 
     found = {}
     for ep, zero in layouts:

@@ -1,4 +1,8 @@
-"""How one network is updated: DeepSpeed (ZeRO 0-3, experts across ranks, offload) or Accelerate (one device, DDP, MPS). Never stacked."""
+"""Engines, which update one network: DeepSpeed or Accelerate, never one on top of the other.
+
+DeepSpeed offers ZeRO 0 to 3, experts across ranks and offloading. Accelerate offers one device, DDP
+and Apple's MPS.
+"""
 
 from torch import nn
 
@@ -11,7 +15,8 @@ from trainer.world import World
 def build_engine(
     config: EngineConfig, network: nn.Module, optimizer: OptimizerConfig, bf16: bool, world: World
 ) -> Engine:
-    """The engine for `network`, whose experts are already sharded. Imported here: each framework takes seconds to load."""
+    """Build the engine of `network`, whose experts are already sharded."""
+    # The imports are in the branches because each framework takes seconds to load.
     match config:
         case DeepSpeedConfig():
             from trainer.engines.deepspeed_engine import DeepSpeedEngine

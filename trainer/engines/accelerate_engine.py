@@ -1,4 +1,7 @@
-"""Hugging Face Accelerate as an engine: one device, DDP or Apple's MPS, with a whole copy of the network on each rank."""
+"""Hugging Face Accelerate as an engine: one device, DDP or Apple's MPS.
+
+Every rank holds a whole copy of the network.
+"""
 
 import math
 
@@ -14,15 +17,16 @@ from trainer.world import World
 
 
 class AccelerateEngine:
-    """One network under Accelerate."""
+    """Updates one network with Accelerate."""
 
     def __init__(self, network: nn.Module, optimizer: OptimizerConfig, bf16: bool, world: World):
-        # Not every network has a gradient for every parameter in every step (an expert may get no token).
+        # A parameter may have no gradient in a step: an expert may receive no token.
         ddp = DistributedDataParallelKwargs(find_unused_parameters=world.size > 1)
         self.accelerator = Accelerator(
             cpu=world.device.type == "cpu", mixed_precision="bf16" if bf16 else "no", kwargs_handlers=[ddp]
         )
-        self.network, self.clip, self.world = network, optimizer.clip, world
+        self.network = network
+        self.clip = optimizer.clip
         self.optimizer = adamw(network, optimizer)
         self.module, self.prepared = self.accelerator.prepare(network, self.optimizer)
 

@@ -1,4 +1,7 @@
-"""DeepSpeed as an engine: gradients are accumulated and applied when the loop says so, as in PyTorch."""
+"""DeepSpeed as an engine, which accumulates and applies gradients when the loop says so.
+
+DeepSpeed's own accumulation is off, and at ZeRO 0 its clipping is replaced.
+"""
 
 import logging
 import math
@@ -24,8 +27,9 @@ _Norm = TypeVar("_Norm")
 def deepspeed_config(
     config: DeepSpeedConfig, optimizer: OptimizerConfig, bf16: bool, parameters: int
 ) -> dict[str, object]:
-    """What DeepSpeed is told. The accumulation is ours, so its batch sizes are placeholders."""
-    # DeepSpeed allocates whole buckets, and its default is 2 GB, whatever the network; it refuses sizes that its alignment does not divide.
+    """DeepSpeed's configuration; its batch size is a placeholder, as the loop accumulates."""
+    # DeepSpeed allocates whole buckets, by default 2 GB for any network. It rejects sizes that are
+    # not multiples of its alignment.
     bucket = min(-(-parameters // _ALIGNMENT) * _ALIGNMENT, LARGEST_BUCKET)
     zero: dict[str, object] = {
         "stage": config.zero,
@@ -38,26 +42,32 @@ def deepspeed_config(
     return {
         "train_micro_batch_size_per_gpu": 1,
         "managed_gradient_accumulation": False,
-        # At ZeRO 0 a finite limit makes DeepSpeed call `clip_fp32_gradients`, which we replace: also where nothing is to be clipped.
+        # At ZeRO 0 a limit makes DeepSpeed call `clip_fp32_gradients`, which we replace. That call
+        # is needed even without clipping, because it computes the norm.
         "gradient_clipping": optimizer.clip or (1.0 if config.zero == 0 else 0.0),
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        # Autocast over fp32 weights; an empty list keeps the gradients' all-reduce in fp32.
+        # Weights stay fp32 under autocast; an empty list keeps the all-reduce of gradients fp32.
         "torch_autocast": {"enabled": bf16, "dtype": "bfloat16", "lower_precision_safe_modules": []},
     }
 
 
 class DeepSpeedEngine:
-    """One network under DeepSpeed."""
+    """Updates one network with DeepSpeed."""
 
     def __init__(self, config: DeepSpeedConfig, network: nn.Module, optimizer: OptimizerConfig, bf16: bool):
-        self.network, self.zero, self.clip = network, config.zero, optimizer.clip
+        self.network = network
+        self.zero = config.zero
+        self.clip = optimizer.clip
         self.norm: Tensor | float = 0.0
         self.refused = False
-        told = deepspeed_config(config, optimizer, bf16, sum(parameter.numel() for parameter in network.parameters()))
+        parameters = sum(parameter.numel() for parameter in network.parameters())
         self.engine = deepspeed.initialize(
-            model=network, optimizer=adamw(network, optimizer), config=told, dist_init_required=False
+            model=network,
+            optimizer=adamw(network, optimizer),
+            config=deepspeed_config(config, optimizer, bf16, parameters),
+            dist_init_required=False,
         )[0]
         self.module = self.engine
         inner = self.engine.optimizer
@@ -80,26 +90,33 @@ class DeepSpeedEngine:
         return self.norm if self.zero == 0 else self.engine.get_global_grad_norm()
 
     def _clip(self) -> None:
-        """Clip by the norm of the whole network: DeepSpeed's own, at ZeRO 0, counts only the experts of this rank."""
-        dense = [p.grad for p in self.network.parameters() if p.grad is not None and not hasattr(p, "group_name")]
-        expert = {p.group_name: p.group_name for p in self.network.parameters() if hasattr(p, "group_name")}
+        """Clip by the norm of the whole network.
+
+        At ZeRO 0, DeepSpeed's own norm counts only the experts of this rank.
+        """
+        parameters = list(self.network.parameters())
+        dense = [p.grad for p in parameters if p.grad is not None and not hasattr(p, "group_name")]
+        # A dict, for the same order of all-reduces on every rank.
+        expert_groups = dict.fromkeys(p.group_name for p in parameters if hasattr(p, "group_name"))
         squared = torch.stack([g.float().pow(2).sum() for g in dense]).sum()
-        for name in expert:
-            local = [
-                p.grad for p in self.network.parameters() if p.grad is not None and getattr(p, "group_name", "") == name
-            ]
+        for name in expert_groups:
+            members = [p for p in parameters if getattr(p, "group_name", "") == name]
+            local = [p.grad for p in members if p.grad is not None]
             part = torch.stack([g.float().pow(2).sum() for g in local]).sum()
             dist.all_reduce(part, group=deepspeed.utils.groups._get_expert_parallel_group(name))
             squared = squared + part
         self.norm = squared.sqrt()
         if self.refused or not math.isfinite(float(self.norm)):
-            self.network.zero_grad(set_to_none=True)  # AdamW does nothing to a parameter without a gradient
+            self.network.zero_grad(set_to_none=True)  # AdamW skips parameters without a gradient
         elif self.clip is not None:
             factor = (self.clip / (self.norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_([p.grad for p in self.network.parameters() if p.grad is not None], factor)
+            torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], factor)
 
     def _infinite_if_refused(self, norm: Callable[[], _Norm], infinite: _Norm) -> Callable[[], _Norm]:
-        """ZeRO drops an update, on all ranks, when the norm is not finite: the norm of one that is refused is infinite."""
+        """Wrap `norm` so that a refused update has an infinite norm.
+
+        ZeRO drops an update on all ranks if its norm is not finite.
+        """
         return lambda: infinite if self.refused else norm()
 
     def fragments(self) -> list[Fragment]:

@@ -1,4 +1,4 @@
-"""AdamW with decay by tag, and learning-rate schedules as plain functions of the step."""
+"""AdamW with weight decay by tag, and learning rates as a plain function of the step."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,10 @@ from models.init import decays
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine:
-    """Linear warm-up, then half a cosine down to `final` of the peak at the last step (Loshchilov & Hutter 2017, eq. 5)."""
+    """Linear warm-up, then half a cosine down to `final` of the peak at the last step.
+
+    Loshchilov & Hutter 2017, eq. 5.
+    """
 
     name: Literal["cosine"] = "cosine"
     warmup_steps: int = 0
@@ -23,20 +26,23 @@ class Cosine:
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupStableDecay:
-    """Linear warm-up, constant, then linear down to `final` of the peak over the last `decay_steps` (Hu et al. 2024, MiniCPM)."""
+    """Linear warm-up, constant, then linear decay to `final` of the peak in the last `decay_steps`.
+
+    Hu et al. 2024, MiniCPM.
+    """
 
     name: Literal["wsd"] = "wsd"
     warmup_steps: int = 0
     """Steps of linear warm-up from 0."""
     decay_steps: int = 0
-    """Steps of decay at the end."""
+    """Steps of linear decay at the end of the run."""
     final: float = 0.0
     """Learning rate at the end, as a share of the peak."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Constant:
-    """Linear warm-up, then constant: needs no last step."""
+    """Linear warm-up, then constant. The only schedule that works without a last step."""
 
     name: Literal["constant"] = "constant"
     warmup_steps: int = 0
@@ -53,15 +59,15 @@ class OptimizerConfig:
     lr: float = 1e-3
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of the two moments."""
+    """Decay rates of Adam's first and second moment."""
     eps: float = 1e-8
-    """Added to the root of the second moment."""
+    """Constant added to the square root of the second moment."""
     weight_decay: float = 0.1
-    """Decoupled decay, on the parameters tagged for it (matrices and stacks of matrices)."""
+    """Decoupled weight decay of the parameters tagged for it: matrices and stacks of matrices."""
     clip: float | None = 1.0
-    """Largest global gradient norm; null for none."""
+    """Largest global norm of the gradients; larger ones are scaled down. null: no clipping."""
     schedule: Schedule = Cosine()
-    """Learning rate over the steps."""
+    """Schedule of the learning rate."""
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
@@ -73,7 +79,10 @@ class OptimizerConfig:
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int | None) -> float:
-    """The learning rate of update number `step` (from 0) of `steps`; cosine and wsd need to know `steps`."""
+    """The learning rate of update number `step` (from 0) of `steps`.
+
+    The schedules `cosine` and `wsd` need `steps`.
+    """
     schedule = config.schedule
     warmup = min(1.0, (step + 1) / schedule.warmup_steps) if schedule.warmup_steps else 1.0
     if isinstance(schedule, Constant):
@@ -82,9 +91,8 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int | None) -> floa
     match schedule:
         case Cosine():
             progress = (step - schedule.warmup_steps) / max(1, steps - schedule.warmup_steps)
-            factor = schedule.final + (1 - schedule.final) * 0.5 * (
-                1 + math.cos(math.pi * min(1.0, max(0.0, progress)))
-            )
+            cosine = math.cos(math.pi * min(1.0, max(0.0, progress)))
+            factor = schedule.final + (1 - schedule.final) * 0.5 * (1 + cosine)
         case WarmupStableDecay():
             left = (steps - step) / schedule.decay_steps if schedule.decay_steps else 1.0
             factor = schedule.final + (1 - schedule.final) * min(1.0, max(0.0, left))
@@ -92,7 +100,10 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int | None) -> floa
 
 
 def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Groups of equal decay, and experts that live on this rank alone in groups of their own, as DeepSpeed wants them."""
+    """Groups of parameters with equal decay, for an optimiser.
+
+    Experts that live on this rank alone are in groups of their own, as DeepSpeed requires.
+    """
     groups: dict[tuple[bool, str], dict[str, Any]] = {}
     for parameter in network.parameters():
         expert_group = getattr(parameter, "group_name", "")
@@ -105,7 +116,7 @@ def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[s
 
 
 def adamw(network: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """torch's fused AdamW over `network`; the loop sets the learning rate before every update."""
+    """Build torch's fused AdamW; the loop sets the learning rate before each update."""
     return torch.optim.AdamW(
         parameter_groups(network, config), lr=config.lr, betas=config.betas, eps=config.eps, fused=True
     )

@@ -1,4 +1,7 @@
-"""Build what DeepSpeed compiles at its first use, so that no run waits for it: `python -m trainer.engines.prebuild`."""
+"""Builds the op that DeepSpeed would compile at its first use, so that no run waits for it.
+
+Set-up calls `python -m trainer.engines.prebuild`.
+"""
 
 import os
 import tempfile
@@ -14,15 +17,19 @@ from trainer.world import joined
 
 
 def main() -> None:
-    """Bring up DeepSpeed once, in a world of one, and keep what it compiled; the folder appears by one rename, whole or not at all."""
+    """Start DeepSpeed once, in a world of one, and keep the op that it compiled.
+
+    One rename publishes the folder, so it is complete or absent.
+    """
     if BUILT.exists():
         return
     BUILT.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=BUILT.parent) as scratch, joined() as world:
         os.environ["TORCH_EXTENSIONS_DIR"] = scratch
         build_engine(DeepSpeedConfig(), nn.Linear(4, 4).to(world.device), OptimizerConfig(), bf16=False, world=world)
-        if (made := Path(scratch) / OP).exists():  # DeepSpeed has no such op on other platforms
-            made.rename(BUILT)
+        built = Path(scratch) / OP
+        if built.exists():  # DeepSpeed does not have this op on every platform
+            built.rename(BUILT)
 
 
 if __name__ == "__main__":

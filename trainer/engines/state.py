@@ -1,6 +1,7 @@
-"""The training state of one network as fragments, and back, for each way in which an engine keeps it.
+"""The training state of one network as fragments, for each way in which an engine keeps it.
 
-What DeepSpeed calls its own is read here and in deepspeed_engine.py alone; the rest of the trainer asks `engine.fragments()`.
+Only this module and deepspeed_engine.py read DeepSpeed's private state. The rest of the trainer
+calls `engine.fragments()`.
 """
 
 from collections.abc import Iterator
@@ -22,7 +23,10 @@ class _Address(Protocol):
 
 
 class _Mapping(Protocol):
-    """Where a parameter lies: in itself, flattened, and in this rank's fp32 partition."""
+    """The place of this rank's piece of a parameter.
+
+    `lp` addresses the flattened parameter, `hp` this rank's fp32 partition.
+    """
 
     lp_fragment_address: _Address
     hp_fragment_address: _Address
@@ -32,11 +36,11 @@ class _Mapped(Protocol):
     """A parameter under ZeRO 1 or 2."""
 
     _hp_mapping: _Mapping | None
-    """None: this rank owns nothing of it."""
+    """The place of this rank's piece of the parameter; None if this rank owns no part of it."""
 
 
 class Zero12Optimizer(Protocol):
-    """What is read of DeepSpeed's optimiser at ZeRO 1 and 2."""
+    """The attributes of DeepSpeed's optimiser that are read at ZeRO 1 and 2."""
 
     optimizer: torch.optim.Optimizer
     bit16_groups: list[list[nn.Parameter]]
@@ -51,11 +55,14 @@ class _Persistent(Protocol):
 
 
 class Zero3Optimizer(Protocol):
-    """What is read of DeepSpeed's optimiser at ZeRO 3."""
+    """The attributes of DeepSpeed's optimiser that are used at ZeRO 3."""
 
     optimizer: torch.optim.Optimizer
     grad_position: dict[int, tuple[int, int, int]]
-    """Of each parameter: its group, its offset in the group's partition, and the elements of its piece, padding included."""
+    """Group, offset in the group's partition and number of elements of each parameter's piece.
+
+    The number includes padding; the key is the parameter's id.
+    """
     fp32_partitioned_groups_flat: list[Tensor]
     persistent_parameters: list[_Persistent]
 
@@ -64,8 +71,11 @@ class Zero3Optimizer(Protocol):
 
 
 def _adam_state(optimizer: torch.optim.Optimizer, tensor: Tensor) -> dict[str, Tensor]:
-    """Adam's state of `tensor`, made as Adam's first step would make it: a run that resumes has not stepped yet."""
-    state = optimizer.state[tensor]
+    """Adam's state of `tensor`.
+
+    A resumed run has not stepped yet, so the state is created as Adam's first step would create it.
+    """
+    state: dict[str, Tensor] = optimizer.state[tensor]
     if not state:
         state["step"] = torch.zeros((), dtype=torch.float32, device=tensor.device)
         for moment in MOMENTS:
@@ -76,7 +86,10 @@ def _adam_state(optimizer: torch.optim.Optimizer, tensor: Tensor) -> dict[str, T
 def _pieces(
     extent: Extent, start: int, weight: Tensor, state: dict[str, Tensor], narrow: slice, owned: slice
 ) -> Iterator[Fragment]:
-    """The fragments of one parameter: `weight`, the moments narrowed alike, and the step, owned by whoever owns element 0."""
+    """The fragments of one parameter: `weight`, the moments at `narrow`, and the step.
+
+    The rank that owns element 0 of the parameter owns the step.
+    """
     start += extent.offset
     yield Fragment(extent.name, "weight", extent.shape, start, weight, owned)
     for moment in MOMENTS:
@@ -86,16 +99,21 @@ def _pieces(
 
 
 def replicated(network: nn.Module, optimizer: torch.optim.Optimizer) -> list[Fragment]:
-    """The state of a network that every rank holds whole, its experts aside: ZeRO 0 and Accelerate."""
+    """The state of a network that every rank holds whole, but for experts: ZeRO 0, Accelerate."""
     fragments = list(buffers(network))
     for parameter, extent in extents(network):
-        state, numel = _adam_state(optimizer, parameter), parameter.numel()
+        state = _adam_state(optimizer, parameter)
+        numel = parameter.numel()
         fragments += _pieces(extent, 0, parameter.data.view(-1), state, slice(0, numel), extent.share(numel))
     return fragments
 
 
 def zero12(network: nn.Module, optimizer: Zero12Optimizer) -> list[Fragment]:
-    """ZeRO 1 and 2: the optimiser holds an fp32 partition of all parameters in a row; `_hp_mapping` says what of each is here."""
+    """The state of a network at ZeRO 1 and 2.
+
+    The optimiser holds a partition, in fp32, of the concatenated parameters of a group;
+    `_hp_mapping` gives this rank's piece of each parameter.
+    """
     fragments = list(buffers(network))
     extents_of = dict(extents(network))
     for group, flat in zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True):
@@ -104,21 +122,24 @@ def zero12(network: nn.Module, optimizer: Zero12Optimizer) -> list[Fragment]:
             mapping = cast(_Mapped, parameter)._hp_mapping
             if mapping is None:
                 continue
-            here = mapping.hp_fragment_address
-            narrow = slice(here.start, here.start + here.numel)
+            piece = mapping.hp_fragment_address
+            narrow = slice(piece.start, piece.start + piece.numel)
             fragments += _pieces(
                 extents_of[parameter],
                 mapping.lp_fragment_address.start,
                 flat.data[narrow],
                 state,
                 narrow,
-                slice(0, here.numel),
+                slice(0, piece.numel),
             )
     return fragments
 
 
 def zero3(network: nn.Module, optimizer: Zero3Optimizer) -> list[Fragment]:
-    """ZeRO 3: each parameter is cut into equal pieces over the ranks, the last one padded."""
+    """The state of a network at ZeRO 3.
+
+    Each parameter is cut into equal pieces, one per rank; the last piece is padded.
+    """
     fragments = list(buffers(network))
     rank = dist.get_rank()
     for parameter, extent in extents(network):
@@ -133,7 +154,10 @@ def zero3(network: nn.Module, optimizer: Zero3Optimizer) -> list[Fragment]:
 
 
 def refresh_zero3(optimizer: Zero3Optimizer) -> None:
-    """Copy the fp32 partitions into the weights' partitions, from which ZeRO 3 gathers a layer when it needs one."""
+    """Copy the fp32 partitions into the partitions of the weights.
+
+    ZeRO 3 gathers a layer from those partitions when it needs the layer.
+    """
     for group in range(len(optimizer.fp32_partitioned_groups_flat)):
         optimizer._reassign_or_swap_out_partitioned_parameters(group)
     small = optimizer.persistent_parameters  # kept whole on every rank between steps

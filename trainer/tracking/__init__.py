@@ -1,1 +1,1 @@
-"""How a run is tracked: metrics.jsonl and MLflow."""
+"""The tracking of runs: metrics.jsonl in the run folder, MLflow, and its model registry."""

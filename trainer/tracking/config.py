@@ -1,4 +1,4 @@
-"""What MLflow is told: where it keeps a run, and what the run is."""
+"""The part of a job file about MLflow, and the facts about a run that MLflow receives."""
 
 import os
 from collections.abc import Mapping
@@ -9,22 +9,28 @@ from trainer.storage import absolute
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    """Where MLflow keeps the run."""
+    """The place in which MLflow keeps the run."""
 
     uri: str | None = None
-    """Tracking store or server; null: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db where the command was typed."""
+    """URI of the tracking store or server.
+
+    null: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the folder where the command was typed.
+    """
     experiment: str = "switchwork"
-    """MLflow experiment."""
+    """Name of the MLflow experiment that contains the run."""
     enabled: bool = True
-    """false: metrics.jsonl only."""
+    """Whether to send the run to MLflow. false: metrics are only written to metrics.jsonl."""
     drain_s: float = 60.0
-    """How long the end of a run waits for a server that does not answer; what is unsent then stays in the run folder."""
+    """Seconds that the end of a run waits for a server that does not answer.
+
+    Metrics that are still unsent then stay in the run folder.
+    """
     parent: str | None = None
-    """Id of the MLflow run that this one belongs to; a sweep sets it in the runs of its trials."""
+    """Id of the MLflow run that this run belongs to; a sweep sets it in the runs of its trials."""
 
 
 def tracking_uri(config: TrackingConfig) -> str:
-    """The store that `config` means, with a relative sqlite path made absolute: workers run elsewhere."""
+    """The store that `config` means; a relative SQLite path becomes absolute for the workers."""
     uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
         uri = f"sqlite:///{absolute(uri.removeprefix('sqlite:///'))}"
@@ -33,7 +39,7 @@ def tracking_uri(config: TrackingConfig) -> str:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What MLflow is told of a run, once."""
+    """The facts about a run that MLflow receives once."""
 
     name: str
     data_name: str

@@ -1,7 +1,8 @@
-"""Metrics of a run: every logged step as a row in the run folder, and from there to MLflow, in a thread of its own.
+"""Trackers write every logged step as a row in the run folder; a thread sends the rows to MLflow.
 
-The rows are the spool: how far MLflow has them stands in a file beside them, so a slow or dead tracking server
-never blocks a step, and what it missed is sent when it is back, by a later attempt if need be. Only rank 0 has a tracker.
+The rows are the spool, and a file next to them records the progress of the sender. So a slow or
+dead tracking server never blocks a step. The rows that it missed are sent when it is back, if
+necessary by a later attempt. Only rank 0 has a tracker that writes.
 """
 
 import json
@@ -18,33 +19,35 @@ from trainer.run_files import METRICS, RunFiles
 from trainer.run_rows import EventKind, Say
 from trainer.tracking.config import RunFacts, TrackingConfig, tracking_uri
 
-_SAY_AFTER = 3
+_REPORT_AFTER = 3
+"""Failures in a row after which the tracker reports that the server is away."""
 _PAUSE_S = 1.0
-"""Between two sends: what is logged in the meantime goes in one request, and the sender's thread does not get into the steps' way."""
+"""Pause between two sends: later rows share one request, and the thread does not slow the steps."""
 
 
 def history(files: RunFiles, name: str) -> list[tuple[int, float]]:
-    """The metric `name` of a run by step; of a step that was replayed after a stop, the last counts."""
-    return sorted({row.step: row.metrics[name] for row in files.metrics() if name in row.metrics}.items())
+    """The metric `name` of a run by step; if a step was replayed, its last value counts."""
+    by_step = {row.step: row.metrics[name] for row in files.metrics() if name in row.metrics}
+    return sorted(by_step.items())
 
 
 class Tracker(Protocol):
-    """What the hooks write to."""
+    """Receives the metrics and artifacts of a run from the hooks."""
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Write down the figures of one step."""
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record the metrics of one step."""
 
     def keep(self, file: Path) -> None:
-        """Have `file` as an artifact of the run."""
+        """Keep `file` as an artifact of the run."""
 
     def finish(self, status: str) -> None:
-        """Send what is left, and close the run with `status`: FINISHED, FAILED or KILLED."""
+        """Send the rest, and close the run with `status`: FINISHED, FAILED or KILLED."""
 
 
 class NullTracker:
-    """All ranks but the first."""
+    """The tracker of every rank but the first; it does nothing."""
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
         pass
 
     def keep(self, file: Path) -> None:
@@ -55,20 +58,22 @@ class NullTracker:
 
 
 class JsonlTracker:
-    """Rows in the run folder; each has the step, the time and the attempt."""
+    """Writes rows to the run folder; each has its step, time and attempt."""
 
     def __init__(self, files: RunFiles, attempt: int):
-        self.files, self.attempt, self.unwritten = files, attempt, b""
+        self.files = files
+        self.attempt = attempt
+        self.unwritten = b""
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
         row = {
             "step": step,
             "time": round(time.time(), 3),
             "attempt": self.attempt,
-            **{k: v if math.isfinite(v) else str(v) for k, v in figures.items()},
+            **{name: value if math.isfinite(value) else str(value) for name, value in metrics.items()},
         }
         self.unwritten += (json.dumps(row) + "\n").encode()
-        with suppress(OSError):  # a full disk: the lines are kept, and written with later ones
+        with suppress(OSError):  # on a full disk, the lines are written with later ones
             self.files.append_metrics(self.unwritten)
             self.unwritten = b""
 
@@ -80,19 +85,22 @@ class JsonlTracker:
 
 
 class MlflowTracker(JsonlTracker):
-    """The same lines, sent to MLflow by a thread that reads them from the file."""
+    """Writes the same rows; a thread reads them from the file and sends them to MLflow."""
 
     def __init__(self, files: RunFiles, attempt: int, config: TrackingConfig, facts: RunFacts, say: Say):
         super().__init__(files, attempt)
-        self.config, self.facts, self.say = config, facts, say
+        self.config = config
+        self.facts = facts
+        self.say = say
         self.artifacts: list[Path] = []
         self.status: str | None = None
-        self.wake, self.ends = threading.Event(), threading.Event()
+        self.wake = threading.Event()
+        self.ends = threading.Event()
         self.thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
         self.thread.start()
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        super().log(step, figures)
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        super().log(step, metrics)
         self.wake.set()
 
     def keep(self, file: Path) -> None:
@@ -105,15 +113,19 @@ class MlflowTracker(JsonlTracker):
         self.ends.set()
         self.thread.join(self.config.drain_s)
         if self.thread.is_alive():
-            waited = (
-                f"MLflow at {tracking_uri(self.config)} has not taken all figures within {self.config.drain_s:.0f} s"
-            )
-            self.say(EventKind.NOTE, f"{waited}; they are in {self.files}/{METRICS}, and --resume sends them")
+            server = f"MLflow at {tracking_uri(self.config)}"
+            problem = f"{server} did not accept all metrics within {self.config.drain_s:.0f} s"
+            self.say(EventKind.NOTE, f"{problem}; they are in {self.files}/{METRICS}, and --resume sends them")
 
     def _run(self) -> None:
-        """Try until all is sent and the run is closed; after a failure wait, twice as long each time up to a minute, at the run's end a second."""
-        failures, sender = 0, None
-        self.wake.wait()  # importing MLflow takes a second or two: not while the first step is under way
+        """Send until everything is sent and the run is closed.
+
+        The pause after a failure doubles each time, up to a minute; at the end of the run it is
+        a second.
+        """
+        failures = 0
+        sender = None
+        self.wake.wait()  # importing MLflow takes a second or two, so not during the first step
         while True:
             try:
                 if sender is None:
@@ -121,7 +133,7 @@ class MlflowTracker(JsonlTracker):
 
                     sender = MlflowRun(self.files, self.config, self.facts)
                 self.wake.clear()
-                ending = self.status  # read before sending: what was logged before finish() is then sent as well
+                ending = self.status  # read before sending, so that rows logged before finish() are sent too
                 sender.send_rows()
                 while self.artifacts:
                     sender.send_file(self.artifacts[0])
@@ -132,12 +144,13 @@ class MlflowTracker(JsonlTracker):
                 failures = 0
                 self.ends.wait(_PAUSE_S)
                 self.wake.wait()
-            except Exception as error:  # a tracking server fails in as many ways as there are; none may end the run
+            except Exception as error:  # no failure of a tracking server may end the run
                 failures += 1
-                if failures == _SAY_AFTER:
+                if failures == _REPORT_AFTER:
                     cause = f"{type(error).__name__}: {one_line(error, 200)}"
-                    text = f"MLflow does not take figures ({cause}); training goes on, they are kept and sent later"
-                    self.say(EventKind.TRACKING_AWAY, text)
+                    problem = f"MLflow is not accepting metrics ({cause})"
+                    consequence = "training continues, and they will be sent later"
+                    self.say(EventKind.TRACKING_AWAY, f"{problem}; {consequence}")
                 if not self.ends.wait(min(60.0, 0.5 * 2**failures)):
                     continue
                 time.sleep(_PAUSE_S)  # the run has ended, and waits for this thread
