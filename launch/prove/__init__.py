@@ -1,1 +1,4 @@
-"""Proofs: experiments that say, with an interval, what a part of a model is worth."""
+"""Proofs: experiments that measure, with a confidence interval, what a part of a model is worth.
+
+Three experiments (moe, distill, thought) share paired statistics and runs side by side.
+"""

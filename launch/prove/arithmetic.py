@@ -1,6 +1,8 @@
-"""Arithmetic in several steps, made up: short programs over digits, each line of which needs the value of the one before.
+"""Synthetic arithmetic in several steps: short programs over digits.
 
-a=7 b=a+5 c=b*8 c?        worked out modulo 10: b=2 c=6, and the answer is 6
+Each assignment of a program needs the value of the one before it. An example, modulo 10:
+
+    a=7 b=a+5 c=b*8 c?        the steps are b=2 c=6, and the answer is 6
 """
 
 import itertools
@@ -16,14 +18,15 @@ _NAMES = "abcdefghijklmnopqrstuvwxyz"
 
 
 def problem(rng: random.Random, steps: int) -> Item:
-    """One problem that takes `steps` steps."""
+    """Draw one problem whose solution takes `steps` steps."""
     value = rng.randrange(10)
-    program, worked = [f"a={value}"], []
-    for before, name in itertools.pairwise(_NAMES[: steps + 1]):
+    program = [f"a={value}"]
+    worked = []
+    for previous, name in itertools.pairwise(_NAMES[: steps + 1]):
         operator = rng.choice("+-*")
         number = rng.randrange(10)
         value = {"+": value + number, "-": value - number, "*": value * number}[operator] % 10
-        program.append(f"{name}={before}{operator}{number}")
+        program.append(f"{name}={previous}{operator}{number}")
         worked.append(f"{name}={value}")
     return Item(
         question=" ".join(program) + f" {_NAMES[steps]}?",
@@ -35,11 +38,14 @@ def problem(rng: random.Random, steps: int) -> Item:
 
 
 def write_task(file: Path, steps: Sequence[int], per_count: int, seed: int) -> set[str]:
-    """`per_count` different problems of every number of `steps`, as a task for `switchwork eval`; returns their questions."""
+    """Write a task for `switchwork eval` and return its questions.
+
+    The task has `per_count` different problems for each number of steps in `steps`.
+    """
     rng = random.Random(seed)
     items: dict[str, Item] = {}
-    for number, count in enumerate(steps, 1):
-        while len(items) < number * per_count:
+    for counts_done, count in enumerate(steps):
+        while len(items) < (counts_done + 1) * per_count:
             item = problem(rng, count)
             items.setdefault(item.question, item)
     file.write_text("".join(json.dumps(asdict(item)) + "\n" for item in items.values()))
@@ -49,7 +55,10 @@ def write_task(file: Path, steps: Sequence[int], per_count: int, seed: int) -> s
 def write_texts(
     folder: Path, style: Style, steps: Sequence[int], characters: int, seed: int, without: set[str], shards: int = 8
 ) -> None:
-    """Training documents of problems in `style`, `characters` of them in all, none of which asks what is in `without`."""
+    """Write training documents of problems in `style`, about `characters` characters in total.
+
+    No document asks a question of `without`, so that the model never trains on the task.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for shard in range(shards):
         rng = random.Random(f"{seed}/{shard}")
@@ -65,6 +74,7 @@ def write_texts(
 def _problems(
     rng: random.Random, style: Style, steps: Sequence[int], without: set[str], count: int = 20
 ) -> Iterator[str]:
+    """Yield `count` worked examples in `style`, none of which asks a question of `without`."""
     while count:
         item = problem(rng, rng.choice(steps))
         if item.question not in without:

@@ -1,6 +1,7 @@
-"""Many runs side by side on one machine, each in a process of its own through the same worker; what is done already is kept.
+"""Many runs side by side on one machine, each in a process of its own, through the usual worker.
 
-A run's folder is named after a digest of its settings: the same command finds it again, finished or half-way, and goes on.
+The name of a run's folder contains a digest of its settings. The same command therefore finds the
+run again, keeps it if it is finished, and continues it if it is not.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import replace
+from multiprocessing.context import BaseContext
 
 import psutil
 from rich.console import Console
@@ -28,35 +30,32 @@ from trainer.world import stand_alone
 
 
 def named(run: RunConfig, label: str, root: str) -> RunConfig:
-    """`run`, settled for one process, in a folder below `root` that is called after `label` and a digest of all its settings."""
+    """Resolve `run` for one process, in a folder below `root`.
+
+    The folder's name is `label` and a digest of all settings of the run.
+    """
     settings = plain(resolve_run(replace(run, name="unnamed", root=""), "", workers=1, resume=False)) | {"root": ""}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     return resolve_run(replace(run, name=f"{label}-{digest}", root=root), label, workers=1, resume=False)
 
 
 def default_processes(run: RunConfig) -> int:
-    """As many as the cores of this machine can give `run.threads` threads each."""
+    """Return how many runs with `run.threads` threads each the cores of this machine can serve."""
     return max(1, (os.cpu_count() or 1) // (run.threads or 1))
 
 
 def summaries(console: Console, runs: Sequence[RunConfig], processes: int, what: str) -> list[Summary]:
-    """The summary of each run, in order, once all are done; `processes` of them at a time, started in this order.
+    """Train the missing runs, and return the summaries of all runs in their order.
 
-    Raises ValueError if a run was stopped half-way: the same command goes on with it.
+    At most `processes` runs train at a time; they start in the order of `runs`. Raises ValueError
+    if a run stopped before its last step; the same command continues it.
     """
     missing = [run for run in runs if _summary(run) is None]
-    context = multiprocessing.get_context("forkserver")  # which imports once what takes seconds to import
-    context.set_forkserver_preload(
-        [
-            "trainer.worker.main",
-            "data.text.collate",
-            *(f"trainer.engines.{run.engine.name}_engine" for run in missing[:1]),
-        ]
-    )
-    waiting, under_way = list(reversed(missing)), dict[Future[None], RunConfig]()
-    asked = stopping(lambda: [run_files(run.root, run.name) for run in under_way.values()], console)
+    context = _fork_server(missing)
+    waiting = list(reversed(missing))
+    under_way = dict[Future[None], RunConfig]()
     with (
-        asked,
+        stopping(lambda: [run_files(run.root, run.name) for run in under_way.values()], console),
         progress(console, runs, what, _ended) as show,
         ProcessPoolExecutor(processes, context, max_tasks_per_child=1) as pool,
     ):
@@ -67,17 +66,27 @@ def summaries(console: Console, runs: Sequence[RunConfig], processes: int, what:
             for done in wait(under_way, timeout=1, return_when=FIRST_COMPLETED).done:
                 run = under_way.pop(done)
                 done.result()
-                if _summary(run) is None:  # and so will be the others: of themselves, or as they were asked to
-                    raise ValueError(
-                        f"run {run_files(run.root, run.name)}: stopped before its last step; give the same command again to go on with it"
-                    )
+                if _summary(run) is None:  # the others stop too, by themselves or by the same signal
+                    raise _stopped_early(run)
             show()
-    found = [_summary(run) for run in runs]
-    return [summary for summary in found if summary is not None]
+    return [summary for summary in map(_summary, runs) if summary is not None]
+
+
+def _fork_server(runs: Sequence[RunConfig]) -> BaseContext:
+    """Return a context whose server imports the slow modules once, for the processes of `runs`."""
+    context = multiprocessing.get_context("forkserver")
+    engines = [f"trainer.engines.{run.engine.name}_engine" for run in runs[:1]]
+    context.set_forkserver_preload(["trainer.worker.main", "data.text.collate", *engines])
+    return context
+
+
+def _stopped_early(run: RunConfig) -> ValueError:
+    files = run_files(run.root, run.name)
+    return ValueError(f"run {files}: stopped before its last step; give the same command again to continue it")
 
 
 def _train(values: Json) -> None:
-    """In a process of its own: the run, from the start or from its last checkpoint."""
+    """Train one run in this process, from its start or from its last checkpoint."""
     stand_alone()
     run = parse(RunConfig, values, "run")
     prepare(run, run_files(run.root, run.name).has_begun)
@@ -85,17 +94,22 @@ def _train(values: Json) -> None:
 
 
 def _summary(run: RunConfig) -> Summary | None:
-    """The summary of a run that has done all its steps."""
+    """Return the summary of a run that has done all its steps, else None."""
     summary = run_files(run.root, run.name).summary()
-    return summary if summary is not None and summary["step"] == run.stop.steps else None
+    if summary is None or summary["step"] != run.stop.steps:
+        return None
+    return summary
 
 
 def _ended(run: RunConfig) -> str:
-    """What is said of a run at its end; "": it has not ended."""
+    """Return the final loss and the time of a run in words, or "" while it has not ended."""
     summary = _summary(run)
-    return f"{curve(run)[-1][1]:.4f} in {clock(summary['train_seconds'])}" if summary else ""
+    if summary is None:
+        return ""
+    _, loss = curve(run)[-1]
+    return f"{loss:.4f} in {clock(summary['train_seconds'])}"
 
 
 def curve(run: RunConfig) -> list[tuple[int, float]]:
-    """Held-out cross-entropy by step."""
+    """Return the held-out cross-entropy of a run, by step."""
     return history(run_files(run.root, run.name), "eval/cross_entropy")
