@@ -39,7 +39,7 @@ _EXACT = set(
 
 
 def drift(values: Tensor, dims: Sequence[int], shape: torch.Size) -> Tensor:
-    """The expected error of a float32 sum of `values` over `dims`, whose result has that `shape`.
+    """The size of the error in a float32 sum of `values` over `dims`, with that `shape`.
 
     It is u32 times the root of the sum of the squared partial sums.
     """
@@ -52,7 +52,7 @@ def drift(values: Tensor, dims: Sequence[int], shape: torch.Size) -> Tensor:
 
 
 def terms(name: str, args: Sequence[Any], results: Sequence[Tensor | None]) -> list[int]:
-    """The number of terms that an element sums, for each of the `results` of the operation `name`."""
+    """The number of terms in an element of each of the `results` of the operation `name`."""
     match name:
         case "mm" | "bmm":
             return [args[1].shape[-2]]
@@ -108,7 +108,7 @@ class Rounded(TorchDispatchMode):
         return output
 
     def _add_drift(self, total: Tensor, values: Tensor, dims: Sequence[int]) -> None:
-        """Adds to `total`, the sum of `values` over `dims`, a random error of the size of its drift."""
+        """Adds a random error as large as its drift to `total`, the sum of `values` over `dims`."""
         total.add_(drift(values, dims, total.shape) * self._uniform(total))
 
     def _uniform(self, like: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class Rounded(TorchDispatchMode):
 def rounded(network: nn.Module, roundoff: float, seed: int) -> Iterator[None]:
     """Runs the block in arithmetic of `roundoff`.
 
-    Routers compute their scores in fp32 whatever the rest of `network` does, as they do in training.
+    Routers compute their scores in fp32 whatever the rest of `network` does, as in training.
     """
     mode = Rounded(roundoff, seed)
     handles: list[RemovableHandle] = []
