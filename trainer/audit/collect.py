@@ -1,7 +1,9 @@
-"""What each worker of an audit does: two real optimiser steps, watched.
+"""The work of each worker of an audit: two real optimiser steps, watched.
 
-The gradient is read from AdamW's first moment, which with betas[0] = 0 is the gradient itself: summed over micro-batches, reduced over
-ranks, cut into shards and clipped, as the optimiser was given it at any ZeRO stage. The second step begins with weights that were updated and spread.
+The gradient is read from AdamW's first moment, which is the gradient itself where betas[0] = 0. It
+is summed over micro-batches, reduced across ranks, cut into shards and clipped, as the optimiser
+receives it at any ZeRO stage. The second step begins with weights that the first one updated and
+that were then spread over the ranks.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -33,11 +35,15 @@ from trainer.worker.memory import out_of_memory
 from trainer.world import World, joined
 
 _FAR = 1000
+"""The number of steps within which every network must be due once."""
 T = TypeVar("T")
 
 
 def audit_worker(values: Mapping[str, Any]) -> None:
-    """Collect the evidence of the plain RunConfig `values` with the ranks that the environment names; rank 0 writes it into the run's folder."""
+    """Collects the evidence of the plain RunConfig `values`.
+
+    It works with the ranks that the environment names; rank 0 writes the run's folder.
+    """
     run = parse(RunConfig, values, "run")
     with joined(run.device, run.threads, run.collective_timeout_s) as world:
         check(run, world.size)
@@ -48,7 +54,7 @@ def audit_worker(values: Mapping[str, Any]) -> None:
 
 
 def collect(run: RunConfig, world: World) -> Evidence:
-    """Two audited steps of `run`, on its first two global batches; complete on rank 0 only."""
+    """Two audited steps of `run` on its first two global batches, complete on rank 0 only."""
     optimizer = replace(run.optimizer, betas=(0.0, run.optimizer.betas[1]))
     training = build_training(replace(run, optimizer=optimizer, ema=None), world)
     if (start := run.objective.start) is not None:
@@ -64,7 +70,7 @@ def collect(run: RunConfig, world: World) -> Evidence:
         group=objective.group,
     )
     stream = objective.stream(share, None)
-    steps = []
+    steps: list[AuditedStep] = []
     for number, data in zip((0, _next_whole(training)), stream):
         training.progress.step = number
         steps.append(_audited(training, data.micro_batches, optimizer.clip, recording=not run.compile))
@@ -81,36 +87,24 @@ def _convolves(network: nn.Module) -> bool:
 
 def _next_whole(training: Training) -> int:
     """The first step after step 0 in which every network is due."""
-    return next(
-        step
-        for step in range(1, _FAR)
-        if all(training.objective.is_due(phase, step) for phase in training.objective.phases)
-    )
+    objective = training.objective
+    return next(step for step in range(1, _FAR) if all(objective.is_due(phase, step) for phase in objective.phases))
 
 
 def _audited(
     training: Training, micro_batches: list[dict[str, Tensor]], clip: float | None, recording: bool
 ) -> AuditedStep:
     training.norms = {}
-    before, watch = whole(training), _Watch(training, recording)
+    before = whole(training)
+    watch = _Watch(training, recording)
     with watch.watching():
         train_step(training, micro_batches)
     norms = {phase: float(norm) for phase, norm in training.norms.items()}
-    # Each rank undoes its own clipping: where a reduction is missing, ranks may clip by different norms.
-    clipped = {
-        phase: 1.0 if clip is None else min(1.0, clip / (norm + 1e-6)) for phase, norm in norms.items()
-    }  # 1e-6: as all engines do
-    after = whole(training, clipped)
+    after = whole(training, _clip_factors(norms, clip))
     batches = chain.from_iterable(_to_main(micro_batches, training.world))
     decisions = chain.from_iterable(_to_main(watch.decisions(), training.world))
     return AuditedStep(
-        facts=StepFacts(
-            number=training.step,
-            losses={phase: training.guard.losses[phase][-1] for phase in norms if training.guard.losses[phase]},
-            norms=norms,
-            stale=_stale(before.weights, _to_main(watch.seen, training.world)),
-            refused=str(training.stopped or "") or next((anomaly["reason"] for anomaly in training.guard.anomalies), ""),
-        ),
+        facts=_facts(training, norms, _stale(before.weights, _to_main(watch.seen, training.world))),
         batches=list(batches),
         decisions=list(decisions),
         weights=before.weights,
@@ -119,6 +113,29 @@ def _audited(
         buffers_after=after.buffers,
         gradients={name: moment for name, moment in after.moments.items() if name.partition("/")[0] in norms},
         routers=watch.routers,
+    )
+
+
+def _clip_factors(norms: Mapping[str, float], clip: float | None) -> dict[str, float]:
+    """The factor by which clipping scaled the gradient of each phase on this rank.
+
+    Each rank undoes its own clipping: where a reduction is missing, ranks may clip by different
+    norms. All engines add 1e-6 to the norm.
+    """
+    if clip is None:
+        return dict.fromkeys(norms, 1.0)
+    return {phase: min(1.0, clip / (norm + 1e-6)) for phase, norm in norms.items()}
+
+
+def _facts(training: Training, norms: dict[str, float], stale: list[StaleWeight]) -> StepFacts:
+    guard = training.guard
+    anomaly = next((anomaly["reason"] for anomaly in guard.anomalies), "")
+    return StepFacts(
+        number=training.step,
+        losses={phase: guard.losses[phase][-1] for phase in norms if guard.losses[phase]},
+        norms=norms,
+        stale=stale,
+        refused=str(training.stopped or "") or anomaly,
     )
 
 
@@ -131,7 +148,7 @@ class _Seen(NamedTuple):
 
 
 def _stale(weights: Mapping[str, Tensor], ranks: Iterable[Mapping[str, _Seen]]) -> list[StaleWeight]:
-    """The parameters that a rank used with other values than the optimiser's `weights`."""
+    """The parameters whose values on a rank differed from the optimiser's `weights`."""
     stale = []
     for rank, seen in enumerate(ranks):
         for name, used in seen.items():
@@ -142,11 +159,11 @@ def _stale(weights: Mapping[str, Tensor], ranks: Iterable[Mapping[str, _Seen]]) 
 
 @dataclass(frozen=True, kw_only=True)
 class Whole:
-    """Whole tensors by `network/parameter`; empty on all ranks but rank 0."""
+    """Whole tensors by `network/parameter`, gathered on rank 0 and empty on all other ranks."""
 
     weights: dict[str, Tensor] = field(default_factory=dict)
     moments: dict[str, Tensor] = field(default_factory=dict)
-    """The first moments."""
+    """The first moments of the optimiser."""
     buffers: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -161,61 +178,66 @@ class _Piece(NamedTuple):
 
 
 def whole(training: Training, clipped: Mapping[str, float] = MappingProxyType({})) -> Whole:
-    """On rank 0: weights, first moments and buffers; first moments divided by the factor that this rank `clipped` their network's gradient by."""
+    """The weights, first moments and buffers of all ranks, on rank 0.
+
+    The first moments are divided by the factor by which this rank `clipped` the gradient of their
+    network.
+    """
     state = Whole()
     by_kind = {"weight": state.weights, "exp_avg": state.moments, "buffer": state.buffers}
-    mine = []
+    mine: list[_Piece] = []
     for fragment in fragments(training):
         if fragment.kind in by_kind:
             factor = clipped.get(fragment.name.partition("/")[0], 1.0) if fragment.kind == "exp_avg" else 1.0
             values = fragment.values[fragment.owned].cpu()
             values = values.clone() if factor == 1.0 else values / factor
-            mine.append(
-                _Piece(
-                    fragment.kind, fragment.name, fragment.global_shape, fragment.start + fragment.owned.start, values
-                )
-            )
+            start = fragment.start + fragment.owned.start
+            mine.append(_Piece(fragment.kind, fragment.name, fragment.global_shape, start, values))
     for piece in chain.from_iterable(_to_main(mine, training.world)):
         flat = by_kind[piece.kind].setdefault(piece.name, torch.zeros(piece.shape, dtype=piece.values.dtype)).view(-1)
         flat[piece.start : piece.start + len(piece.values)] = piece.values
     return state
 
 
-def _to_main(thing: T, world: World) -> list[T]:
-    """`thing` of each rank on rank 0; nothing elsewhere."""
+def _to_main(value: T, world: World) -> list[T]:
+    """The `value` of each rank, in the order of ranks, on rank 0; an empty list elsewhere."""
     if world.size == 1:
-        return [thing]
-    things: list[T] | None = [thing] * world.size if world.is_main else None
-    dist.gather_object(thing, things)
-    return things or []
+        return [value]
+    values: list[T] | None = [value] * world.size if world.is_main else None
+    dist.gather_object(value, values)
+    return values or []
 
 
 class _Watch:
-    """Notes which weights the forward passes use, what routing decides, and the inputs and outputs of rank 0's routers."""
+    """Notes the weights that forward passes use and the decisions of routing.
+
+    On rank 0 it also notes the inputs and outputs of the routers.
+    """
 
     def __init__(self, training: Training, recording: bool):
-        self.networks, self.main = training.objective.networks, training.world.is_main
+        self.networks = training.objective.networks
+        self.main = training.world.is_main
         self.record = {name: Recorded() for name in self.networks if recording}
         self.seen: dict[str, _Seen] = {}
-        """Each parameter as it was in its module's first forward pass."""
+        """Each parameter as it stood in its module's first forward pass."""
         self.routers: dict[str, RouterCall] = {}
 
     def decisions(self) -> list[Tensor]:
-        return list(chain.from_iterable(record.found for record in self.record.values()))
+        """All decisions of routing, network after network, in the order of the calls."""
+        return list(chain.from_iterable(record.decisions for record in self.record.values()))
 
     def watching(self) -> ExitStack:
-        """Watch until the returned stack is closed."""
+        """Watches until the returned stack is closed."""
         watched = ExitStack()
         for network, module in self.networks.items():
             if network in self.record:
                 watched.enter_context(deciding(module, self.record[network]))
             for path, part in module.named_modules():
-                # After the engine's own hooks: at ZeRO 3 these gather the weights just before.
+                # Registered after the engine's own hooks, which at ZeRO 3 gather the weights first.
                 watched.callback(part.register_forward_pre_hook(self._note(network, path)).remove)
                 if isinstance(part, Router) and self.main and network in self.record:
-                    watched.callback(
-                        part.register_forward_hook(self._note_router(f"{network}/{path}", self.record[network])).remove
-                    )
+                    note = self._note_router(f"{network}/{path}", self.record[network])
+                    watched.callback(part.register_forward_hook(note).remove)
         return watched
 
     def _note(self, network: str, path: str) -> Callable[[nn.Module, object], None]:
@@ -233,12 +255,13 @@ class _Watch:
     ) -> Callable[[nn.Module, tuple[Tensor, Tensor], Assignments], None]:
         def note(module: nn.Module, args: tuple[Tensor, Tensor], routing: Assignments) -> None:
             if name not in self.routers:
-                x_GND, keys_B = (value.detach().cpu().clone() for value in args)
-                log_z_GN, gate_GA = (
-                    value.detach().float().cpu().clone() for value in (routing.log_z_GN, routing.gate_GA)
-                )
+                x_GND, keys_B = args
                 self.routers[name] = RouterCall(
-                    x_GND=x_GND, keys_B=keys_B, decision=record.found[-1], log_z_GN=log_z_GN, gate_GA=gate_GA
+                    x_GND=x_GND.detach().cpu().clone(),
+                    keys_B=keys_B.detach().cpu().clone(),
+                    decision=record.decisions[-1],
+                    log_z_GN=routing.log_z_GN.detach().float().cpu().clone(),
+                    gate_GA=routing.gate_GA.detach().float().cpu().clone(),
                 )
 
         return note

@@ -1,7 +1,9 @@
-"""The decisions of routing: written down where they are made, and made again as written.
+"""The decisions of routing: recorded where they are made, and replayed as recorded.
 
-Which experts a token goes to is a step function of its scores: where two of them are nearly equal, any rounding may decide. So that gradients of
-different precision can be compared at all, the reference takes the workers' decisions, and says by how much it would have decided otherwise.
+The choice of experts for a token is a step function of its scores: where two scores are nearly
+equal, any rounding may decide. Gradients of different precision can only be compared if all of them
+follow the same decisions. So the reference takes the workers' decisions, and reports by how much it
+would have decided otherwise.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,65 +13,76 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from models.moe.layer import MoELayer
 
 
 class _Choices(TorchFunctionMode):
-    """Sees every choice by score (`topk`, `max` over a dimension, `argsort` of floating-point numbers) while it is entered."""
+    """A mode that sees every choice by score.
+
+    Choices are `topk`, `max` over a dimension, and `argsort` of floating-point numbers.
+    """
 
     layer = ""
+    """The mixture-of-experts layer that is computed at the moment."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> object:
-        found = func(*args, **(kwargs or {}))
+        named = kwargs or {}
+        output = func(*args, **named)
         if func is torch.Tensor.argsort and args[0].is_floating_point():
-            return self.decide(
-                args[0],
-                found,
-                -1 if len(args) < 2 and "dim" not in (kwargs or {}) else (kwargs or {}).get("dim", *args[1:2]),
-            )
+            dim = -1 if len(args) < 2 and "dim" not in named else named.get("dim", *args[1:2])
+            return self.decide(args[0], output, dim)
         if func is torch.Tensor.topk:
-            chosen = self.decide(args[0], found.indices, -1)
+            chosen = self.decide(args[0], output.indices, -1)
             return torch.return_types.topk((args[0].gather(-1, chosen), chosen))
-        if func is torch.Tensor.max and isinstance(found, torch.return_types.max):
-            chosen = self.decide(args[0], found.indices.unsqueeze(-1), -1)
+        if func is torch.Tensor.max and isinstance(output, torch.return_types.max):
+            chosen = self.decide(args[0], output.indices.unsqueeze(-1), -1)
             return torch.return_types.max((args[0].gather(-1, chosen).squeeze(-1), chosen.squeeze(-1)))
-        return found
+        return output
 
     def decide(self, scores: Tensor, indices: Tensor, dim: int) -> Tensor:
-        """The indices to take, where `scores` would choose `indices` along the last dimension `dim`."""
+        """The indices to take where `scores` would choose `indices` along the dimension `dim`."""
         raise NotImplementedError
 
 
 class Recorded(_Choices):
-    """Writes decisions down, in the order of the calls."""
+    """Records decisions in the order of the calls."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[Tensor] = []
+        self.decisions: list[Tensor] = []
 
     def decide(self, scores: Tensor, indices: Tensor, dim: int) -> Tensor:
-        self.found.append(indices.detach().cpu().clone())
+        self.decisions.append(indices.detach().cpu().clone())
         return indices
 
 
 class Replayed(_Choices):
-    """Decides as written (by itself where nothing is written), and notes by how much `scores` would have it otherwise."""
+    """Decides as recorded, and notes by how much the scores would have decided otherwise.
 
-    def __init__(self, written: Sequence[Tensor]):
+    Where nothing is recorded, the scores decide.
+    """
+
+    def __init__(self, recorded: Sequence[Tensor]):
         super().__init__()
-        self.written, self.next = written, 0
+        self.recorded = recorded
+        self.next = 0
         self.flips: dict[str, int] = {}
-        """Rows of each layer that would have been decided otherwise."""
+        """The number of rows of each layer that the scores would have decided otherwise."""
         self.margins: dict[str, float] = {}
-        """Of those, the largest difference between the scores of the two choices, over the largest score of the row."""
+        """The largest margin of such a row in each layer.
+
+        A margin is the difference between the scores of the two choices, relative to the largest
+        score of the row.
+        """
 
     def decide(self, scores: Tensor, indices: Tensor, dim: int) -> Tensor:
-        if not self.written:
+        if not self.recorded:
             return indices
-        taken = self.written[self.next].to(indices.device)
+        taken = self.recorded[self.next].to(indices.device)
         self.next += 1
         assert taken.shape == indices.shape, "the reference took another path than the workers"
         with torch.no_grad():
@@ -84,8 +97,8 @@ class Replayed(_Choices):
 
 @contextmanager
 def deciding(network: nn.Module, mode: _Choices) -> Iterator[None]:
-    """For the block, `mode` sees the decisions of every mixture-of-experts layer of `network`."""
-    handles = []
+    """Lets `mode` see the decisions of every mixture-of-experts layer of `network` in the block."""
+    handles: list[RemovableHandle] = []
     for name, module in network.named_modules():
         if isinstance(module, MoELayer):
 
