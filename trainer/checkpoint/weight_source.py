@@ -8,6 +8,7 @@ safetensors files only.
 import hashlib
 import json
 from collections.abc import Mapping
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -153,7 +154,8 @@ class TransformersSource:
         self.files = self._files()
         stacked = any(name.endswith("experts.gate_up_proj") for name in self.files)
         self.parts = tensors(self.model, self.vocab_size, stacked)
-        self._check({part.name: part.shape for parts in self.parts.values() for part in parts} | zeros(self.model))
+        shapes = {part.name: part.shape for part in chain.from_iterable(self.parts.values())}
+        self._check(shapes | zeros(self.model))
 
     def identity(self) -> str:
         names = ("config.json", *sorted(set(self.files.values())))
@@ -183,7 +185,7 @@ class TransformersSource:
         }
 
     def _check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """Raises ValueError unless the files hold the tensors of config.json, and no others."""
+        """Raises ValueError unless the files hold exactly the tensors of `expected`."""
         missing = sorted(expected.keys() - self.files.keys())
         extra = sorted(self.files.keys() - expected.keys())
         if missing or extra:
@@ -228,8 +230,10 @@ class TransformersSource:
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         parts = self.parts.get(name)
-        if parts is None or len(parts) == 1:
-            return parts and parts[0].shape
+        if parts is None:
+            return None
+        if len(parts) == 1:
+            return parts[0].shape
         return (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
 
     def read(self, name: str, begin: int, end: int) -> Tensor:
