@@ -66,9 +66,9 @@ class Replayed(_Choices):
     Where nothing is recorded, the scores decide.
     """
 
-    def __init__(self, recorded: Sequence[Tensor]):
+    def __init__(self, written: Sequence[Tensor]):
         super().__init__()
-        self.recorded = recorded
+        self.written = written
         self.next = 0
         self.flips: dict[str, int] = {}
         """The number of rows of each layer that the scores would have decided otherwise."""
@@ -80,9 +80,9 @@ class Replayed(_Choices):
         """
 
     def decide(self, scores: Tensor, indices: Tensor, dim: int) -> Tensor:
-        if not self.recorded:
+        if not self.written:
             return indices
-        taken = self.recorded[self.next].to(indices.device)
+        taken = self.written[self.next].to(indices.device)
         self.next += 1
         assert taken.shape == indices.shape, "the reference took another path than the workers"
         with torch.no_grad():

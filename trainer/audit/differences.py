@@ -1,4 +1,8 @@
-"""A witness of the reference that uses no autograd: central differences of its loss along random directions."""
+"""A check of the reference that uses no autograd.
+
+The slopes of its loss along random directions, by central differences, are compared with the slopes
+that its gradient gives.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,44 +12,59 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from trainer.audit.evidence import group_of, norm_of, relative
 from trainer.audit.reference import Reference
 
 _STEPS = (1e-6, 1e-8)
-"""Of a direction as long as the weights. Where a kink (ReLU) lies between the two ends, a difference is wrong by the kink's share of the slope, however
-right the gradient is: then the smaller step is taken, with a hundredth of the kinks between its ends. A wrong gradient is wrong at any step."""
+"""The steps of a central difference, as shares of a direction as long as the weights.
+
+Where a kink (ReLU) lies between the two ends, a difference is wrong by the kink's share of the
+slope, however right the gradient is. Then the smaller step is taken, which has a hundredth of the
+kinks between its ends. A wrong gradient is wrong at any step.
+"""
 SLOPE = 1e-3
-"""Relative error of a central difference that may be left to kinks; where there are none, 1e-8 is usual. Rounding comes on top."""
+"""The relative error of a central difference that may be left to kinks.
+
+Where there are none, 1e-8 is usual. The error of rounding comes on top.
+"""
 _DOUBLE = 2.0**-53
 
 
 @dataclass
 class Slope:
-    """The derivative of the first micro-batch's loss along one random direction of a group of parameters."""
+    """The slope of the first micro-batch's loss along a random direction of a parameter group."""
 
     differences: float
-    """By central differences."""
+    """The derivative by central differences."""
     gradient: float
-    """By the reference's gradient."""
+    """The derivative by the reference's gradient."""
     scale: float
-    """What a random direction would give, |gradient| |direction| / sqrt(elements), or this one where it gives more."""
+    """The slope along a typical random direction, |gradient| |direction| / sqrt(elements).
+
+    Where this direction has a larger slope, it is that one.
+    """
     rounding: float
-    """Of the two losses, over `scale`."""
+    """The error from the rounding of the two losses, relative to `scale`."""
 
     @property
     def error(self) -> float:
-        """Relative to `scale`."""
+        """The distance between the two derivatives, relative to `scale`."""
         return relative(abs(self.differences - self.gradient), self.scale)
 
 
 class Held(TorchFunctionMode):
-    """Remembers what an objective detaches outside of its networks in a first computation, and gives it again in later ones."""
+    """Keeps constant the tensors that an objective detaches outside of its networks.
+
+    The first computation remembers them, and later ones get the same values again.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.kept: list[Tensor] = []
-        self.next, self.inside = 0, 0
+        self.next = 0
+        self.inside = 0
 
     def __torch_function__(
         self,
@@ -54,18 +73,19 @@ class Held(TorchFunctionMode):
         args: Sequence[object] = (),
         kwargs: dict[str, object] | None = None,
     ) -> object:
-        found = func(*args, **(kwargs or {}))
+        output = func(*args, **(kwargs or {}))
         if func is not torch.Tensor.detach or self.inside:
-            return found
+            return output
         self.next += 1
         if self.next > len(self.kept):
-            self.kept.append(found.clone())
+            self.kept.append(output.clone())
         return self.kept[self.next - 1].detach()
 
     @contextmanager
     def by(self, networks: Mapping[str, nn.Module]) -> Iterator[None]:
-        """One computation of a loss over `networks`."""
-        self.next, handles = 0, []
+        """Surrounds one computation of a loss over `networks`."""
+        self.next = 0
+        handles: list[RemovableHandle] = []
         for network in networks.values():
             handles += [
                 network.register_forward_pre_hook(lambda *_: self._count(1)),
@@ -83,43 +103,58 @@ class Held(TorchFunctionMode):
 
 
 def slopes(reference: Reference, phase: str, directions: int, seed: int) -> dict[str, list[Slope]]:
-    """Central differences against the reference's gradient, along `directions` random directions of every group of parameters of `phase`.
+    """Slopes along `directions` random directions of every group of parameters of `phase`.
 
-    What the objective itself holds constant on purpose (`detach` outside of the networks) is held constant here as well.
+    Tensors that the objective itself holds constant on purpose, by `detach` outside of the
+    networks, are held constant here as well.
     """
-    batch, held = reference.step.batches[0], Held()
+    batch = reference.step.batches[0]
+    held = Held()
     with held.by(reference.objective.networks):
         loss = abs(float(reference.loss_as_decided(phase, batch).detach()))
     _, gradients, _ = reference.gradients(phase, [batch])
-    network, generator = reference.objective.networks[phase], torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     groups: dict[str, list[tuple[str, nn.Parameter]]] = {}
-    for path, parameter in network.named_parameters():
-        groups.setdefault(group_of(f"{phase}/{path}"), []).append((f"{phase}/{path}", parameter))
-    found: dict[str, list[Slope]] = {}
-    for group, members in groups.items():
-        found[group] = []
-        for _ in range(directions):
-            size = sum(norm_of(parameter.detach()) ** 2 for _, parameter in members) ** 0.5 or 1.0
-            elements = sum(parameter.numel() for _, parameter in members)
-            away = [
-                torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * size / elements**0.5
-                for _, parameter in members
-            ]
-            gradient = sum(
-                float((gradients[name] * direction).sum()) for (name, _), direction in zip(members, away, strict=True)
-            )
-            length = sum(norm_of(gradients[name]) ** 2 for name, _ in members) ** 0.5
-            scale = max(length * size / elements**0.5, abs(gradient))
-            tried = []
-            for step in _STEPS:
-                ahead, behind = (_moved(reference, phase, batch, members, away, end, held) for end in (step, -step))
-                tried.append(
-                    Slope((ahead - behind) / (2 * step), gradient, scale, relative(_DOUBLE * loss / step, scale))
-                )
-                if tried[-1].error <= SLOPE:
-                    break
-            found[group].append(min(tried, key=lambda each: each.error))
-    return found
+    for path, parameter in reference.objective.networks[phase].named_parameters():
+        name = f"{phase}/{path}"
+        groups.setdefault(group_of(name), []).append((name, parameter))
+    return {
+        group: [_slope(reference, phase, members, gradients, loss, held, generator) for _ in range(directions)]
+        for group, members in groups.items()
+    }
+
+
+def _slope(
+    reference: Reference,
+    phase: str,
+    members: list[tuple[str, nn.Parameter]],
+    gradients: Mapping[str, Tensor],
+    loss: float,
+    held: Held,
+    generator: torch.Generator,
+) -> Slope:
+    """The slope of `members` along the next direction of `generator`, by the better step."""
+    batch = reference.step.batches[0]
+    size = sum(norm_of(parameter.detach()) ** 2 for _, parameter in members) ** 0.5 or 1.0
+    elements = sum(parameter.numel() for _, parameter in members)
+    away = [
+        torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * size / elements**0.5
+        for _, parameter in members
+    ]
+    gradient = sum(
+        float((gradients[name] * direction).sum()) for (name, _), direction in zip(members, away, strict=True)
+    )
+    length = sum(norm_of(gradients[name]) ** 2 for name, _ in members) ** 0.5
+    scale = max(length * size / elements**0.5, abs(gradient))
+    tried: list[Slope] = []
+    for step in _STEPS:
+        ahead = _moved(reference, phase, batch, members, away, step, held)
+        behind = _moved(reference, phase, batch, members, away, -step, held)
+        rounding = relative(_DOUBLE * loss / step, scale)
+        tried.append(Slope((ahead - behind) / (2 * step), gradient, scale, rounding))
+        if tried[-1].error <= SLOPE:
+            break
+    return min(tried, key=lambda slope: slope.error)
 
 
 def _moved(
@@ -131,7 +166,7 @@ def _moved(
     step: float,
     held: Held,
 ) -> float:
-    """The loss with `members` moved by `step` times `away`; they are put back."""
+    """The loss with `members` moved by `step` times `away`; afterwards they are put back."""
     kept = [parameter.detach().clone() for _, parameter in members]
     with torch.no_grad():
         for (_, parameter), direction in zip(members, away, strict=True):

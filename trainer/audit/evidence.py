@@ -1,4 +1,7 @@
-"""What the workers of an audit send back: batches, weights, gradients and routing decisions of each audited step, as one safetensors file."""
+"""The evidence that the workers of an audit send back, as one safetensors file.
+
+It holds the batches, weights, gradients and routing decisions of each audited step.
+"""
 
 import json
 import re
@@ -13,11 +16,12 @@ from trainer.parsing import parse
 
 @dataclass(frozen=True, kw_only=True)
 class StaleWeight:
-    """A parameter whose values in the forward pass were not those that the optimiser keeps."""
+    """A parameter whose values in the forward pass differed from those of the optimiser."""
 
     name: str
-    """`network/parameter`."""
+    """The parameter, as `network/parameter`."""
     rank: int
+    """The rank whose forward pass used the other values."""
 
     def __str__(self) -> str:
         return f"{self.name} on rank {self.rank}"
@@ -25,7 +29,7 @@ class StaleWeight:
 
 @dataclass(frozen=True, kw_only=True)
 class RouterCall:
-    """What one router was given in its first call of a step, on rank 0, and what it gave."""
+    """The inputs and outputs of one router in its first call of a step, on rank 0."""
 
     x_GND: Tensor
     keys_B: Tensor
@@ -36,40 +40,48 @@ class RouterCall:
 
 @dataclass(frozen=True, kw_only=True)
 class StepFacts:
-    """The parts of an audited step that are no tensors."""
+    """The parts of an audited step that are not tensors."""
 
     number: int
-    """Which step the objective was told it is."""
+    """The number of the step, as the objective received it."""
     losses: dict[str, float]
-    """Mean loss of each phase."""
+    """The mean loss of each phase."""
     norms: dict[str, float]
-    """Gradient norm of each phase, as the engine gave it."""
+    """The gradient norm of each phase, as the engine reported it."""
     stale: list[StaleWeight]
+    """The parameters that a rank used with other values than the optimiser's."""
     refused: str
-    """Why the loop refused the batch; empty: it did not."""
+    """The reason why the loop refused the batch; empty if it accepted it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditedStep:
-    """One optimiser step. Tensors are whole, put together from all ranks, and named `network/parameter`."""
+    """One optimiser step.
+
+    Tensors are whole, put together from all ranks, and named `network/parameter`.
+    """
 
     facts: StepFacts
+    """The parts of the step that are not tensors."""
     batches: list[dict[str, Tensor]] = field(default_factory=list)
     """The micro-batches of all ranks, rank after rank."""
     decisions: list[Tensor] = field(default_factory=list)
-    """What routing chose (indices), call after call, in the order of `batches`."""
+    """The indices that routing chose, call after call, in the order of `batches`."""
     weights: dict[str, Tensor] = field(default_factory=dict)
-    """fp32 weights before the step."""
+    """The fp32 weights before the step."""
     updated: dict[str, Tensor] = field(default_factory=dict)
-    """And after it: a second network's gradients are taken when the first is updated."""
+    """The fp32 weights after the step.
+
+    A second network's gradients are computed after the first network has been updated.
+    """
     buffers: dict[str, Tensor] = field(default_factory=dict)
-    """Before the step."""
+    """The buffers before the step."""
     buffers_after: dict[str, Tensor] = field(default_factory=dict)
-    """After the step."""
+    """The buffers after the step."""
     gradients: dict[str, Tensor] = field(default_factory=dict)
-    """What the optimiser was given, clipping undone."""
+    """The gradients that the optimiser received, with clipping undone."""
     routers: dict[str, RouterCall] = field(default_factory=dict)
-    """By `network/module`."""
+    """The first call of each router on rank 0, by `network/module`."""
 
     @property
     def by_name(self) -> dict[str, dict[str, Tensor]]:
@@ -85,18 +97,21 @@ class AuditedStep:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """All audited steps, and what the arithmetic was."""
+    """All audited steps, with the machine and the arithmetic of the job."""
 
     world: int
+    """The number of ranks."""
     device: str
+    """The torch device of rank 0."""
     roundoff: float
-    """Unit roundoff of the coarsest arithmetic that the job allows."""
+    """The unit roundoff of the coarsest arithmetic that the job allows."""
     steps: list[AuditedStep]
+    """The audited steps, in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Head:
-    """The evidence without its tensors: JSON in the head of the file."""
+    """The evidence without its tensors, written as JSON into the head of the file."""
 
     world: int
     device: str
@@ -105,7 +120,7 @@ class _Head:
 
 
 def to_bytes(evidence: Evidence) -> bytes:
-    """As a safetensors file."""
+    """The content of a safetensors file that holds the `evidence`."""
     tensors: dict[str, Tensor] = {}
     for index, step in enumerate(evidence.steps):
         for kind, by_name in step.by_name.items():
@@ -126,7 +141,7 @@ def to_bytes(evidence: Evidence) -> bytes:
 
 
 def from_bytes(content: bytes) -> Evidence:
-    """The evidence in a file that `to_bytes` made."""
+    """The evidence in the `content` of a file that `to_bytes` made."""
     length = int.from_bytes(content[:8], "little")
     head = parse(_Head, json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["evidence"]))
     steps = [AuditedStep(facts=facts) for facts in head.steps]
@@ -152,22 +167,30 @@ def from_bytes(content: bytes) -> Evidence:
 
 
 def experts_of(name: str, value: Tensor) -> list[tuple[str, Tensor]]:
-    """A stack of experts as its experts, any other parameter as itself: what is judged by itself, under its name."""
+    """The parts of a parameter that are judged by themselves, each with its name.
+
+    A stack of experts is split into its experts; any other parameter is one part.
+    """
     if name.rpartition(".")[0].endswith("experts") and value.ndim == 3:
         return [(f"{name}[{expert}]", part) for expert, part in enumerate(value)]
     return [(name, value)]
 
 
 def relative(error: float, size: float) -> float:
-    """error / size, where 0 / 0 is 0."""
-    return error / size if size else (0.0 if error == 0 else float("inf"))
+    """The quotient `error` / `size`, where 0 / 0 is 0."""
+    if size:
+        return error / size
+    return 0.0 if error == 0 else float("inf")
 
 
 def norm_of(value: Tensor) -> float:
-    """Euclidean norm, in float64."""
+    """The Euclidean norm, computed in float64."""
     return float(torch.linalg.vector_norm(value.double()))
 
 
 def group_of(name: str) -> str:
-    """Parameters that differ only in a number (of a block, a layer) form a group: `model/blocks.*.attention.qkv.weight`."""
+    """The group of a parameter, such as `model/blocks.*.attention.qkv.weight`.
+
+    Parameters whose names differ only in a number, of a block or a layer, form one group.
+    """
     return re.sub(r"(?<=[./\[])\d+(?=[.\]]|$)", "*", name)
