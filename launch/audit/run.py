@@ -1,4 +1,8 @@
-"""`switchwork audit`: are the gradients of this job, with its sharding, precision, kernels and machine, right? Minutes before a long run."""
+"""`switchwork audit`: are the gradients of this job right?
+
+The audit compares the job as it will run, with its sharding, precision, kernels and machine, with
+float64. It takes minutes, and belongs before a long run.
+"""
 
 import json
 import os
@@ -10,7 +14,7 @@ from tempfile import TemporaryDirectory
 import typer
 from rich.console import Console
 
-from launch.audit.report import likely_causes, show, unusual_signals
+from launch.audit.report import draw_signal, likely_causes, show, unusual_signals
 from launch.config import JobConfig, expert_ranks, load
 from launch.start import prepare_data
 from trainer.audit.evidence import Evidence, from_bytes
@@ -22,7 +26,10 @@ from trainer.world import choose_device
 
 
 def audit(console: Console, path: str, overrides: Sequence[str], as_json: bool) -> bool:
-    """Start the job's workers for two steps, work the same steps out in float64 here, print the comparison; returns whether all is right."""
+    """Run two steps on the job's workers and in float64 in this process, and print the comparison.
+
+    Returns whether every comparison is within its allowance.
+    """
     root = (read_job(path, overrides).get("run") or {}).get("root", "runs")
     job = load(path, [*overrides, f"run.root={json.dumps(f'{root}/audits')}"])
     files = prepare(job.run, resume=False, cluster=plain(job.cluster))
@@ -33,7 +40,7 @@ def audit(console: Console, path: str, overrides: Sequence[str], as_json: bool) 
     findings = judge(job.run, evidence)
     report = _report(findings, evidence)
     files.write_audit(report)
-    picture = _draw(findings, files, str(job.run.name))
+    picture = _draw_signal(findings, files, str(job.run.name))
     if as_json:
         print(json.dumps(report, indent=1))
     else:
@@ -42,7 +49,7 @@ def audit(console: Console, path: str, overrides: Sequence[str], as_json: bool) 
 
 
 def _evidence(console: Console, job: JobConfig, files: RunFiles) -> Evidence:
-    """What the workers hand over; their file is large, and not kept."""
+    """Run the workers, and return what they send back; its file is large, and is deleted."""
     from cluster.on_ray import train as ray_train
 
     if not (job.cluster.address or os.environ.get("RAY_ADDRESS")):
@@ -62,7 +69,7 @@ def _evidence(console: Console, job: JobConfig, files: RunFiles) -> Evidence:
 
 
 def _report(findings: Findings, evidence: Evidence) -> dict[str, object]:
-    """All of it, for programs."""
+    """All comparisons, for audit.json."""
     return {
         "verdict": findings.good,
         "suspects": likely_causes(findings),
@@ -76,13 +83,12 @@ def _report(findings: Findings, evidence: Evidence) -> dict[str, object]:
             for phase, signals in findings.signals.items()
         },
         "unusual_signals": unusual_signals(findings),
-        "judged": [asdict(each) | {"good": each.good} for each in findings.judged],
+        "judged": [asdict(judged) | {"good": judged.good} for judged in findings.judged],
     }
 
 
-def _draw(findings: Findings, files: RunFiles, title: str) -> str:
-    from launch.audit.report import draw_signal
-
+def _draw_signal(findings: Findings, files: RunFiles, title: str) -> str:
+    """Put the picture of the error signal into the run folder; returns its path."""
     with TemporaryDirectory() as scratch:
         file = draw_signal(findings, Path(scratch) / "signal.png", title)
         files.put_picture(file)

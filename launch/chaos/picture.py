@@ -1,9 +1,11 @@
 """The picture of a fire drill: both losses, the faults, and how far the losses differ."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from matplotlib.ticker import MaxNLocator
 
 from trainer.records.charts import INK, PLAIN, SOFT, plt
 from trainer.run_files import RunFiles
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _DRILL, _FAULT, _DIFFERENT, _IDENTICAL = "#1f4e79", "#d64545", "#ca6f1e", "#2d8659"
+_LABEL_WIDTH = 0.04
+"""The width of an upright label, as a share of the axis."""
 
 
 def draw_drill(undisturbed: RunFiles, drill: RunFiles, file: Path) -> Path:
@@ -28,19 +32,10 @@ def draw_drill(undisturbed: RunFiles, drill: RunFiles, file: Path) -> Path:
         )
         _loss_panel(losses, calm, latest, _replaced(drill))
         _difference_panel(differences, calm, latest)
-        for step, names in _names_of_faults(drill).items():
-            losses.annotate(
-                ", ".join(names),
-                (step, 1.02),
-                xycoords=losses.get_xaxis_transform(),
-                rotation=35,
-                va="bottom",
-                color=_FAULT,
-                annotation_clip=False,
-            )
-            for axis in (losses, differences):
-                axis.axvline(step, color=_FAULT, linestyle=":", linewidth=1.2)
+        _mark_faults(losses, differences, _names_of_faults(drill))
         differences.set_xlabel("step", color=INK)
+        differences.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.draw_without_rendering()  # the layout needs a second pass to leave room for the names
         figure.savefig(file)
         plt.close(figure)
     return file
@@ -67,10 +62,39 @@ def _names_of_faults(files: RunFiles) -> dict[int, list[str]]:
     return names
 
 
+def _mark_faults(losses: "Axes", differences: "Axes", names: Mapping[int, Sequence[str]]) -> None:
+    """Draw a dotted line through both panels per fault, and its name above them.
+
+    The names stand upright, which keeps neighbours apart. If two faults are too close even so, the
+    later name moves to the right, and a thin line joins it to its step.
+    """
+    first, last = losses.get_xlim()
+    width = _LABEL_WIDTH * (last - first)
+    free = first
+    for step, faults in sorted(names.items()):
+        label_at = max(step, free)
+        free = label_at + width
+        losses.annotate(
+            ", ".join(faults),
+            (step, 1.0),
+            (label_at, 1.06),
+            xycoords=losses.get_xaxis_transform(),
+            rotation=90,
+            ha="center",
+            va="bottom",
+            color=_FAULT,
+            annotation_clip=False,
+            fontsize=10,
+            arrowprops={"arrowstyle": "-", "color": _FAULT, "linewidth": 0.8, "relpos": (0.5, 0.0)},
+        )
+        for axis in (losses, differences):
+            axis.axvline(step, color=_FAULT, linestyle=":", linewidth=1.2)
+
+
 def _loss_panel(
     axis: "Axes", calm: Mapping[int, float], latest: Mapping[int, float], replaced: Mapping[int, float]
 ) -> None:
-    """Both losses; of a replayed step the latest, and faintly the first."""
+    """Draw both losses; of a replayed step the latest one, and faintly the first."""
     axis.plot(list(calm), list(calm.values()), color=SOFT, linewidth=4, label="undisturbed")
     axis.plot(list(latest), list(latest.values()), color=_DRILL, linewidth=1.4, label="drill")
     if replaced:
@@ -81,16 +105,16 @@ def _loss_panel(
 
 
 def _difference_panel(axis: "Axes", calm: Mapping[int, float], latest: Mapping[int, float]) -> None:
-    """The absolute differences; losses that are bit-identical lie on the zero line, in green."""
+    """Draw the absolute differences; bit-identical losses lie on the zero line, in green."""
     shared = [step for step in calm if step in latest]
     same = [step for step in shared if calm[step].hex() == latest[step].hex()]
-    gaps = {step: abs(calm[step] - latest[step]) for step in shared if step not in set(same)}
-    gaps = {step: gap for step, gap in gaps.items() if math.isfinite(gap) and gap > 0}
-    smallest = min(gaps.values(), default=1e-6)
-    axis.set_yscale("symlog", linthresh=10.0 ** math.floor(math.log10(smallest)), linscale=0.4)
+    differences = {step: abs(calm[step] - latest[step]) for step in shared}
+    gaps = {step: gap for step, gap in differences.items() if math.isfinite(gap) and gap > 0}
+    linear = 10.0 ** math.floor(math.log10(min(gaps.values(), default=1e-6)))
+    axis.set_yscale("symlog", linthresh=linear, linscale=0.4)
     axis.plot(same, [0.0] * len(same), "s", color=_IDENTICAL, markersize=4, label="bit-identical")
     if gaps:
         axis.plot(list(gaps), list(gaps.values()), "o", color=_DIFFERENT, markersize=4, label="different")
-    axis.set_ylim(-0.3 * 10.0 ** math.floor(math.log10(smallest)), 10 * max(gaps.values(), default=1e-6))
+    axis.set_ylim(-0.3 * linear, 10 * max(gaps.values(), default=1e-6))
     axis.set_ylabel("|difference|")
     axis.legend(frameon=False, ncols=2, loc="upper left")

@@ -1,7 +1,9 @@
-"""`switchwork chaos`: a fire drill. A run without faults, the same run with them, and a table of what each cost.
+"""`switchwork chaos`: a fire drill, which shows what each fault costs a run.
 
-The faults that a worker can do to itself happen inside it (trainer/recovery/faults.py), the others are done from here: SIGTERM to the
-command, which is then started again with --resume, and a tracking server that goes away for a while.
+The drill does a run without faults, and then the same run with them. A worker injects the faults
+that it can do to itself (trainer/recovery/faults.py). This module does the others: SIGTERM to the
+command, which is then started again with --resume, and a tracking server that goes away for a
+while.
 """
 
 import os
@@ -12,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 from rich.console import Console
@@ -20,7 +22,7 @@ from rich.console import Console
 from launch.chaos.report import InjectedFault, report
 from launch.config import JobConfig
 from trainer.checkout import CHECKOUT
-from trainer.parsing import parse, plain, read_job
+from trainer.parsing import Json, parse, plain, read_job
 from trainer.recovery.faults import FaultConfig
 from trainer.run_files import run_files
 from trainer.run_rows import Fault
@@ -31,22 +33,22 @@ _POLL_S = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Terminate:
-    """SIGTERM to the command; once it has left, it is started again with --resume."""
+    """Sends SIGTERM to the command; when it has ended, starts it again with --resume."""
 
     name: Literal["terminate"] = "terminate"
     step: int
-    """After this step, as it is logged."""
+    """The step after which the fault happens, as it is logged."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingAway:
-    """The MLflow server is killed, and started again."""
+    """Kills the MLflow server, and starts it again later."""
 
     name: Literal["tracking_away"] = "tracking_away"
     step: int
-    """After this step, as it is logged."""
+    """The step after which the fault happens, as it is logged."""
     seconds: float = 30.0
-    """It is away for so long."""
+    """Seconds for which the server is away."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,58 +56,63 @@ class Drill:
     """A faults file."""
 
     overrides: tuple[str, ...] = ()
-    """Fields of the job that are set for the drill, `a.b=c` each: to make it short, mostly."""
+    """Fields of the job to set for the drill, each as `a.b=c`; most make the run short."""
     faults: tuple[FaultConfig | Terminate | TrackingAway, ...]
-    """What happens, and when."""
+    """The faults to inject; each names its step."""
 
 
 def chaos(console: Console, job_file: str, faults_file: str, overrides: Sequence[str], folder: str) -> bool:
-    """Run the drill in `folder`, print its table, and write it to drill.json; returns whether the run came through."""
+    """Run the drill in `folder`, print its table, and write it to drill.json.
+
+    Returns whether the run recovered from every fault, and saw the right data.
+    """
     drill = parse(Drill, read_job(faults_file), "faults")
     root = Path(folder).absolute()
     root.mkdir(parents=True, exist_ok=True)
     for name in ("undisturbed", "drill"):
         if (root / name).exists():
-            raise ValueError(f"--folder: {root / name} is there from an earlier drill; name another folder")
+            raise ValueError(f"--folder: {root / name} exists from an earlier drill; name another folder")
     with _Server(root) as server:
-        job = read_job(job_file, [*drill.overrides, *overrides])
-        settings = {
-            "root": str(root),
-            "log_every": 1,
-            "tracking": {**job["run"].get("tracking", {}), "uri": server.uri},
-        }
-        restarts = {"max_failures": len(drill.faults)}
-        inner = [plain(fault) for fault in drill.faults if not isinstance(fault, Terminate | TrackingAway)]
-        for name, more in (("undisturbed", {}), ("drill", {"faults": inner})):
-            whole = {
-                "run": {**job["run"], **settings, "name": name, **more},
-                "cluster": {**job.get("cluster", {}), **restarts},
-            }
-            parse(JobConfig, whole)
-            (root / f"{name}.yaml").write_text(yaml.safe_dump(whole, sort_keys=False))
+        _write_jobs(root, read_job(job_file, [*drill.overrides, *overrides]), drill, server.uri)
         console.print(f"a run without faults, then one with {len(drill.faults)}; their output is in {root}")
         if code := _Command(root, "undisturbed").wait():
             raise ValueError(f"the run without faults ended with code {code}; see {root / 'undisturbed.log'}")
         outer = [fault for fault in drill.faults if isinstance(fault, Terminate | TrackingAway)]
-        came_through = _disturbed(console, root, outer, server)
-    injected = [
-        InjectedFault(fault["name"], fault["step"], fault["time"]) for fault in run_files(str(root), "drill").faults()
-    ]
-    return (
-        report(console, root, sorted(injected, key=lambda each: each.time), planned=len(drill.faults)) and came_through
-    )
+        recovered = _run_disturbed(console, root, outer, server)
+    happened = sorted(run_files(str(root), "drill").faults(), key=lambda fault: fault["time"])
+    injected = [InjectedFault(fault["name"], fault["step"], fault["time"]) for fault in happened]
+    return report(console, root, injected, planned=len(drill.faults)) and recovered
 
 
-def _disturbed(console: Console, root: Path, faults: Sequence[Terminate | TrackingAway], server: "_Server") -> bool:
-    """Run the drill to its end, doing from outside what cannot be done from inside; returns whether it ended well."""
-    files, left = run_files(str(root), "drill"), sorted(faults, key=lambda fault: fault.step)
+def _write_jobs(root: Path, job: Json, drill: Drill, tracking_uri: str) -> None:
+    """Write the job files of the two runs, which differ in their names and faults alone."""
+    tracking = {**job["run"].get("tracking", {}), "uri": tracking_uri}
+    run = {**job["run"], "root": str(root), "log_every": 1, "tracking": tracking}
+    cluster = {**job.get("cluster", {}), "max_failures": len(drill.faults)}
+    inner = [plain(fault) for fault in drill.faults if not isinstance(fault, Terminate | TrackingAway)]
+    jobs = {
+        "undisturbed": {"run": {**run, "name": "undisturbed"}, "cluster": cluster},
+        "drill": {"run": {**run, "name": "drill", "faults": inner}, "cluster": cluster},
+    }
+    for name, values in jobs.items():
+        parse(JobConfig, values)
+        (root / f"{name}.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def _run_disturbed(console: Console, root: Path, faults: Sequence[Terminate | TrackingAway], server: "_Server") -> bool:
+    """Run the drill to its end, and inject the faults that a worker cannot do to itself.
+
+    Returns whether the command succeeded.
+    """
+    files = run_files(str(root), "drill")
+    pending = sorted(faults, key=lambda fault: fault.step)
     command = _Command(root, "drill")
     while True:
         time.sleep(_POLL_S)
         step = max((row.step for row in files.metrics()), default=0)
-        server.back_if_due()
-        if left and step >= left[0].step and command.process.poll() is None:
-            fault = left.pop(0)
+        server.return_if_due()
+        if pending and step >= pending[0].step and command.process.poll() is None:
+            fault = pending.pop(0)
             console.print(f"step {step}: {fault.name}")
             files.add_fault(Fault(fault=-1, name=fault.name, step=step, time=time.time()))
             match fault:
@@ -116,37 +123,39 @@ def _disturbed(console: Console, root: Path, faults: Sequence[Terminate | Tracki
                 case TrackingAway(seconds=seconds):
                     server.go_away(seconds)
         elif (code := command.process.poll()) is not None:
-            server.back_if_due(now=True)
+            server.return_if_due(now=True)
             return code == 0
 
 
 class _Command:
-    """A `switchwork train` of its own."""
+    """A `switchwork train` as a process of its own; its output goes to NAME.log."""
 
     def __init__(self, root: Path, name: str, *options: str):
+        path = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
         with (root / f"{name}.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "launch.cli", "train", str(root / f"{name}.yaml"), *options],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=root,
-                env=os.environ
-                | {"PYTHONPATH": os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))},
+                env=os.environ | {"PYTHONPATH": path},
             )
 
     def wait(self) -> int:
         try:
             return self.process.wait()
-        except BaseException:  # Ctrl-C: the run goes with the drill
+        except BaseException:  # Ctrl-C ends the run together with the drill
             self.process.kill()
             raise
 
 
 class _Server:
-    """An MLflow server on this machine, over a store in `root`, that can go away for a while."""
+    """An MLflow server on this machine, with its store in `root`, that can go away for a while."""
 
     def __init__(self, root: Path):
-        self.root, self.port, self.back_at = root, free_port(), float("inf")
+        self.root = root
+        self.port = free_port()
+        self.returns_at = float("inf")
         self.process: subprocess.Popen[bytes] | None = None
         self.uri = f"http://127.0.0.1:{self.port}"
 
@@ -154,17 +163,14 @@ class _Server:
         self._start()
         return self
 
-    def __exit__(self, *problem: Any) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._kill()
 
     def _start(self) -> None:
+        database = f"sqlite:///{self.root}/mlflow.db"
+        artifacts = str(self.root / "artifacts")
         command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1"]
-        store = [
-            "--backend-store-uri",
-            f"sqlite:///{self.root}/mlflow.db",
-            "--artifacts-destination",
-            str(self.root / "artifacts"),
-        ]
+        store = ["--backend-store-uri", database, "--artifacts-destination", artifacts]
         quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         with (self.root / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -184,8 +190,8 @@ class _Server:
 
     def go_away(self, seconds: float) -> None:
         self._kill()
-        self.back_at = time.monotonic() + seconds
+        self.returns_at = time.monotonic() + seconds
 
-    def back_if_due(self, now: bool = False) -> None:
-        if self.process is None and (now or time.monotonic() >= self.back_at):
+    def return_if_due(self, now: bool = False) -> None:
+        if self.process is None and (now or time.monotonic() >= self.returns_at):
             self._start()
