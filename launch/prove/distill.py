@@ -1,7 +1,9 @@
-"""`switchwork prove distill`: how much of the gain of a mixture of experts does a dense student keep?
+"""`switchwork prove distill`: how much of a mixture's gain does a dense student keep?
 
-Switch Transformers, section 4.1, over paired seeds, at equal steps and equal data: the dense model alone, the mixture of experts, and the dense model
-with that one as its teacher, from whose weights outside the experts it starts. Teacher and student share a seed; shares are taken seed by seed.
+This is the experiment of Switch Transformers, section 4.1, over paired seeds, at equal steps and
+equal data. It compares the dense model alone, the mixture of experts, and a dense student. The
+mixture is the student's teacher, and the student starts from its weights outside the experts.
+Teacher and student share a seed; shares are taken seed by seed.
 """
 
 import json
@@ -47,22 +49,25 @@ TITLE = "A dense model that learns from a mixture of experts"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command's flags say."""
+    """The flags of the command."""
 
     seeds: int
-    """How many, from the job's own on."""
+    """Number of seeds, counted from the job's own."""
     alpha: float
     """The teacher's share of the loss."""
     kl_temperature: float
-    """Of the teacher's loss."""
+    """Temperature of the teacher's loss."""
     ablations: bool
-    """The student with the teacher's weights alone, and with its loss alone, as well."""
+    """Whether to train students with the teacher's weights alone and with its loss alone, too."""
     processes: int | None
-    """Runs at a time; None: as many as there are cores."""
+    """Runs at the same time. None: as many as the cores allow."""
     folder: str
-    """Runs, results and picture."""
+    """Folder of the runs, the results and the picture."""
     teachers: str | None = None
-    """Folder of `switchwork prove moe`, whose runs serve as dense models and teachers; None: `folder` has them, too."""
+    """A folder of `switchwork prove moe`, whose runs serve as dense models and teachers.
+
+    None: these runs are in `folder`, too.
+    """
 
     def __post_init__(self) -> None:
         if self.seeds < 2:
@@ -71,39 +76,43 @@ class Options:
             raise ValueError(f"--processes: {self.processes}; use at least 1")
         if not 0 < self.alpha <= 1 or not self.kl_temperature > 0:
             raise ValueError(
-                f"--alpha: {self.alpha} and --temperature {self.kl_temperature}; use an alpha above 0 and up to 1, and a temperature above 0"
+                f"--alpha: {self.alpha} and --temperature {self.kl_temperature}; "
+                "use an alpha above 0 and up to 1, and a temperature above 0"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """The part of the teacher's gain that a student keeps; None where no bound can be told."""
+    """The share of the teacher's gain that a student keeps, as JSON; an infinite bound is None."""
 
     mean: float | None
     low: float | None
     high: float | None
     n: int
-    """Paired seeds."""
+    """Number of paired seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What `results.json` holds."""
+    """The content of `results.json`."""
 
     job: Json
     """The teacher's run."""
     options: Options
     processes: int
     minutes_of_runs: float
-    """One after the other."""
+    """Training time of all runs together."""
     variants: list[VariantOutcome]
     leads: list[Lead]
     kept: dict[str, Share]
-    """By student."""
+    """The share of the teacher's gain that each student keeps, by the student's name."""
 
 
 def prove(console: Console, path: str, overrides: Sequence[str], options: Options) -> None:
-    """Run what is missing, teachers first, then print table and verdict, and write `results.json` and `proof.png`."""
+    """Train the missing runs, teachers first, print the table and the verdicts, write the results.
+
+    The results are `results.json` and `proof.png` in the folder of `options`.
+    """
     run = parse(JobConfig, read_job(path, overrides)).run
     moe = checked(run, path)
     check_writable(absolute(options.folder), "--folder")
@@ -120,19 +129,19 @@ def prove(console: Console, path: str, overrides: Sequence[str], options: Option
         minutes_of_runs=minutes,
         variants=outcomes,
         leads=rows_of(leads),
-        kept={name: _told(part) for name, part in kept.items()},
+        kept={name: _finite(part) for name, part in kept.items()},
     )
     Folder(absolute(options.folder)).write("results.json", json.dumps(asdict(results), indent=1).encode())
     _show(console, outcomes, leads, kept, teacher)
     draw_proof(outcomes, leads, TITLE, Path(Folder(absolute(options.folder)).path) / "proof.png")
-    where = f"figures in {options.folder}/results.json, picture in {options.folder}/proof.png"
-    console.print(f"{clock(60 * minutes / processes)} of training; {where}", highlight=False)
+    files = f"metrics in {options.folder}/results.json, picture in {options.folder}/proof.png"
+    console.print(f"{clock(60 * minutes / processes)} of training; {files}", highlight=False)
 
 
 def _show(
     console: Console, outcomes: Sequence[VariantOutcome], leads: Leads, kept: Mapping[str, Difference], teacher: str
 ) -> None:
-    """Print the table, the leads of and over the distilled model, and the shares."""
+    """Print the table, the leads that involve the distilled model, and the shares."""
     console.print(table_of(outcomes, leads))
     for (ours, theirs), difference in leads.items():
         if DISTILLED in (ours, theirs):
@@ -141,8 +150,8 @@ def _show(
         console.print(words(name, teacher, part), style="bold", highlight=False)
 
 
-def _told(part: Difference) -> Share:
-    """JSON has no infinity."""
+def _finite(part: Difference) -> Share:
+    """Return a share without infinite bounds, since JSON has no infinity."""
     mean, low, high = (bound if math.isfinite(bound) else None for bound in (part.mean, part.low, part.high))
     return Share(mean=mean, low=low, high=high, n=part.n)
 
@@ -150,16 +159,17 @@ def _told(part: Difference) -> Share:
 def _trained(
     console: Console, run: RunConfig, moe: MoEConfig, processes: int, options: Options
 ) -> tuple[dict[str, list[RunConfig]], float]:
-    """The runs of each variant by seed, all done, and the minutes that they took one after the other."""
+    """Train all runs that are missing.
+
+    Returns the runs of each variant, one per seed, and the training time of all runs in minutes.
+    """
     prepare_data(language_of(run).data)
-    root, teachers_root = (
-        f"{absolute(folder)}/runs" for folder in (options.folder, options.teachers or options.folder)
-    )
+    root = f"{absolute(options.folder)}/runs"
+    teachers_root = f"{absolute(options.teachers or options.folder)}/runs"
     seeds = range(run.seed, run.seed + options.seeds)
     teacher = switch_name(moe.experts)
-    of_moe = variants(
-        run, moe, [int(number) for number in EXPERTS.split(",")]
-    )  # to the letter those of `switchwork prove moe`
+    # These are exactly the variants of `switchwork prove moe`, so that its runs can be reused.
+    of_moe = variants(run, moe, [int(number) for number in EXPERTS.split(",")])
     dense = of_moe["dense"]
     taught = list(students(dense, "", options))
     count = f"{2 + len(taught)} variants x {len(seeds)} seeds, {run.stop.steps} steps each, {processes} at a time"
@@ -176,13 +186,16 @@ def _trained(
 
 
 def _seconds_of(console: Console, runs: Mapping[str, Sequence[RunConfig]], processes: int, what: str) -> float:
-    """Run what is missing, seed by seed; returns the seconds of training of all runs together."""
+    """Train the missing runs, seed by seed, and return the seconds of training of all runs."""
     seed_by_seed = list(chain.from_iterable(zip(*runs.values(), strict=True)))
     return sum(summary["train_seconds"] for summary in summaries(console, seed_by_seed, processes, what))
 
 
 def students(dense: RunConfig, teacher: str, options: Options) -> Mapping[str, RunConfig]:
-    """Name -> the run `dense` with a teacher in the folder `teacher`: with its weights and its loss, or with one of the two alone."""
+    """Return the students of the run in the folder `teacher`, by name: `dense` with a teacher.
+
+    A student has the teacher's weights and loss, or one of the two alone.
+    """
     objective = language_of(dense)
     same: dict[str, Any] = {
         field.name: getattr(objective, field.name) for field in fields(objective) if field.name != "name"
@@ -201,23 +214,30 @@ def students(dense: RunConfig, teacher: str, options: Options) -> Mapping[str, R
 
 
 def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Each variant against the dense model, then the distilled one against the others and its teacher."""
-    return [(name, "dense") for name in names if name != "dense"] + [
-        (DISTILLED, name) for name in names if name not in ("dense", DISTILLED)
-    ]
+    """Pair each variant with the dense model, then the distilled one with all others."""
+    with_dense = [(name, "dense") for name in names if name != "dense"]
+    with_distilled = [(DISTILLED, name) for name in names if name not in ("dense", DISTILLED)]
+    return with_dense + with_distilled
 
 
 def _kept(outcomes: Sequence[VariantOutcome], teacher: str) -> dict[str, Difference]:
-    """Of the teacher's gain over the dense model, the share that each student has."""
+    """Return the share of the teacher's gain over the dense model that each student keeps."""
     losses = {outcome.name: outcome.losses for outcome in outcomes}
     dense = losses.pop("dense")
-    gains = {name: [alone - mine for alone, mine in zip(dense, own, strict=True)] for name, own in losses.items()}
+    gains = {name: _gain(dense, own) for name, own in losses.items()}
     return {name: share(gain, gains[teacher]) for name, gain in gains.items() if name != teacher}
 
 
+def _gain(dense: Sequence[float], own: Sequence[float]) -> list[float]:
+    """Return how far the losses `own` lie below those of the dense model, seed by seed."""
+    return [alone - mine for alone, mine in zip(dense, own, strict=True)]
+
+
 def words(name: str, teacher: str, kept: Difference) -> str:
-    """What may be said of a share."""
+    """Return the share `kept` of the gain of `teacher`, in words."""
+    gain = f"the gain of {teacher} over the dense model"
     if math.isinf(kept.high):
-        return f"{name}: the gain of {teacher} over the dense model is not clear of zero with {kept.n} paired seeds, so no share of it can be told; use more"
+        reason = f"not clear of zero with {kept.n} paired seeds, so its share is unknown"
+        return f"{name}: {gain} is {reason}; use more seeds"
     interval = f"{CONFIDENCE:.0%} interval {kept.low:.0%} to {kept.high:.0%}, {kept.n} paired seeds"
-    return f"{name}: keeps {kept.mean:.0%} of the gain of {teacher} over the dense model ({interval})"
+    return f"{name}: keeps {kept.mean:.0%} of {gain} ({interval})"

@@ -1,5 +1,9 @@
-"""`switchwork prove thought`: is it worth writing the steps down? Two models, alike but for the texts that they train on at equal tokens: problems
-with their answers, and problems with the steps to them. Accuracy by number of steps, for both, with intervals."""
+"""`switchwork prove thought`: is it worth writing the steps of a calculation down?
+
+Two models differ only in their training texts, which have the same number of tokens: problems with
+their answers, and problems with the steps to the answers. The proof reports the accuracy of both
+by number of steps, with intervals.
+"""
 
 import json
 import math
@@ -24,7 +28,7 @@ from trainer.parsing import Json, parse, plain, read_job
 from trainer.run_files import run_files
 from trainer.storage import absolute, check_writable
 
-if TYPE_CHECKING:  # matplotlib takes a second to import, and is needed at the end
+if TYPE_CHECKING:  # matplotlib takes a second to import, and only the picture needs it
     from matplotlib.axes import Axes
 
 RECIPE = str(CHECKOUT / "launch" / "configs" / "prove_thought.yaml")
@@ -33,37 +37,38 @@ _STYLES: tuple[Style, ...] = get_args(Style)
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command's flags say."""
+    """The flags of the command."""
 
     max_steps: int
-    """Steps of the longest problems; the shortest take one."""
+    """The largest number of steps of a problem; the smallest is one."""
     problems: int
-    """Problems to be answered per number of steps."""
+    """Problems per number of steps."""
     shots: int
-    """Worked examples before each."""
+    """Worked examples before each problem."""
     processes: int
-    """Runs at a time."""
+    """Runs at the same time."""
     folder: str
-    """Texts, runs, results and picture."""
+    """Folder of the texts, the runs, the results and the picture."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_steps <= 12 or self.problems < 20:
             raise ValueError(
-                f"--steps {self.max_steps} and --problems {self.problems}: use 1 to 12 steps, and at least 20 problems of each"
+                f"--steps {self.max_steps} and --problems {self.problems}: "
+                "use 1 to 12 steps, and at least 20 problems per number of steps"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """Accuracy at one number of steps."""
+    """The accuracy of both styles on problems with one number of steps."""
 
     steps: int
     of: int
-    """Problems."""
+    """Number of problems."""
     right: dict[Style, int]
-    """Right answers, by style."""
+    """Number of right answers, by style."""
     lead: float
-    """Share of right answers with the steps written out, less that without, item by item."""
+    """Share of right answers with the steps written out minus that without, item by item."""
     low: float
     """Lower end of the lead's 95 % interval."""
     high: float
@@ -72,23 +77,24 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What `results.json` holds."""
+    """The content of `results.json`."""
 
     job: Json
-    """The run that both styles are trained by."""
+    """The run from which the runs of both styles are derived."""
     tokens: int
-    """Trained on, per style."""
+    """Number of training tokens per style."""
     shots: int
     minutes_of_runs: dict[Style, float]
     levels: list[Level]
 
 
 def prove(console: Console, path: str, overrides: Sequence[str], options: Options) -> None:
-    """Make the texts, train what is not trained yet, answer the problems, and show who is right how often."""
+    """Make the texts, train the missing runs, answer the problems, and report the accuracies."""
     run = parse(JobConfig, read_job(path, overrides)).run
     if not isinstance(run.objective, LanguageConfig) or run.stop.steps is None:
         raise ValueError(
-            f"{path}: the proof trains a language model for a number of steps; use the objective moe_lm, and set run.stop.steps"
+            f"{path}: the proof trains a language model for a number of steps; "
+            "use the objective moe_lm, and set run.stop.steps"
         )
     root = Path(absolute(options.folder))
     check_writable(str(root), "--folder")
@@ -116,21 +122,19 @@ def prove(console: Console, path: str, overrides: Sequence[str], options: Option
 def _run(
     run: RunConfig, objective: LanguageConfig, style: Style, root: Path, steps: Sequence[int], asked: set[str]
 ) -> RunConfig:
-    """The run on texts of `style`, which are made: as many characters as the run reads, and some more."""
+    """Write the texts of `style`, and return the run that trains on them.
+
+    The texts have more characters than the run reads.
+    """
     texts = root / "texts" / f"{style}-{len(steps)}"
-    write_texts(
-        texts,
-        style,
-        steps,
-        round(1.3 * (run.stop.steps or 0) * run.batch.global_batch * objective.data.seq_len),
-        run.seed,
-        asked,
-    )
+    characters = round(1.3 * (run.stop.steps or 0) * run.batch.global_batch * objective.data.seq_len)
+    write_texts(texts, style, steps, characters, run.seed, asked)
     data = replace(objective.data, source=Files(paths=(f"{texts}/*.jsonl",)))
     return named(replace(run, objective=replace(objective, data=data)), style, str(root / "runs"))
 
 
 def _level(steps: int, answers: Mapping[Style, Sequence[Answer]]) -> Level:
+    """Compare the answers of both styles to the problems that take `steps` steps."""
     direct = _right(answers["direct"], steps)
     thought = _right(answers["chain_of_thought"], steps)
     differences = [thought[item] - direct[item] for item in direct]
@@ -142,40 +146,43 @@ def _level(steps: int, answers: Mapping[Style, Sequence[Answer]]) -> Level:
 
 
 def _right(answers: Sequence[Answer], steps: int) -> dict[int, bool]:
-    """Whether the answer is right, by item, of the problems that take `steps` steps."""
+    """Return, by item, whether the answers to the problems with `steps` steps are right."""
     return {answer["item"]: answer["right"] for answer in answers if answer["group"] == f"{steps} steps"}
 
 
 def _show(console: Console, results: Results, folder: str) -> None:
+    """Print the table, the verdict, and the time of training."""
+    console.print(_table(results))
+    ahead = ", ".join(str(level.steps) for level in results.levels if level.low > 0)
+    verdict = f"ahead, with the interval clear of zero, at {ahead} steps" if ahead else "not ahead anywhere"
+    console.print(f"chain of thought: {verdict}", style="bold", highlight=False)
+    minutes = ", ".join(f"{style} {minutes:.1f}" for style, minutes in results.minutes_of_runs.items())
+    console.print(f"minutes of training: {minutes}; results.json and proof.png in {folder}", highlight=False)
+
+
+def _table(results: Results) -> Table:
+    """Return a table with a row per number of steps: both accuracies and the lead."""
     levels = results.levels
-    title = f"share of right answers, {levels[0].of} problems each, {results.shots} examples in context, {results.tokens:,} training tokens for each style"
+    scale = f"{levels[0].of} problems per row, {results.shots} examples in context"
+    title = f"share of right answers, {scale}, {results.tokens:,} training tokens per style"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for heading in ("steps", "direct", "chain of thought", "lead", "95 % interval"):
         table.add_column(heading, justify="right")
     for level in levels:
         shares = [f"{level.right[style] / level.of:.3f}" for style in _STYLES]
         table.add_row(str(level.steps), *shares, f"{level.lead:+.3f}", f"{level.low:+.3f} to {level.high:+.3f}")
-    console.print(table)
-    ahead = [level.steps for level in levels if level.low > 0]
-    verdict = (
-        f"ahead, with the interval clear of zero, at {', '.join(map(str, ahead))} steps"
-        if ahead
-        else "not ahead anywhere"
-    )
-    console.print(f"chain of thought: {verdict}", style="bold", highlight=False)
-    minutes = ", ".join(f"{style} {minutes:.1f}" for style, minutes in results.minutes_of_runs.items())
-    console.print(f"minutes of training: {minutes}; results.json and proof.png in {folder}", highlight=False)
+    return table
 
 
 def draw_accuracy(levels: Sequence[Level], file: Path) -> None:
-    """Accuracy by number of steps, with Wilson intervals."""
+    """Draw the accuracy of both styles by number of steps, with Wilson intervals."""
     from trainer.records.charts import PLAIN, plt
 
     with plt.rc_context(PLAIN):
         figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
         _draw_style(axis, levels, "chain_of_thought", "#08519c", "steps written out")
         _draw_style(axis, levels, "direct", "#d98c21", "answer at once")
-        axis.axhline(0.1, color="#9aa5b1", linestyle=":", label="a guess")
+        axis.axhline(0.1, color="#9aa5b1", linestyle=":", label="guessing")
         axis.set_ylim(0, 1.03)
         axis.set_xticks([level.steps for level in levels])
         axis.set_xlabel("steps that the problem takes")
@@ -186,10 +193,10 @@ def draw_accuracy(levels: Sequence[Level], file: Path) -> None:
 
 
 def _draw_style(axis: "Axes", levels: Sequence[Level], style: Style, colour: str, label: str) -> None:
+    """Draw the accuracy of one style as a line with error bars."""
+    steps = [level.steps for level in levels]
     shares = [level.right[style] / level.of for level in levels]
     bounds = [wilson(level.right[style], level.of) for level in levels]
     below = [share - low for share, (low, _) in zip(shares, bounds, strict=True)]
     above = [high - share for share, (_, high) in zip(shares, bounds, strict=True)]
-    axis.errorbar(
-        [level.steps for level in levels], shares, yerr=[below, above], color=colour, marker="o", capsize=3, label=label
-    )
+    axis.errorbar(steps, shares, yerr=[below, above], color=colour, marker="o", capsize=3, label=label)
