@@ -250,7 +250,7 @@ def test_a_tracking_server_that_is_away_is_said_before_anything_starts(
     away = f"http://127.0.0.1:{free_port()}"
     code, _, complaint = switchwork("sweep", write(seeds=2), "run.tracking.enabled=true", f"run.tracking.uri={away}")
     assert (code, complaint.count("\n")) == (2, 1)
-    assert f"run.tracking.uri: MLflow at {away} does not take the sweep's run" in complaint
+    assert f"run.tracking.uri: MLflow at {away} does not accept the sweep's run" in complaint
     assert "run.tracking.enabled=false" in complaint
 
 

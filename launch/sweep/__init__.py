@@ -1,1 +1,1 @@
-"""Many runs of one job: their settings, their trials, their results, and a scaling law through them."""
+"""Sweeps: many runs of one job, with their trials, their results and a fitted scaling law."""

@@ -1,4 +1,4 @@
-"""A sweep file: which job, what is varied in it, and who decides which trials go on."""
+"""The sweep file: a job, the keys that vary, and the rule for which trials continue."""
 
 import math
 import re
@@ -8,20 +8,21 @@ from typing import Any, Literal
 
 from trainer.parsing import parse
 
-_OURS = ("run.name", "run.root", "run.tracking", "cluster.address")
+_RESERVED = ("run.name", "run.root", "run.tracking", "cluster.address")
+_EXAMPLE = "run.optimizer.lr"
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """Values between two ends."""
+    """A range that values are drawn from."""
 
     low: int | float
-    """The least value."""
+    """The lowest value."""
     high: int | float
-    """The greatest; where both are whole numbers, so is what is drawn."""
+    """The highest value. If `low` and `high` are whole numbers, so are the drawn values."""
     log: bool = False
-    """Draw evenly over the orders of magnitude."""
+    """Draw uniformly in the logarithm of the value."""
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
@@ -30,29 +31,42 @@ class Range:
             raise ValueError(f"low is {self.low}; with log it must be above 0")
 
     def at(self, share: float) -> int | float:
-        """The value `share` (0 to 1) of the way from `low` to `high`; of other than whole numbers four digits, which is enough to tell trials apart."""
-        whole = isinstance(self.low, int) and isinstance(self.high, int)
-        low, high = (self.low, self.high + 1) if whole else (self.low, self.high)
-        value = math.exp(math.log(low) + share * math.log(high / low)) if self.log else low + share * (high - low)
-        return min(math.floor(value), int(self.high)) if whole else float(f"{value:.4g}")
+        """The value `share` (0 to 1) of the way from `low` to `high`.
+
+        Values that are not whole numbers have four digits, enough to tell trials apart.
+        """
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            return min(math.floor(self._between(self.low, self.high + 1, share)), self.high)
+        return float(f"{self._between(self.low, self.high, share):.4g}")
+
+    def _between(self, low: float, high: float, share: float) -> float:
+        if self.log:
+            return math.exp(math.log(low) + share * math.log(high / low))
+        return low + share * (high - low)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Every trial does all its steps."""
+    """Every trial trains to its last step."""
 
     name: Literal["grid"] = "grid"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asha:
-    """Asynchronous successive halving (Li et al. 2020, algorithm 2): at each rung a trial goes on only if it is among the best of those that came so far."""
+    """Asynchronous successive halving (Li et al. 2020, algorithm 2).
+
+    At each rung a trial continues only if it is among the best of the trials that have reached it.
+    """
 
     name: Literal["asha"] = "asha"
     grace_steps: int
-    """The first rung: no trial is stopped before so many steps. The others are at this times the powers of `reduction_factor`."""
+    """The step of the first rung; no trial is stopped before it.
+
+    The other rungs are at this number times the powers of `reduction_factor`.
+    """
     reduction_factor: float = 3.0
-    """One in so many goes on from a rung to the next."""
+    """One trial in this many continues from a rung to the next."""
 
     def __post_init__(self) -> None:
         if self.grace_steps < 1:
@@ -63,11 +77,15 @@ class Asha:
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingLaw:
-    """At the end L(N) = (N_c / N)^alpha (Kaplan et al. 2020, eq. 1.1) is fitted to the losses of the sizes in `variants`: see launch/sweep/scaling_law.py."""
+    """A scaling law L(N) = (N_c / N)^alpha (Kaplan et al. 2020, eq. 1.1).
+
+    It is fitted to the losses of the sizes in `variants` at the end of the sweep: see
+    launch/sweep/scaling_law.py.
+    """
 
     name: Literal["scaling_law"] = "scaling_law"
     hold_out: int = 1
-    """The largest sizes, so many, take no part in the fit, and are predicted from it."""
+    """The number of largest sizes that are left out of the fit and predicted from it."""
 
     def __post_init__(self) -> None:
         if self.hold_out < 0:
@@ -76,30 +94,40 @@ class ScalingLaw:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """One sweep: each of `variants` with each combination of the lists in `over`, each of these with `samples` draws of its ranges, and each with all seeds."""
+    """A sweep over the keys of a job.
+
+    Each of `variants` is combined with each combination of the lists in `over`, each of these with
+    `samples` draws of the ranges in `over`, and each of those with all seeds.
+    """
 
     job: str
-    """The job file, relative to this one."""
+    """The path of the job file, relative to the sweep file."""
     over: dict[str, Any] = field(default_factory=dict)
-    """Key of the job, such as run.optimizer.lr -> its values: a list, or {low, high, log} to draw from."""
+    """The values of each key of the job that varies, such as run.optimizer.lr.
+
+    The values are a list, or a range {low, high, log} to draw from.
+    """
     variants: tuple[dict[str, Any], ...] = ()
-    """Keys that change together: a name and the keys of the job with their values, for each variant."""
+    """Sets of keys that change together.
+
+    Each variant has a `name`, and the keys of the job with their values.
+    """
     samples: int = 0
-    """Draws of the ranges in `over`."""
+    """The number of draws from the ranges in `over`."""
     sample_seed: int = 0
-    """Decides the draws; with more samples the first ones stay."""
+    """The seed of the draws. If `samples` grows, the first draws stay the same."""
     seeds: int = 1
-    """How many, from the job's own on."""
+    """The number of consecutive seeds per setting, starting with the seed of the job."""
     metric: str = "eval/loss"
-    """The figure in metrics.jsonl that trials are judged by."""
+    """The metric in metrics.jsonl that the trials are judged by."""
     mode: Literal["min", "max"] = "min"
-    """Whether less or more of it is better."""
+    """Whether lower (min) or higher (max) values of `metric` are better."""
     scheduler: Grid | Asha = Grid()
-    """Who goes on to the end."""
+    """The rule that decides which trials train to their last step."""
     concurrent: int | None = None
-    """Trials at a time; null: as many as there is room for."""
+    """The number of trials at a time; null runs as many as the cluster has room for."""
     fit: ScalingLaw | None = None
-    """What is fitted to the results."""
+    """The law to fit to the results; null fits none."""
 
     def __post_init__(self) -> None:
         for name, value in (("seeds", self.seeds), ("concurrent", self.concurrent)):
@@ -108,18 +136,15 @@ class SweepConfig:
         self._check_variants()
         self._check_keys()
         if bool(self.ranges) != (self.samples > 0):
-            fix = (
-                "set it to the number of draws"
-                if self.ranges
-                else "leave it out, or give a key in over a range {low, high}"
-            )
-            raise ValueError(f"samples is {self.samples} and over has {len(self.ranges)} ranges; {fix}")
+            advice = "leave it out, or give a key in over a range {low, high}"
+            if self.ranges:
+                advice = "set it to the number of draws"
+            raise ValueError(f"samples is {self.samples} and over has {len(self.ranges)} ranges; {advice}")
         if not self.over and not self.variants and self.seeds == 1:
             raise ValueError("over: nothing is varied; give over, variants or seeds")
         if self.fit is not None and self.over:
-            raise ValueError(
-                f"fit.scaling_law: over is {', '.join(self.over)}, but the sizes are what differs; put all that differs into variants"
-            )
+            problem = f"over has {', '.join(self.over)}, but only the size may differ between settings"
+            raise ValueError(f"fit.scaling_law: {problem}; move the keys that set the size into variants")
 
     @property
     def lists(self) -> dict[str, list[Any]]:
@@ -128,22 +153,18 @@ class SweepConfig:
 
     @property
     def ranges(self) -> dict[str, Range]:
-        """Those that are drawn."""
-        return {
-            key: parse(Range, values, f"over.{key}")
-            for key, values in self.over.items()
-            if not isinstance(values, list)
-        }
+        """The ranges in `over` by key."""
+        drawn = {key: values for key, values in self.over.items() if not isinstance(values, list)}
+        return {key: parse(Range, values, f"over.{key}") for key, values in drawn.items()}
 
     def _check_variants(self) -> None:
         names = [variant.get("name") for variant in self.variants]
         for name, variant in zip(names, self.variants):
             if not isinstance(name, str) or not re.fullmatch(_NAME, name):
-                raise ValueError(
-                    f"variants: {variant} has the name {name!r}; use letters, digits, '.', '_' and '-', with a letter or digit first"
-                )
+                advice = "use letters, digits, '.', '_' and '-', with a letter or digit first"
+                raise ValueError(f"variants: {variant} has the name {name!r}; {advice}")
         if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"variants: the name {twice[0]} is given twice; a variant's name is its own")
+            raise ValueError(f"variants: the name {twice[0]} is given twice; give each variant a name of its own")
 
     def _check_keys(self) -> None:
         for key, values in self.over.items():
@@ -155,12 +176,9 @@ class SweepConfig:
         keys = [*self.over, *(key for variant in self.variants for key in variant if key != "name")]
         for key in keys:
             if not key.startswith(("run.", "cluster.")):
-                raise ValueError(
-                    f"over.{key}: no key of a job; they begin with run or cluster, such as run.optimizer.lr"
-                )
-            if ours := [each for each in _OURS if f"{key}.".startswith(f"{each}.")]:
-                raise ValueError(
-                    f"over.{key}: {ours[0]} is the same for all trials, or set by the sweep; leave it out, or set it in the job"
-                )
+                raise ValueError(f"over.{key}: not a key of a job; start it with run or cluster, as in {_EXAMPLE}")
+            if reserved := [name for name in _RESERVED if f"{key}.".startswith(f"{name}.")]:
+                problem = f"{reserved[0]} is the same for all trials, or set by the sweep"
+                raise ValueError(f"over.{key}: {problem}; leave it out, or set it in the job")
         if self.seeds > 1 and "run.seed" in keys:
             raise ValueError(f"seeds is {self.seeds}, and over or variants set run.seed; keep one of the two")

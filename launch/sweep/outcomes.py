@@ -1,4 +1,7 @@
-"""How the trials of a sweep stand, read from their run folders alone; and whether a folder that is there belongs to this sweep."""
+"""The state of each trial of a sweep, read from the run folders alone.
+
+The module also checks whether an existing folder belongs to the sweep.
+"""
 
 import math
 import statistics
@@ -21,30 +24,30 @@ from trainer.tracking.tracker import history
 
 Status = Literal["finished", "pruned", "failed", "stopped", "not started"]
 KEPT: tuple[Status, ...] = ("finished", "pruned")
-"""These are not run again; the others go on from their last checkpoint."""
+"""A trial in one of these states is left as it is; others continue from the last checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialOutcome:
-    """One trial, as its folder tells."""
+    """The state of a trial according to its run folder."""
 
     trial: Trial
     status: Status
     reason: str
-    """Why it is not finished."""
+    """The reason why the trial is not finished; empty if there is none."""
     step: int
-    """The last one that was done."""
+    """The last step that was completed."""
     curve: list[tuple[int, float]]
-    """The metric by step."""
+    """The step and the metric of each evaluation."""
 
     @property
     def value(self) -> float | None:
-        """The metric at the last evaluation; None where there was none."""
+        """The metric at the last evaluation, or None if there was no evaluation."""
         return self.curve[-1][1] if self.curve else None
 
     @property
     def words(self) -> str:
-        """The status, for a person."""
+        """The status in words, for tables and messages."""
         match self.status:
             case "pruned" | "stopped":
                 return f"{self.status} at step {self.step}"
@@ -55,7 +58,7 @@ class TrialOutcome:
 
 
 def look(trial: Trial, metric: str) -> TrialOutcome:
-    """How `trial` stands."""
+    """Read the state of `trial` from its run folder."""
     files = trial.files
     summary = files.summary()
     step = max((row.step for row in files.metrics()), default=0) if summary is None else summary["step"]
@@ -78,43 +81,41 @@ def _status(files: RunFiles, summary: Summary | None) -> tuple[Status, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """The finished trials that differ in their seed alone."""
+    """A setting: the finished trials that differ only in their seed."""
 
     name: str
     changes: dict[str, Any]
     mean: float
     values: list[float]
-    """By seed."""
+    """The metric per seed."""
 
 
 def ranked(outcomes: Sequence[TrialOutcome], config: SweepConfig) -> list[Setting]:
-    """The settings all of whose seeds are finished, the best first."""
+    """The settings with all seeds finished, the best first."""
     groups: dict[str, list[TrialOutcome]] = {}
     for outcome in outcomes:
         groups.setdefault(outcome.trial.setting, []).append(outcome)
-    found = []
+    settings = []
     for name, group in groups.items():
-        values = [
-            outcome.value
-            for outcome in group
-            if outcome.status == "finished" and outcome.value is not None and math.isfinite(outcome.value)
-        ]
+        finished = [outcome.value for outcome in group if outcome.status == "finished"]
+        values = [value for value in finished if value is not None and math.isfinite(value)]
         if len(values) == len(group):
-            found.append(
-                Setting(name=name, changes=group[0].trial.changes, mean=statistics.fmean(values), values=values)
-            )
-    return sorted(found, key=lambda setting: setting.mean, reverse=config.mode == "max")
+            changes = group[0].trial.changes
+            settings.append(Setting(name=name, changes=changes, mean=statistics.fmean(values), values=values))
+    return sorted(settings, key=lambda setting: setting.mean, reverse=config.mode == "max")
 
 
 def claim(root: Folder, config: SweepConfig, trials: Sequence[Trial]) -> None:
-    """Raises ValueError if runs in the folder of the sweep are not those of this sweep; else notes in `sweep.yaml` what it is."""
+    """Record the sweep in `sweep.yaml` of its folder.
+
+    Raises ValueError if the folder has runs of another sweep.
+    """
     if root.exists("sweep.yaml"):
         before = parse(SweepConfig, yaml.safe_load(root.read("sweep.yaml")), "sweep")
-        judges = [(each.scheduler, each.metric, each.mode) for each in (before, config)]
-        if judges[0] != judges[1] and any(isinstance(each.scheduler, Asha) for each in (before, config)):
-            raise ValueError(
-                f"--folder: {root} has trials judged by {_judge(before)}, now it is {_judge(config)}; name another folder"
-            )
+        same_rule = (before.scheduler, before.metric, before.mode) == (config.scheduler, config.metric, config.mode)
+        if not same_rule and (isinstance(before.scheduler, Asha) or isinstance(config.scheduler, Asha)):
+            change = f"{root} has trials judged by {_judge(before)}, now it is {_judge(config)}"
+            raise ValueError(f"--folder: {change}; name another folder")
     for trial in trials:
         if trial.files.has_job:
             _refuse_another(trial)
@@ -127,9 +128,10 @@ def _judge(config: SweepConfig) -> str:
 
 
 def _refuse_another(trial: Trial) -> None:
+    """Raises ValueError if the run in the trial's folder has another configuration."""
     before = parse(RunConfig, trial.files.job()["run"], "run")
-    theirs, ours = (dict(flat("run", plain(run))) for run in (before, trial.job.run))
+    theirs = dict(flat("run", plain(before)))
+    ours = dict(flat("run", plain(trial.job.run)))
     for name, (was, now) in differences(theirs, ours, leave_out=("run.source", "run.tracking.parent")).items():
-        raise ValueError(
-            f"--folder: {trial.files} is there with {name} {was}, now it is {now}; name another folder, or remove that run"
-        )
+        change = f"{trial.files} exists with {name} {was}, now it is {now}"
+        raise ValueError(f"--folder: {change}; name another folder, or remove that run")

@@ -1,4 +1,4 @@
-"""What is left of a sweep when its trials have ended: figures for programs, a table, pictures, and the best job."""
+"""The results of a sweep: results.json, a table, pictures, and the job of the best setting."""
 
 import json
 import math
@@ -23,99 +23,98 @@ if TYPE_CHECKING:
     from trainer.tracking.mlflow_run import SweepRun
 
 JobWith = Callable[[Mapping[str, Any]], dict[str, Any]]
-"""The fields of the job file with other values for some keys."""
+"""Returns the fields of the job file, with the given values for some keys."""
 
 
 def finish(
     console: Console,
     config: SweepConfig,
-    place: Folder,
+    folder: Folder,
     trials: Sequence[Trial],
     job: JobWith,
     parent: "SweepRun | None",
 ) -> bool:
-    """Table, picture, results.json, the best job and what is fitted: printed, in the folder, and in MLflow. Returns whether all trials are through."""
+    """Print the results, and write them to the folder of the sweep and to MLflow.
+
+    Returns whether every trial has ended.
+    """
     outcomes = [look(trial, config.metric) for trial in trials]
     _refuse_unknown_metric(config, outcomes)
     settings = ranked(outcomes, config)
-    results: dict[str, Any] = {
-        "metric": config.metric,
-        "mode": config.mode,
-        "trials": [_facts(each) for each in outcomes],
-    }
-    results["settings"] = [asdict(setting) for setting in settings]
     console.print(table(outcomes, config))
     with tempfile.TemporaryDirectory() as scratch:
-        files = [draw_sweep(outcomes, config, place.name, Path(scratch) / "sweep.png")]
+        files = [draw_sweep(outcomes, config, folder.name, Path(scratch) / "sweep.png")]
         if settings:
             files.append(_write_best(settings[0], config, job, Path(scratch) / "best.yaml"))
-            over = f", mean of {len(settings[0].values)} seeds" if len(settings[0].values) > 1 else ""
-            words = (
-                f"best: {settings[0].name}, {config.metric} {settings[0].mean:.4f}{over}; its job is {place}/best.yaml"
-            )
-            console.print(words, style="bold")
+            console.print(_best_words(settings[0], config, folder), style="bold")
+        results = _results(outcomes, settings, config)
         if config.fit is not None:
             from launch.sweep.scaling_law_report import fit_and_show
 
             results["fit"] = fit_and_show(console, config.fit, outcomes, Path(scratch) / "scaling_law.png")
             files += Path(scratch).glob("scaling_law.png")
-        (Path(scratch) / "results.json").write_text(json.dumps(results, indent=1))
         files.append(Path(scratch) / "results.json")
+        files[-1].write_text(json.dumps(results, indent=1))
         for file in files:
-            place.put(file, file.name)
-        whole = all(outcome.status in KEPT for outcome in outcomes)
+            folder.put(file, file.name)
         if parent:
             _close(console, parent, config, outcomes, settings, files)
-    console.print(f"{', '.join(file.name for file in files)} in {place}")
-    if not whole:
-        console.print("not all trials came to their end; the same command goes on with them")
-    return whole
+    console.print(f"{', '.join(file.name for file in files)} in {folder}")
+    complete = all(outcome.status in KEPT for outcome in outcomes)
+    if not complete:
+        console.print("not all trials have ended; the same command continues them")
+    return complete
 
 
-def _facts(outcome: TrialOutcome) -> dict[str, Any]:
-    facts = {
+def _best_words(best: Setting, config: SweepConfig, folder: Folder) -> str:
+    seeds = f", mean of {len(best.values)} seeds" if len(best.values) > 1 else ""
+    return f"best: {best.name}, {config.metric} {best.mean:.4f}{seeds}; its job is {folder}/best.yaml"
+
+
+def _results(outcomes: Sequence[TrialOutcome], settings: Sequence[Setting], config: SweepConfig) -> dict[str, object]:
+    """The contents of results.json, without the fit."""
+    return {
+        "metric": config.metric,
+        "mode": config.mode,
+        "trials": [_facts(outcome) for outcome in outcomes],
+        "settings": [asdict(setting) for setting in settings],
+    }
+
+
+def _facts(outcome: TrialOutcome) -> dict[str, object]:
+    return {
         "trial": outcome.trial.name,
         "setting": outcome.trial.setting,
         "changes": outcome.trial.changes,
         "seed": outcome.trial.job.run.seed,
-    }
-    curve = [(step, _for_json(value)) for step, value in outcome.curve]
-    return facts | {
         "status": outcome.status,
         "reason": outcome.reason,
         "step": outcome.step,
         "value": _for_json(outcome.value),
-        "curve": curve,
+        "curve": [(step, _for_json(value)) for step, value in outcome.curve],
     }
 
 
 def _for_json(value: float | None) -> float | str | None:
-    """JSON has no inf and no nan: they are written as text, as in a run's metrics."""
+    """Return inf and nan, which JSON lacks, as text, as in a run's metrics."""
     return value if value is None or math.isfinite(value) else str(value)
 
 
 def _refuse_unknown_metric(config: SweepConfig, outcomes: Sequence[TrialOutcome]) -> None:
-    if all(outcome.value is None for outcome in outcomes) and (
-        done := [outcome for outcome in outcomes if outcome.status == "finished"]
-    ):
-        there = sorted(
-            {
-                name
-                for row in done[0].trial.files.metrics()
-                for name in row.metrics
-                if name.startswith(("eval/", "quality/"))
-            }
-        )
-        raise ValueError(f"metric: no trial has logged {config.metric}; use one of {', '.join(there)}")
+    finished = [outcome for outcome in outcomes if outcome.status == "finished"]
+    if not finished or any(outcome.value is not None for outcome in outcomes):
+        return
+    names: set[str] = set().union(*(row.metrics for row in finished[0].trial.files.metrics()))
+    logged = sorted(name for name in names if name.startswith(("eval/", "quality/")))
+    raise ValueError(f"metric: no trial has logged {config.metric}; use one of {', '.join(logged)}")
 
 
 def _write_best(best: Setting, config: SweepConfig, job: JobWith, file: Path) -> Path:
-    """The job of the best setting, to be trained as it is."""
-    whole = job(best.changes)
-    whole["run"].pop("name", None)
-    file.write_text(
-        f"# {best.name}: {config.metric} {best.mean:.6g} in the sweep\n{yaml.safe_dump(whole, sort_keys=False)}"
-    )
+    """Write the job of the best setting to `file`, ready for `switchwork train`."""
+    fields = job(best.changes)
+    fields["run"].pop("name", None)
+    heading = f"# {best.name}: {config.metric} {best.mean:.6g} in the sweep"
+    file.write_text(f"{heading}\n{yaml.safe_dump(fields, sort_keys=False)}")
     return file
 
 
@@ -127,14 +126,21 @@ def _close(
     settings: Sequence[Setting],
     files: Sequence[Path],
 ) -> None:
-    """Tell MLflow; a server that is away now costs nothing but its copy."""
+    """Send the results to MLflow and close its run; without the server only its copy is missing."""
     counts = Counter(outcome.status.replace(" ", "_") for outcome in outcomes)
-    figures: dict[str, float] = {f"trials/{status}": count for status, count in counts.items()}
-    figures |= {f"best/{config.metric}": settings[0].mean} if settings else {}
-    failed = any(outcome.status == "failed" for outcome in outcomes)
-    status = "FAILED" if failed else "FINISHED" if all(outcome.status in KEPT for outcome in outcomes) else "KILLED"
+    metrics: dict[str, float] = {f"trials/{status}": count for status, count in counts.items()}
+    tags: dict[str, str] = {}
+    if settings:
+        metrics[f"best/{config.metric}"] = settings[0].mean
+        tags["best"] = settings[0].name
     try:
-        parent.close(status, figures, {"best": settings[0].name} if settings else {}, files)
-    except Exception as error:  # a tracking server fails in as many ways as there are
+        parent.close(_mlflow_status(outcomes), metrics, tags, files)
+    except Exception as error:  # a tracking server fails in more ways than can be listed
         cause = f"{type(error).__name__}: {one_line(error, 200)}"
-        console.print(f"MLflow does not take the results ({cause}); the same command sends them again", markup=False)
+        console.print(f"MLflow does not accept the results ({cause}); the same command sends them again", markup=False)
+
+
+def _mlflow_status(outcomes: Sequence[TrialOutcome]) -> str:
+    if any(outcome.status == "failed" for outcome in outcomes):
+        return "FAILED"
+    return "FINISHED" if all(outcome.status in KEPT for outcome in outcomes) else "KILLED"

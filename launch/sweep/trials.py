@@ -1,4 +1,7 @@
-"""The trials of a sweep: a job each, resolved and checked as `switchwork train` does it, before the first one starts."""
+"""The trials of a sweep, each with a job of its own.
+
+All jobs are resolved and checked, as `switchwork train` does it, before the first trial starts.
+"""
 
 import itertools
 import json
@@ -19,14 +22,14 @@ _LONGEST = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One job of a sweep."""
+    """A trial: one job of a sweep."""
 
     name: str
-    """Also of its run, and of the run's folder."""
+    """The name of the trial, of its run, and of the run's folder."""
     setting: str
-    """The same for all seeds."""
+    """The name of the setting, which all seeds of it share."""
     changes: dict[str, Any]
-    """Key -> value, as the sweep file has it."""
+    """The value of each key that the sweep changes, as in the sweep file."""
     job: JobConfig
 
     @property
@@ -35,35 +38,42 @@ class Trial:
 
     @property
     def steps(self) -> int | None:
-        """The last step, where it is known."""
+        """The last step, or None if it is not known."""
         return self.job.run.steps(self.job.run.objective.tokens_per_sample)
 
     def child_of(self, parent: str | None) -> "Trial":
-        """This trial, its run a child of the MLflow run `parent`."""
+        """Return this trial with its run as a child of the MLflow run `parent`."""
         run = self.job.run
-        return replace(self, job=replace(self.job, run=replace(run, tracking=replace(run.tracking, parent=parent))))
+        run = replace(run, tracking=replace(run.tracking, parent=parent))
+        return replace(self, job=replace(self.job, run=run))
 
 
 def read_sweep(path: str) -> SweepConfig:
-    """The sweep file at `path`."""
+    """Read the sweep file at `path`."""
     return parse(SweepConfig, read_job(path))
 
 
 def job_file(config: SweepConfig, path: str) -> str:
-    """The job file of the sweep file at `path`."""
+    """The path of the job file that the sweep file at `path` names."""
     return str(Path(path).parent / config.job)
 
 
 def plan(config: SweepConfig, path: str, overrides: Sequence[str], root: str) -> list[Trial]:
-    """All trials of the sweep file at `path`, whose runs are in `root`. Raises ValueError for the first job that is wrong, or is there twice."""
+    """All trials of the sweep file at `path`, with their runs in the folder `root`.
+
+    Raises ValueError at the first job that is wrong or occurs twice.
+    """
     file = job_file(config, path)
-    first, trials = load(file, overrides).run.seed, []
+    first_seed = load(file, overrides).run.seed
+    trials = []
     for setting, changes in _settings(config):
-        for seed in range(first, first + config.seeds):
+        for seed in range(first_seed, first_seed + config.seeds):
             name = "_".join(filter(None, [setting, f"seed-{seed}" if config.seeds > 1 else ""]))
-            ours = {"run.name": name, "run.root": root} | ({"run.seed": seed} if config.seeds > 1 else {})
+            own: dict[str, Any] = {"run.name": name, "run.root": root}
+            if config.seeds > 1:
+                own["run.seed"] = seed
             try:
-                job = load(file, [*overrides, *as_overrides(changes | ours)])
+                job = load(file, [*overrides, *as_overrides(changes | own)])
             except ValueError as error:
                 raise ValueError(f"trial {name}: {error}") from None
             trials.append(Trial(name=name, setting=setting or "the job", changes=changes, job=job))
@@ -74,59 +84,62 @@ def plan(config: SweepConfig, path: str, overrides: Sequence[str], root: str) ->
 
 
 def as_overrides(changes: Mapping[str, Any]) -> list[str]:
-    """As they would be typed: `a.b=c`."""
+    """The changes as they would be typed on the command line: `a.b=c`."""
     return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
 
 
 def _settings(config: SweepConfig) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and changes of each setting, in the order of the file."""
+    """Yield the name and the changes of each setting, in the order of the sweep file."""
     short = short_names(list(config.over))
-    variants = [
-        (each["name"], {key: value for key, value in each.items() if key != "name"}) for each in config.variants
-    ] or [("", {})]
+    variants = [(variant["name"], _without_name(variant)) for variant in config.variants]
     lists = [
         [(f"{short[key]}-{slug}", key, value) for slug, value in _slugs(values)] for key, values in config.lists.items()
     ]
-    draws: list[tuple[str, dict[str, Any]]] = [
-        (
-            f"sample-{index:02d}",
-            {key: values.at(_share(config.sample_seed, key, index)) for key, values in config.ranges.items()},
-        )
-        for index in range(config.samples)
-    ]
+    samples = [(f"sample-{index:02d}", _draw_values(config, index)) for index in range(config.samples)]
+    points = itertools.product(*lists)
+    unchanged: list[tuple[str, dict[str, Any]]] = [("", {})]
     for (variant, fixed), point, (sample, drawn) in itertools.product(
-        variants, itertools.product(*lists), draws or [("", {})]
+        variants or unchanged, points, samples or unchanged
     ):
         listed = {key: value for _, key, value in point}
-        yield "_".join(filter(None, [variant, *(label for label, _, _ in point), sample])), fixed | listed | drawn
+        labels = [label for label, _, _ in point]
+        yield "_".join(filter(None, [variant, *labels, sample])), fixed | listed | drawn
+
+
+def _without_name(variant: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in variant.items() if key != "name"}
+
+
+def _draw_values(config: SweepConfig, index: int) -> dict[str, Any]:
+    return {key: values.at(_share(config.sample_seed, key, index)) for key, values in config.ranges.items()}
 
 
 def _share(seed: int, key: str, index: int) -> float:
-    """A number between 0 and 1 that depends on nothing else, so that one more key or sample changes no other."""
+    """A random number from 0 to 1 per key and sample; another key or sample changes no other."""
     return random.Random(f"{seed}/{key}/{index}").random()
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Each key by its last parts, by as many as tell all of them apart."""
+    """Shorten each key to its last parts, as many as tell all keys apart."""
     for parts in itertools.count(1):
         names = {key: ".".join(key.split(".")[-parts:]) for key in keys}
         if len(set(names.values())) == len(names):
             return names
-    raise AssertionError("keys of a mapping differ")
+    raise AssertionError("two keys are equal")
 
 
 def _slugs(values: Sequence[Any]) -> list[tuple[str, Any]]:
-    """Each value with a word for it that can stand in a name."""
-    words = [
-        re.sub(r"[^A-Za-z0-9.-]+", "_", str(value.get("name", value) if isinstance(value, dict) else value)).strip("_")[
-            :_LONGEST
-        ]
-        for value in values
-    ]
+    """Pair each value with a word for it that is valid in a name."""
+    words = [_slug(value) for value in values]
     return [
         (word if words.count(word) == 1 else f"{word}.{index}", value)
         for index, (word, value) in enumerate(zip(words, values))
     ]
+
+
+def _slug(value: Any) -> str:
+    text = str(value.get("name", value) if isinstance(value, dict) else value)
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", text).strip("_")[:_LONGEST]
 
 
 def _refuse_twins(trials: Sequence[Trial]) -> None:
@@ -134,19 +147,19 @@ def _refuse_twins(trials: Sequence[Trial]) -> None:
     for trial in trials:
         job = plain(trial.job)
         del job["run"]["name"]
-        if (other := seen.setdefault(json.dumps(job, sort_keys=True), trial.name)) != trial.name:
+        other = seen.setdefault(json.dumps(job, sort_keys=True), trial.name)
+        if other != trial.name:
             raise ValueError(f"over: the trials {other} and {trial.name} are the same job; leave one of them out")
 
 
 def _check_rungs(asha: Asha, trials: Sequence[Trial]) -> None:
     for trial in trials:
-        steps, every = trial.steps, trial.job.run.evaluate.every
+        steps = trial.steps
+        every = trial.job.run.evaluate.every
         if steps is None:
-            raise ValueError(
-                f"scheduler: asha needs to know the last step, but trial {trial.name} has only stop.hours; set run.stop.steps or run.stop.tokens"
-            )
+            problem = f"asha needs to know the last step, but trial {trial.name} has only stop.hours"
+            raise ValueError(f"scheduler: {problem}; set run.stop.steps or run.stop.tokens")
         if not 0 < every <= asha.grace_steps < steps:
-            fix = "evaluate at least as often as the first rung, and put that before the last step"
-            raise ValueError(
-                f"scheduler.grace_steps: {asha.grace_steps}, with run.evaluate.every {every} and {steps} steps in trial {trial.name}; {fix}"
-            )
+            problem = f"{asha.grace_steps}, with run.evaluate.every {every} and {steps} steps in trial {trial.name}"
+            advice = "evaluate at least as often as the first rung, and put that before the last step"
+            raise ValueError(f"scheduler.grace_steps: {problem}; {advice}")
