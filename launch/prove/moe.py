@@ -1,4 +1,4 @@
-"""`switchwork prove moe`: is a mixture of experts ahead of a dense model, and is routing why?
+"""`switchwork prove moe`: is a mixture of experts ahead of a dense model because of its routing?
 
 The variants are a dense model, several numbers of experts, and two controls: a router frozen at
 its start, and one whose choices are permuted over the tokens of a group. All take the same steps
