@@ -45,7 +45,7 @@ class Law:
     inverse: Array
     """The matrix (J^T J)^-1.
 
-    J has a row per size: the derivatives of log L by log N_c, by alpha, and by E if the law has one.
+    J has a row per size: the derivatives of log L by log N_c, alpha, and E if the law has one.
     """
 
     def loss(self, size: float) -> float:
