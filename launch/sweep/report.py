@@ -1,9 +1,13 @@
-"""What `switchwork sweep` shows: a table of its trials, and a picture of the metric by each key and over the steps."""
+"""The table and the picture that `switchwork sweep` makes of its trials.
 
+The picture shows the metric by each key that varies, and over the steps.
+"""
+
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
@@ -12,6 +16,9 @@ from launch.sweep.config import SweepConfig
 from launch.sweep.outcomes import TrialOutcome
 from launch.sweep.trials import short_names
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _PANELS = 3
 _COLOURS = {"finished": "#4292c6", "pruned": "#d98c21", "failed": "#d64545", "stopped": "#9aa5b1"}
 _BEST = "#08306b"
@@ -19,106 +26,116 @@ _SPREAD = 8.0  # a key whose values lie further apart than this factor gets a lo
 
 
 def table(outcomes: Sequence[TrialOutcome], config: SweepConfig) -> Table:
-    """The finished trials, the best first, then the others, those that got furthest first."""
+    """The finished trials, the best first, then the others by the number of their steps."""
     short = short_names(list(config.over))
     rows = []
-    for outcome in sorted(outcomes, key=lambda outcome: _place(outcome, config)):
+    for outcome in sorted(outcomes, key=lambda outcome: _rank(outcome, config)):
         values = [_shown(outcome.trial.changes.get(key)) for key in short]
-        rows.append(
-            (
-                outcome.trial.name,
-                *values,
-                str(outcome.step),
-                "-" if outcome.value is None else f"{outcome.value:.4f}",
-                outcome.words,
-            )
-        )
+        metric = "-" if outcome.value is None else f"{outcome.value:.4f}"
+        rows.append((outcome.trial.name, *values, str(outcome.step), metric, outcome.words))
     headings = ("trial", *short.values(), "steps", config.metric, "status")
     return tables.table(f"{config.metric}, {config.mode}", headings, rows, left=(0, -1), cells="fold")
 
 
-def _place(outcome: TrialOutcome, config: SweepConfig) -> tuple[bool, float]:
-    value = outcome.value if outcome.value is not None and math.isfinite(outcome.value) else math.inf
-    if outcome.status == "finished":
-        return False, -value if config.mode == "max" and math.isfinite(value) else value
-    return True, -outcome.step
+def _rank(outcome: TrialOutcome, config: SweepConfig) -> tuple[bool, float]:
+    """The sort key of the table."""
+    if outcome.status != "finished":
+        return True, -outcome.step
+    if outcome.value is None or not math.isfinite(outcome.value):
+        return False, math.inf
+    return False, -outcome.value if config.mode == "max" else outcome.value
 
 
 def _shown(value: Any) -> str:
+    """The value of a key as the table shows it."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def draw_sweep(outcomes: Sequence[TrialOutcome], config: SweepConfig, title: str, file: Path) -> Path:
-    """A panel for each key of `over` (the first few), or one for the settings, and one with the metric over the steps."""
+    """Draw a panel for each of the first keys of `over`, and one with the metric over the steps.
+
+    If `over` is empty, one panel shows the settings.
+    """
     from trainer.records.charts import INK, PLAIN, plt
 
     keys = short_names(list(config.over))
     shown = list(keys)[:_PANELS] or [""]
+    panels = len(shown) + 1
     with plt.rc_context(PLAIN):
-        figure, axes = plt.subplots(
-            1, len(shown) + 1, figsize=(4.5 * (len(shown) + 1), 4), layout="constrained", squeeze=False
-        )
+        figure, axes = plt.subplots(1, panels, figsize=(4.5 * panels, 4), layout="constrained", squeeze=False)
         figure.suptitle(f"{title}: {config.metric}", color=INK)
         for axis, key in zip(axes[0], shown):
-            _key_panel(axis, [(each.trial.changes.get(key) if key else each.trial.setting, each) for each in outcomes])
+            values = [outcome.trial.changes.get(key) if key else outcome.trial.setting for outcome in outcomes]
+            _draw_key(axis, list(zip(values, outcomes)))
             axis.set_xlabel(keys.get(key, "setting"))
-        _curves(axes[0][-1], outcomes, config)
+        _draw_curves(axes[0][-1], outcomes, config)
         figure.savefig(file)
         plt.close(figure)
     return file
 
 
-def _key_panel(axis: Any, points: Sequence[tuple[Any, TrialOutcome]]) -> None:
-    """The last metric of each trial by the key's value: full for the finished, hollow for the rest."""
-    points = [(key, each) for key, each in points if each.value is not None and math.isfinite(each.value)]
-    numbers = [key for key, _ in points if isinstance(key, int | float) and not isinstance(key, bool)]
-    if len(numbers) == len(points) and numbers:
-        places = {str(key): float(key) for key in numbers}
+def _has_value(outcome: TrialOutcome) -> bool:
+    return outcome.value is not None and math.isfinite(outcome.value)
+
+
+def _colour(outcome: TrialOutcome) -> str:
+    return _COLOURS.get(outcome.status, _COLOURS["stopped"])
+
+
+def _draw_key(axis: "Axes", points: Sequence[tuple[Any, TrialOutcome]]) -> None:
+    """Draw each trial's last metric by the key's value, hollow if the trial is not finished."""
+    points = [(value, outcome) for value, outcome in points if _has_value(outcome)]
+    positions = _positions(axis, [value for value, _ in points])
+    for value, outcome in points:
+        fill: Literal["full", "none"] = "full" if outcome.status == "finished" else "none"
+        x = positions[str(value)]
+        axis.plot(x, outcome.value or 0.0, "o", color=_colour(outcome), fillstyle=fill, markersize=5)
+    _leave_out_diverged(axis, [outcome.value for _, outcome in points])
+
+
+def _positions(axis: "Axes", values: Sequence[Any]) -> dict[str, float]:
+    """The x coordinate of each value: the value itself if all are numbers, else its index."""
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    if len(numbers) == len(values) and numbers:
         if min(numbers) > 0 and max(numbers) / min(numbers) >= _SPREAD:
             axis.set_xscale("log")
-    else:
-        places = {name: float(index) for index, name in enumerate(dict.fromkeys(str(key) for key, _ in points))}
-        axis.set_xticks(list(places.values()), [name[:24] for name in places], rotation=30, ha="right")
-    for key, each in points:
-        colour = _COLOURS.get(each.status, _COLOURS["stopped"])
-        axis.plot(
-            places[str(key)],
-            each.value,
-            "o",
-            color=colour,
-            fillstyle="full" if each.status == "finished" else "none",
-            markersize=5,
-        )
-    _keep_in_sight(axis, [each.value for _, each in points])
+        return {str(number): float(number) for number in numbers}
+    names = dict.fromkeys(str(value) for value in values)
+    positions = {name: float(index) for index, name in enumerate(names)}
+    axis.set_xticks(list(positions.values()), [name[:24] for name in positions], rotation=30, ha="right")
+    return positions
 
 
-def _curves(axis: Any, outcomes: Sequence[TrialOutcome], config: SweepConfig) -> None:
-    """The metric of each trial over the steps; a pruned one ends with a cross."""
-    finished = [
-        each for each in outcomes if each.status == "finished" and each.value is not None and math.isfinite(each.value)
-    ]
-    best = (max if config.mode == "max" else min)(finished, key=lambda each: each.value or 0.0, default=None)
+def _draw_curves(axis: "Axes", outcomes: Sequence[TrialOutcome], config: SweepConfig) -> None:
+    """Draw the metric of each trial over the steps, with a cross where a trial was pruned."""
+    finished = [outcome for outcome in outcomes if outcome.status == "finished" and _has_value(outcome)]
+    choose = max if config.mode == "max" else min
+    best = choose(finished, key=lambda outcome: outcome.value or 0.0, default=None)
     labelled = set()
-    for each in outcomes:
-        points = [(step, value) for step, value in each.curve if math.isfinite(value)]
+    for outcome in outcomes:
+        points = [(step, value) for step, value in outcome.curve if math.isfinite(value)]
         if not points:
             continue
-        label = "best" if each is best else each.status
-        colour, width = (_BEST, 2.0) if each is best else (_COLOURS.get(each.status, _COLOURS["stopped"]), 1.1)
-        axis.plot(
-            *zip(*points), color=colour, linewidth=width, zorder=1 + width, label=None if label in labelled else label
-        )
-        if each.status == "pruned":
+        label = "best" if outcome is best else outcome.status
+        colour = _BEST if outcome is best else _colour(outcome)
+        width = 2.0 if outcome is best else 1.1
+        shown_label = None if label in labelled else label
+        axis.plot(*zip(*points), color=colour, linewidth=width, zorder=1 + width, label=shown_label)
+        if outcome.status == "pruned":
             axis.plot(*points[-1], "x", color=colour)
         labelled.add(label)
-    _keep_in_sight(axis, [value for each in outcomes for _, value in each.curve])
+    evaluations = itertools.chain.from_iterable(outcome.curve for outcome in outcomes)
+    _leave_out_diverged(axis, [value for _, value in evaluations])
     axis.set_xlabel("step")
     if labelled:
         axis.legend(frameon=False)
 
 
-def _keep_in_sight(axis: Any, values: Sequence[float | None]) -> None:
-    """Leave out of the picture what has run away, so that the others can be told apart."""
+def _leave_out_diverged(axis: "Axes", values: Sequence[float | None]) -> None:
+    """Cut values far above the median off the picture, so that the others can be told apart."""
     finite = sorted(value for value in values if value is not None and math.isfinite(value))
-    if finite and finite[0] > 0 and finite[-1] > 4 * (middle := finite[len(finite) // 2]):
+    if not finite or finite[0] <= 0:
+        return
+    middle = finite[len(finite) // 2]
+    if finite[-1] > 4 * middle:
         axis.set_ylim(0.95 * finite[0], 2 * middle)

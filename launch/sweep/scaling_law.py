@@ -1,7 +1,9 @@
-"""The loss by the size of the model: L(N) = (N_c / N)^alpha (Kaplan et al. 2020, eq. 1.1), and with what no size takes away, L(N) = E + (N_c / N)^alpha.
+"""Scaling laws: the loss as a function of the number of parameters N of the model.
 
-Least squares in log L, a point for each size: scatter about the curve stands for all that makes the law inexact, so intervals are those of
-Student's t with n - 2 degrees of freedom (n - 3 with E). Plain functions of sizes and losses.
+The laws are L(N) = (N_c / N)^alpha (Kaplan et al. 2020, eq. 1.1) and, with an irreducible loss E,
+L(N) = E + (N_c / N)^alpha. The fit is least squares in log L with one point per size. The scatter
+about the curve stands for all that makes the law inexact, so intervals are those of Student's t
+with n - 2 degrees of freedom (n - 3 with E).
 """
 
 import math
@@ -17,7 +19,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its interval."""
+    """An estimated value with its interval."""
 
     value: float
     low: float
@@ -26,28 +28,34 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Law:
-    """A fitted law."""
+    """A fitted scaling law."""
 
     alpha: Estimate
     n_c: Estimate
-    """The size at which the part that falls is 1 nat; the interval has no upper end where alpha may be zero."""
+    """The size at which (N_c / N)^alpha is 1 nat.
+
+    The interval has no upper end if that of `alpha` reaches zero.
+    """
     irreducible: Estimate | None
-    """E; None where the law has none."""
+    """The irreducible loss E, or None if the law has none."""
     squares: float
-    """Sum of the squared residuals of log L."""
+    """The sum of the squared residuals of log L."""
     freedom: int
-    """Degrees of freedom that are left."""
+    """The number of residual degrees of freedom."""
     inverse: Array
-    """(J^T J)^-1, with J the derivatives of log L by (log N_c, alpha, and E where there is one), a row for each size."""
+    """The matrix (J^T J)^-1.
+
+    J has a row per size: the derivatives of log L by log N_c, alpha, and E if the law has one.
+    """
 
     def loss(self, size: float) -> float:
-        """The law's loss of a model with `size` parameters."""
+        """The loss that the law gives for a model with `size` parameters."""
         return (self.irreducible.value if self.irreducible else 0.0) + math.exp(
             self.alpha.value * (math.log(self.n_c.value) - math.log(size))
         )
 
     def predict(self, size: float) -> Estimate:
-        """The loss to be expected of one more model, with the interval that it should fall into."""
+        """The expected loss of one more model, with its prediction interval."""
         (gradient,) = _derivatives(self._theta, np.log([size]))
         spread = math.sqrt(self.squares / self.freedom * (1 + float(gradient @ self.inverse @ gradient)))
         reach = _student(self.freedom) * spread
@@ -68,12 +76,12 @@ def _student(freedom: int) -> float:
 
 
 def _falling(theta: Array, x: Array) -> Array:
-    """(N_c / N)^alpha at the log sizes `x`."""
+    """The term (N_c / N)^alpha at the log sizes `x`."""
     return np.asarray(np.exp(theta[1] * (theta[0] - x)))
 
 
 def _derivatives(theta: Array, x: Array) -> Array:
-    """Of log L by theta = (log N_c, alpha[, E]): a row for each of `x`."""
+    """The derivatives of log L by theta = (log N_c, alpha[, E]), with a row per log size in `x`."""
     falling = _falling(theta, x)
     loss = falling + (theta[2] if len(theta) > 2 else 0.0)
     columns = [falling * theta[1] / loss, falling * (theta[0] - x) / loss, *([1 / loss] if len(theta) > 2 else [])]
@@ -81,12 +89,16 @@ def _derivatives(theta: Array, x: Array) -> Array:
 
 
 def fit_power_law(sizes: Sequence[float], losses: Sequence[float]) -> Law:
-    """L = (N_c / N)^alpha: a line in log L by log N. At least three sizes.
+    """Fit L = (N_c / N)^alpha, a line in log L by log N, to at least three sizes.
 
-    The interval of alpha is that of the regression's slope; that of N_c, where the line crosses log L = 0, is Fieller's (1954).
+    The interval of alpha is that of the regression's slope. The interval of N_c, where the line
+    crosses log L = 0, is Fieller's (1954).
     """
-    x, y = np.log(sizes), np.log(losses)
-    n, mean_x, mean_y = len(x), float(np.mean(x)), float(np.mean(y))
+    x = np.log(sizes)
+    y = np.log(losses)
+    n = len(x)
+    mean_x = float(np.mean(x))
+    mean_y = float(np.mean(y))
     spread_x = float(np.sum((x - mean_x) ** 2))
     slope = float(np.sum((x - mean_x) * (y - mean_y))) / spread_x
     squares = float(np.sum((y - mean_y - slope * (x - mean_x)) ** 2))
@@ -105,20 +117,29 @@ def fit_power_law(sizes: Sequence[float], losses: Sequence[float]) -> Law:
 
 
 def _fieller(mean_x: float, mean_y: float, slope: float, reach: float, spread_x: float, n: int) -> tuple[float, float]:
-    """The x at which the line may be zero: (mean_y + slope d)^2 <= reach^2 (1 / n + d^2 / spread_x), with d = x - mean_x."""
+    """The interval of x at which the line may be zero.
+
+    There (mean_y + slope d)^2 <= reach^2 (1 / n + d^2 / spread_x), with d = x - mean_x.
+    """
     a = slope**2 - reach**2 / spread_x
     if a <= 0:
         return -math.inf, math.inf
-    half_b, c = mean_y * slope, mean_y**2 - reach**2 / n
+    half_b = mean_y * slope
+    c = mean_y**2 - reach**2 / n
     root = math.sqrt(max(0.0, half_b**2 - a * c))
     return mean_x + (-half_b - root) / a, mean_x + (-half_b + root) / a
 
 
 def fit_with_floor(sizes: Sequence[float], losses: Sequence[float]) -> Law:
-    """L = E + (N_c / N)^alpha with E >= 0. At least four sizes; the intervals are from the derivatives at the best fit."""
+    """Fit L = E + (N_c / N)^alpha with E >= 0 to at least four sizes.
+
+    The intervals follow from the derivatives at the best fit.
+    """
     from scipy.optimize import least_squares
 
-    x, y, least = np.log(sizes), np.log(losses), min(losses)
+    x = np.log(sizes)
+    y = np.log(losses)
+    least = min(losses)
     fits = []
     for share in (0.0, 0.3, 0.6, 0.9):
         start = fit_power_law(sizes, [loss - share * least for loss in losses])
@@ -134,7 +155,8 @@ def fit_with_floor(sizes: Sequence[float], losses: Sequence[float]) -> Law:
             )
         )
     theta = np.asarray(min(fits, key=lambda fit: fit.cost).x)
-    squares, freedom = float(2 * min(fit.cost for fit in fits)), len(x) - 3
+    squares = float(2 * min(fit.cost for fit in fits))
+    freedom = len(x) - 3
     jacobian = _derivatives(theta, x)
     inverse = np.asarray(np.linalg.pinv(jacobian.T @ jacobian), np.float64)
     crossing, alpha, floor = (float(value) for value in theta)
@@ -150,9 +172,10 @@ def fit_with_floor(sizes: Sequence[float], losses: Sequence[float]) -> Law:
 
 
 def fit_law(sizes: Sequence[float], losses: Sequence[float]) -> tuple[Law, float | None]:
-    """The power law, or the one with E where the points decide for it; and the p of that decision: an F test of the one within the other.
+    """Fit the power law, and choose the law with E if an F test of the nested laws favours it.
 
-    None for fewer than five sizes, which leave too little to decide by.
+    Returns the law and the p-value of the test; p is None for fewer than five sizes, which are too
+    few to decide.
     """
     plain = fit_power_law(sizes, losses)
     if len(sizes) < 5:
