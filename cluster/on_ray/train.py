@@ -153,7 +153,8 @@ class _Trainer(DataParallelTrainer):
 
     def _initialize_and_run_controller(self, **options: object) -> "Result":
         if self.cluster.min_workers < self.cluster.max_workers:
-            options["scaling_policy"] = Elastic(self.scaling_config, self.cluster)  # type: ignore[arg-type]  # the class is of Ray Train V2
+            # The class is one of Ray Train V2.
+            options["scaling_policy"] = Elastic(self.scaling_config, self.cluster)  # type: ignore[arg-type]
         return super()._initialize_and_run_controller(**options)
 
     def _create_default_callbacks(self) -> list["RayTrainCallback"]:

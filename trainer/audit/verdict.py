@@ -167,7 +167,7 @@ def _judge_phase(
         losses.append(torch.tensor(moved_loss))
     findings.signals[phase] = seen.signals
     findings.flips += sum(replay.flips.values())
-    findings.decisions += sum(decision[..., 0].numel() for decision in replay.recorded)
+    findings.decisions += sum(decision[..., 0].numel() for decision in replay.written)
     number = step.facts.number
     for layer, margin in replay.margins.items():
         name = f"{phase}/{layer}"

@@ -85,9 +85,10 @@ def weightless() -> Iterator[None]:
 
     Parameters and buffers are moved there as soon as a module registers them.
     """
+    # torch's annotations leave out the value that its documentation describes.
     handles = (
-        register_module_parameter_registration_hook(_empty_parameter),  # type: ignore[arg-type]  # torch's annotation leaves out the
-        register_module_buffer_registration_hook(_empty_buffer),  # type: ignore[arg-type]  # value that its documentation describes
+        register_module_parameter_registration_hook(_empty_parameter),  # type: ignore[arg-type]
+        register_module_buffer_registration_hook(_empty_buffer),  # type: ignore[arg-type]
     )
     try:
         yield
