@@ -1,8 +1,9 @@
 """The batches of one rank, from its lanes: the same global batches for any number of ranks.
 
 Sample n of the run comes from lane (n // group) % lanes, and rank lane % world serves that lane. A
-background thread keeps a few steps ready. A step carries the state after its own samples, so it
-does not matter what was prefetched.
+background thread keeps a few steps ready. A step carries the state after its own samples, so steps
+that were prefetched but not used are not counted. data/text/collate.py and data/images/collate.py
+turn samples into tensors.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,14 +36,14 @@ class Collate(Protocol):
     """Turns samples into batches."""
 
     def room(self, count: int, like: Samples) -> Samples:
-        """An uninitialised array for `count` samples that are like those of a lane."""
+        """An uninitialised array for `count` samples with the shape and type of `like`."""
 
     def batch(self, samples: Samples, numbers: npt.NDArray[np.int64]) -> Batch:
         """The tensors of one micro-batch."""
 
 
 def merge_states(states: Sequence[RunState]) -> RunState:
-    """The state of the whole run, from those of all its ranks; any world size resumes from it."""
+    """Merge the states of all ranks into one, from which a run of any world size can resume."""
     steps = {state["step"] for state in states}
     assert len(steps) == 1, f"states of different steps: {sorted(steps)}"
     lanes: dict[str, CountedState | None] = {}
@@ -54,7 +55,7 @@ def merge_states(states: Sequence[RunState]) -> RunState:
 
 
 Given = dict[int, tuple[Samples, CountedState]]
-"""What lanes give to a step: by the lane's number its samples, and its state after them."""
+"""The contributions to a step: for each lane number, its samples and its state after them."""
 
 
 class LaneSource(Protocol):

@@ -1,4 +1,7 @@
-"""A rank's share of a global batch."""
+"""A rank's share of every global batch: the lanes that it serves, and the numbers of its samples.
+
+Sample n of the run comes from lane (n // group) % lanes, and rank lane % world serves that lane.
+"""
 
 import math
 from dataclasses import dataclass

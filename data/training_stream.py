@@ -20,7 +20,7 @@ class RunStream(LaneStream):
     """The training batches of one rank, step after step.
 
     With `state` it continues from there, to the byte; `state` is merged over the ranks that saved
-    it (steps.merge_states).
+    it (batches.merge_states).
 
     Raises ValueError for numbers that do not divide and for problems with the source. Iterating
     raises OSError for a source that has stopped answering for good.
@@ -54,7 +54,7 @@ class RunStream(LaneStream):
 
 
 class ImageStream(RunStream):
-    """The training batches of one rank, of images (run_stream.py)."""
+    """The training batches of one rank, of images."""
 
     def __init__(self, config: ImageConfig, share: Share, *, seed: int, state: RunState | None = None) -> None:
         collate = ImageCollate(flip_seed=seed if config.flip else None)

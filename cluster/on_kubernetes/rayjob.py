@@ -1,9 +1,9 @@
-"""A job as a RayJob of KubeRay 1.7.
+"""Turns a job into a RayJob manifest for KubeRay 1.7.
 
 `rayjob` is a pure function from the job to the manifest, which `switchwork submit --render` prints.
 The code is in the image. The job's values travel in the head's environment (SWITCHWORK_JOB) instead
 of in a ConfigMap: one object is accepted or refused as a whole, nothing is left behind when it is
-removed, and a rendered manifest needs no second object that would have to name its uid.
+removed, and a rendered manifest needs no second object, which would need its uid as an owner.
 """
 
 import json
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # a job's config imports torch, and only `submit` has one
 
 MANAGER = {"app.kubernetes.io/managed-by": "switchwork"}
 _LONGEST_NAME = 47  # KubeRay derives the names of the RayCluster, its service and its pods from it
-_LARGEST_JOB = 100_000  # Linux takes 131,072 bytes for one environment variable
+_LARGEST_JOB = 100_000  # Linux allows 131,072 bytes per environment variable
 _STAMP = len("-20260101-000000")
 _QUEUE_LABELS = {
     "volcano": "volcano.sh/queue-name",
@@ -37,7 +37,7 @@ _QUEUE_LABELS = {
 def job_name(name: str, stamp: str) -> str:
     """The name of a RayJob, made from the run's name and the time.
 
-    It is a DNS-1035 label of at most 47 characters. Raises ValueError if the run's name gives none.
+    It is a DNS-1035 label of at most 47 characters. Raises ValueError if no such label can be made.
     """
     label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     if not label or not label[0].isalpha():
@@ -54,7 +54,7 @@ def job_name(name: str, stamp: str) -> str:
 
 
 def rayjob(job_id: str, namespace: str, job: "Submission", ray_version: str) -> Json:
-    """The manifest of `job`, whose run has a name.
+    """The manifest of `job`; its run must already have a name.
 
     Raises ValueError if the job cannot run on Kubernetes.
     """

@@ -1,6 +1,8 @@
 """Starts workers with Ray Train and restarts them after a failure.
 
-The worker itself is trainer/worker/main.py.
+A lost node ends the attempt. Ray Train then starts all workers again, as many as fit, and they
+resume from the newest intact checkpoint. failures.py records the cause, and scheduling.py leaves
+out nodes that no longer answer. The worker itself is trainer/worker/main.py.
 """
 
 import logging

@@ -1,7 +1,8 @@
-"""Routings: five published ways to assign tokens to experts, each a small function of the router's
-scores.
+"""Routings: five published ways to assign tokens to experts, from the scores of the router.
 
-All work on G routing groups at once and look at no more than one group. All values are float32
+They are Switch (Fedus et al. 2021), top-k (GShard, Lepikhin et al. 2021), noisy top-k (Shazeer et
+al. 2017), expert choice (Zhou et al. 2022) and bias balancing (DeepSeek-V3 2024). All handle G
+routing groups at once, but no choice depends on more than its own group. All values are float32
 (float64 in tests).
 
 Legend: G groups, N tokens per group, E experts, K experts per token, C tokens per expert, A
@@ -58,8 +59,10 @@ class NoisyTopKRouting:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertChoiceRouting:
-    """Expert choice: experts choose their tokens (Zhou et al. 2022). Balanced by construction, for
-    bidirectional models only."""
+    """Expert choice: experts choose their tokens (Zhou et al. 2022).
+
+    The load is balanced by construction. For bidirectional models only.
+    """
 
     name: Literal["expert_choice"] = "expert_choice"
     """Selects this routing."""

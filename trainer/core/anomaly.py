@@ -1,12 +1,12 @@
-"""Keeps losses and gradients that would poison the weights from being learned from.
+"""Stops bad losses and gradients from reaching the weights: skip, roll back or stop.
 
-All ranks notice such a batch together, before the update. A batch that is skipped is a step without
-an update: the step number, the schedule, the count of samples and the data advance, weights,
-moments and buffers stay as they were, and its loss enters no metric. Hooks are called as after any
-step, so a moving average keeps moving towards the weights. With several networks, those that were
-updated before the refused one keep their update. The steps that were skipped are written into the
-run folder at once (anomalies.jsonl) and into every checkpoint, with the losses that a spike is
-measured against: a resumed run skips the same steps.
+All ranks notice a bad batch together, before the update, and `Guard` decides what follows. The
+worker carries out a rollback with trainer/recovery/resume.py. Skipping a batch makes a step without
+an update. Step number, schedule, sample count and data advance; weights, moments and buffers stay.
+Its loss enters no metric. Hooks are called as after any step, so a moving average keeps moving
+towards the weights. With several networks, networks already updated in this step keep their update.
+The steps that were skipped are written into the run folder at once (anomalies.jsonl) and into every
+checkpoint, with the losses that a spike is measured against: a resumed run skips the same steps.
 """
 
 import math
@@ -32,7 +32,7 @@ Action = Literal["skip", "rollback", "stop"]
 
 @dataclass(frozen=True, kw_only=True)
 class AnomalyConfig:
-    """The reaction to a loss or gradient that is not finite, or to a loss spike."""
+    """The reaction to a non-finite loss or gradient, or to a loss spike."""
 
     action: Action = "skip"
     """skip: skip the batch. rollback: go back to the newest checkpoint and skip the batches since
@@ -42,8 +42,8 @@ class AnomalyConfig:
     """Number of anomalies that the whole run may have; one more ends it."""
     spike: float | None = None
     """A loss that lies this many robust standard deviations above the median of the last `window`
-    losses is a spike; 6 to 10 are usual. One of them is 1.4826 x the median distance from the
-    median, and at least 1 % of the median. null: no loss is a spike."""
+    losses is a spike; 6 to 10 are usual. A robust standard deviation is 1.4826 times the median
+    absolute deviation, and at least 1 % of the median. null: no loss is a spike."""
     window: int = 64
     """Number of losses that a spike is measured against; no loss is a spike before there are 16."""
     back: int | None = None

@@ -1,4 +1,4 @@
-"""Experts across ranks: each rank keeps a slice of the experts.
+"""Experts across ranks (`run.engine.ep`): each rank keeps a slice of the experts.
 
 Tokens travel to their experts and back in two all-to-alls. `shard_experts` replaces every `Experts`
 of a model before its engine is built. The model does not notice, because the replacement has the

@@ -1,8 +1,9 @@
 """Requests to stop a run.
 
 They come from a signal, a `stop` file in the run folder, the clock, or the process that started the
-worker. Each rank looks for itself, and the loop makes all ranks agree: they save, and leave. The
-`stop` file says why: a person writes any text, or none, and a program writes an ending.
+worker. Each rank hears signals and its surroundings; rank 0 also watches the file and the clock.
+The loop makes all ranks agree: they save, and leave. The `stop` file says why: a person writes any
+text, or none, and a program writes an ending.
 """
 
 import signal

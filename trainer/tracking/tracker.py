@@ -1,5 +1,7 @@
 """Trackers write every logged step as a row in the run folder; a thread sends the rows to MLflow.
 
+trainer/hooks/report.py computes the metrics of training, and mlflow_run.py speaks to MLflow.
+
 The rows are the spool, and a file next to them records the progress of the sender. So a slow or
 dead tracking server never blocks a step. The rows that it missed are sent when it is back, if
 necessary by a later attempt. Only rank 0 has a tracker that writes.
