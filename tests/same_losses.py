@@ -29,6 +29,7 @@ STEPS = 20
 SAVED = 10
 THREADS = 1
 LIMIT_S = 300.0
+OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE")
 WORDS = "the quick brown fox jumps over a lazy dog while seven wizards mix potions for the king of spades".split()
 
 _TEXT = {"source": {"name": "files", "paths": ["corpus/*.jsonl"]}, "seq_len": 32, "lanes": 8, "window": 16}
@@ -157,7 +158,7 @@ def environment(tree: Path) -> dict[str, str]:
     """The environment in which Python imports the code of `tree`."""
     single = {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
     quiet = {"DS_ACCELERATOR": "cpu", "MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    inherited = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    inherited = {key: value for key, value in os.environ.items() if key not in OF_RANKS}
     return inherited | single | quiet | {"PYTHONPATH": str(tree)}
 
 

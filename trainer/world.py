@@ -14,6 +14,10 @@ import torch.distributed as dist
 _T = TypeVar("_T")
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
+_ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+RANK_VARIABLES = (*_ALONE, "TORCHELASTIC_USE_AGENT_STORE")
+"""The environment variables by which torchrun and Ray Train tell a process which rank it is."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -86,22 +90,21 @@ def rank_and_size() -> tuple[int, int]:
 
 def stand_alone() -> None:
     """Remove other ranks from the environment, so that this process is a world of its own."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    for name in RANK_VARIABLES:
         os.environ.pop(name, None)
 
 
 @contextmanager
 def joined(device: Device = "auto", threads: int | None = None, timeout_s: float = 600.0) -> Iterator[World]:
-    """Join the ranks that the environment names, and leave them at the end.
+    """Join the ranks that the environment names, and leave them and no trace of them at the end.
 
-    Without torchrun or Ray Train the world has one rank.
+    Without torchrun or Ray Train the world has one rank, which needs no port of the machine.
     """
-    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
-    os.environ.setdefault("RANK", "0")
-    os.environ.setdefault("WORLD_SIZE", "1")
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    if "MASTER_PORT" not in os.environ:
-        os.environ["MASTER_PORT"] = str(free_port())
+    rank, size = rank_and_size()
+    outside = {name: os.environ.get(name) for name in RANK_VARIABLES}
+    for name, value in _ALONE.items():
+        os.environ.setdefault(name, value)  # DeepSpeed looks for an MPI launcher if one of them is missing
+    local_rank = int(os.environ["LOCAL_RANK"])
     chosen = choose_device(device, local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
@@ -112,16 +115,36 @@ def joined(device: Device = "auto", threads: int | None = None, timeout_s: float
         os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate uses a thread per core
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        store = dist.HashStore() if size == 1 else None
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), store=store, rank=rank, world_size=size)
     try:
         yield World(rank=dist.get_rank(), size=dist.get_world_size(), local_rank=local_rank, device=chosen)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+        for name, before in outside.items():
+            if before is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = before
+
+
+def open_rendezvous(ip: str) -> tuple[dist.TCPStore, dict[str, str]]:
+    """The store at which ranks meet, on this machine, and the variables by which they find it.
+
+    The store listens before any rank knows its port, so that no other process can take the port
+    in between. It must be kept for as long as the ranks need it.
+    """
+    store = dist.TCPStore(ip, 0, is_master=True, wait_for_workers=False)
+    return store, {"MASTER_ADDR": ip, "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
 
 
 def free_port() -> int:
-    """A port of this machine on which nothing listens."""
+    """A port of this machine on which nothing listens.
+
+    Another process may take it before the caller does. Where that may happen, let the listener
+    choose its port.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

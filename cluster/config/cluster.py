@@ -6,7 +6,7 @@ from cluster.config.kubernetes import KubernetesConfig
 from cluster.config.pods import check_variable
 from cluster.placement import RankOrder, Strategy
 
-_OURS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_OURS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE")
 
 
 @dataclass(frozen=True, kw_only=True)

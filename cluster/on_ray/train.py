@@ -9,7 +9,8 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
@@ -34,7 +35,7 @@ from trainer.endings import Ending
 from trainer.parsing import Json, one_line
 from trainer.records.attempts import close_attempt, current_attempt
 from trainer.run_files import RunFiles, run_files
-from trainer.world import free_port
+from trainer.world import open_rendezvous
 
 if TYPE_CHECKING:
     from ray.train import Result
@@ -234,27 +235,32 @@ def _resources(cluster: ClusterConfig, gpus: float) -> dict[str, float]:
 
 def _worker(config: Json) -> None:
     """The function that Ray Train calls on each worker of a run."""
-    _set_rendezvous_environment()
-    from trainer.worker.main import run_worker
+    with _rendezvous():
+        from trainer.worker.main import run_worker
 
-    summary = run_worker(config["run"], say=print, started=config["started"], asked=preemption)
+        summary = run_worker(config["run"], say=print, started=config["started"], asked=preemption)
     if summary["ending"] is Ending.PREEMPTED:
         raise WorkerPreempted(summary["stopped"])
 
 
 def _audit_worker(config: Json) -> None:
     """The function that Ray Train calls on each worker of an audit."""
-    _set_rendezvous_environment()
-    from trainer.audit.collect import audit_worker
+    with _rendezvous():
+        from trainer.audit.collect import audit_worker
 
-    audit_worker(config["run"])
+        audit_worker(config["run"])
 
 
-def _set_rendezvous_environment() -> None:
-    """Name this worker's rank and rank 0's address in the environment, as torchrun does."""
+@contextmanager
+def _rendezvous() -> Iterator[None]:
+    """Name this worker's rank and rank 0's address in the environment, as torchrun does.
+
+    On rank 0 the store at which the ranks meet is open for as long as the block runs.
+    """
     context = ray.train.get_context()
     ip = ray.util.get_node_ip_address()
-    host, port = broadcast_from_rank_zero((ip, free_port()))
+    store, address = open_rendezvous(ip) if context.get_world_rank() == 0 else (None, {})
+    address = broadcast_from_rank_zero(address)
     if interface := _interface(ip):
         # By default gloo uses the host name's interface, which other nodes may not reach.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
@@ -263,7 +269,9 @@ def _set_rendezvous_environment() -> None:
         "WORLD_SIZE": context.get_world_size(),
         "LOCAL_RANK": context.get_local_rank(),
     }
-    os.environ |= {name: str(value) for name, value in ranks.items()} | {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
+    os.environ |= {name: str(value) for name, value in ranks.items()} | address
+    yield
+    del store
 
 
 def _interface(ip: str) -> str:

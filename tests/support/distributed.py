@@ -5,13 +5,14 @@ It starts processes that talk over gloo.
 
 import os
 import pickle
-import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch.multiprocessing
+
+from trainer.world import joined, open_rendezvous
 
 # The server that the ranks are forked from has imported once what takes seconds to import.
 torch.multiprocessing.set_forkserver_preload(
@@ -29,25 +30,18 @@ def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any) -> list
 
     `fn` is a function of a module that the processes can import, `world` a trainer.world.World.
     """
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
+    store, address = open_rendezvous("127.0.0.1")
+    with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.start_processes(
-            _rank, (world_size, port, folder, fn, args), nprocs=world_size, start_method="forkserver"
+            _rank, (world_size, address, folder, fn, args), nprocs=world_size, start_method="forkserver"
         )
+        del store
         return [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(world_size)]
 
 
-def _rank(rank: int, world_size: int, port: int, folder: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    from trainer.world import joined
-
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+def _rank(
+    rank: int, world_size: int, address: dict[str, str], folder: str, fn: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    os.environ |= address | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
     with joined(threads=1, timeout_s=120) as world:
         (Path(folder) / str(rank)).write_bytes(pickle.dumps(fn(world, *args)))

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from trainer.world import free_port
+from trainer.world import open_rendezvous
 
 
 @contextmanager
@@ -18,16 +18,10 @@ def ranks(folder: Path, job: dict[str, Any], world: int, resume: bool = False) -
     """Start `world` processes of `python -m trainer`, and kill them at the end of the block."""
     file = folder / f"{job['name']}.yaml"
     file.write_text(yaml.safe_dump({"run": job}))
-    port = str(free_port())
+    store, address = open_rendezvous("127.0.0.1")
     started = []
     for rank in range(world):
-        place = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }
+        place = address | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
         command = [sys.executable, "-m", "trainer", str(file), *(["--resume"] if resume else [])]
         started.append(
             subprocess.Popen(
@@ -47,3 +41,4 @@ def ranks(folder: Path, job: dict[str, Any], world: int, resume: bool = False) -
             process.wait()
             assert process.stdout is not None
             process.stdout.close()
+        del store
