@@ -225,7 +225,7 @@ def _signal_panel(axis: "Axes", findings: Findings, phase: str) -> None:
     axis.set_xticks(range(0, len(layers), stride), layers[::stride], rotation=45, ha="right", rotation_mode="anchor")
     axis.set_title(f"{phase}, input to loss (dotted: vanishes or explodes)")
     axis.grid(axis="y", color=SOFT, alpha=0.3)
-    axis.legend(frameon=False)
+    axis.legend(edgecolor="none", framealpha=0.9)
 
 
 def _gradient_norm(findings: Findings, layer: str) -> float:
