@@ -225,7 +225,8 @@ def _signal_panel(axis: "Axes", findings: Findings, phase: str) -> None:
     axis.set_xticks(range(0, len(layers), stride), layers[::stride], rotation=45, ha="right", rotation_mode="anchor")
     axis.set_title(f"{phase}, input to loss (dotted: vanishes or explodes)")
     axis.grid(axis="y", color=SOFT, alpha=0.3)
-    axis.legend(edgecolor="none", framealpha=0.9)
+    axis.margins(y=0.2)  # room for the legend below the curves
+    axis.legend(frameon=False, ncols=2, loc="lower left")
 
 
 def _gradient_norm(findings: Findings, layer: str) -> float:
