@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 train: setup  ## train the quickstart: a Switch mixture-of-experts language model on real text
 	$(BIN)/switchwork train launch/configs/switch_lm_quickstart.yaml
 
-test: setup  ## run the tests (about 15 minutes on two cores)
+test: setup  ## run the tests (15 to 20 minutes on two cores)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 test-all: setup  ## run all the tests, the slow ones as well
