@@ -31,6 +31,14 @@ def test_the_environment_is_as_before() -> None:
         assert {name: os.environ.get(name) for name in RANK_VARIABLES} == before
 
 
+def test_the_environment_is_as_before_when_joining_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    before = {name: os.environ.get(name) for name in RANK_VARIABLES}
+    with pytest.raises(ValueError, match="sees no GPU"), joined("cuda"):
+        pass
+    assert {name: os.environ.get(name) for name in RANK_VARIABLES} == before
+
+
 def test_the_port_is_taken_before_it_is_known() -> None:
     store, address = open_rendezvous("127.0.0.1")
     with socket.socket() as other, pytest.raises(OSError, match="in use"):

@@ -102,22 +102,23 @@ def joined(device: Device = "auto", threads: int | None = None, timeout_s: float
     """
     rank, size = rank_and_size()
     outside = {name: os.environ.get(name) for name in RANK_VARIABLES}
-    for name, value in _ALONE.items():
-        os.environ.setdefault(name, value)  # DeepSpeed looks for an MPI launcher if one of them is missing
-    local_rank = int(os.environ["LOCAL_RANK"])
-    chosen = choose_device(device, local_rank)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-    else:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    if threads:
-        torch.set_num_threads(threads)
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate uses a thread per core
-    if not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        store = dist.HashStore() if size == 1 else None
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), store=store, rank=rank, world_size=size)
     try:
+        for name, value in _ALONE.items():
+            os.environ.setdefault(name, value)  # DeepSpeed looks for an MPI launcher if one of them is missing
+        local_rank = int(os.environ["LOCAL_RANK"])
+        chosen = choose_device(device, local_rank)
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+        else:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        if threads:
+            torch.set_num_threads(threads)
+            os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate uses a thread per core
+        if not dist.is_initialized():
+            backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+            store = dist.HashStore() if size == 1 else None
+            timeout = timedelta(seconds=timeout_s)
+            dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=size)
         yield World(rank=dist.get_rank(), size=dist.get_world_size(), local_rank=local_rank, device=chosen)
     finally:
         if dist.is_initialized():
